@@ -1,0 +1,439 @@
+/* SPDX-License-Identifier: MIT */
+
+/* The fixture, the checks around an iou, and small tools for the suites: see helper.h. */
+
+#include "helper.h"
+
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <ftw.h>
+#include <limits.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/utsname.h>
+#include <time.h>
+
+#if defined(__has_include)
+#if __has_include(<valgrind/memcheck.h>)
+#include <valgrind/memcheck.h>
+#define HAVE_VALGRIND 1
+#endif
+#endif
+
+#ifndef __has_feature
+#define __has_feature(x) 0
+#endif
+
+/* ---- The fixture ----------------------------------------------------------------------------- */
+
+#define MAX_IDS 8192
+
+/* Numbers of the entries of a folder in /proc. */
+typedef struct ids_t {
+	int n;
+	int id[MAX_IDS];
+} ids_t;
+
+static ids_t fds_before, threads_before, ids_now;
+static char scratch_dir[PATH_MAX];
+
+static bool is_io_wq(int tid)
+{
+	char path[64], name[32] = "";
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/comm", tid);
+	file = fopen(path, "re");
+	if (!file)
+		return true; /* gone meanwhile */
+	if (!fgets(name, sizeof(name), file))
+		name[0] = '\0';
+	fclose(file);
+	return strncmp(name, "iou-wrk-", 8) == 0;
+}
+
+static void read_ids(const char *path, bool threads, ids_t *ids)
+{
+	DIR *dir = opendir(path);
+	struct dirent *entry;
+
+	ck_assert_ptr_nonnull(dir);
+	ids->n = 0;
+	while ((entry = readdir(dir))) {
+		int id = atoi(entry->d_name);
+
+		if (entry->d_name[0] == '.' || (!threads && id == dirfd(dir)) || (threads && is_io_wq(id)))
+			continue;
+		ck_assert_int_lt(ids->n, MAX_IDS);
+		ids->id[ids->n++] = id;
+	}
+	closedir(dir);
+}
+
+static bool has_id(const ids_t *ids, int id)
+{
+	for (int i = 0; i < ids->n; i++)
+		if (ids->id[i] == id)
+			return true;
+	return false;
+}
+
+/* An entry that was not there before, or -1. */
+static int find_new(const ids_t *before, const ids_t *now)
+{
+	for (int i = 0; i < now->n; i++)
+		if (!has_id(before, now->id[i]))
+			return now->id[i];
+	return -1;
+}
+
+void ck_setup(void)
+{
+	n_order = 0;
+	scratch_dir[0] = '\0';
+	read_ids("/proc/self/fd", false, &fds_before);
+	read_ids("/proc/self/task", true, &threads_before);
+}
+
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
+{
+	(void)st, (void)type, (void)ftw;
+	return remove(path);
+}
+
+static void check_threads(void)
+{
+	uint64_t until_ns = now_ns() + 5 * SECOND;
+	int tid;
+
+	for (;;) {
+		read_ids("/proc/self/task", true, &ids_now);
+		tid = find_new(&threads_before, &ids_now);
+		if (tid < 0 || now_ns() > until_ns)
+			break;
+		nap();
+	}
+	ck_assert_msg(tid < 0, "thread %d is left", tid);
+}
+
+static void check_fds(void)
+{
+	char path[64], target[256] = "";
+	int fd;
+
+	read_ids("/proc/self/fd", false, &ids_now);
+	fd = find_new(&fds_before, &ids_now);
+	if (fd >= 0) {
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+		if (readlink(path, target, sizeof(target) - 1) < 0)
+			snprintf(target, sizeof(target), "?");
+	}
+	ck_assert_msg(fd < 0, "descriptor %d is left: %s", fd, target);
+	ck_assert_msg(ids_now.n == fds_before.n, "a descriptor was closed that was not the test's");
+}
+
+void ck_teardown(void)
+{
+	if (scratch_dir[0])
+		nftw(scratch_dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+	check_threads();
+	check_fds();
+}
+
+TCase *ck_case(Suite *suite, const char *name, const TTest **tests)
+{
+	TCase *tcase = tcase_create(name);
+
+	tcase_add_checked_fixture(tcase, ck_setup, ck_teardown);
+	tcase_set_timeout(tcase, TEST_TIMEOUT);
+	for (; *tests; tests++)
+		tcase_add_test(tcase, *tests);
+	suite_add_tcase(suite, tcase);
+	return tcase;
+}
+
+void ck_skip(const char *func, const char *why)
+{
+	size_t len = strlen(func);
+
+	if (len > 3 && strcmp(func + len - 3, "_fn") == 0)
+		len -= 3; /* Check's suffix */
+	fprintf(stderr, "SKIP %.*s: %s\n", (int)len, func, why);
+}
+
+/* ---- An iou in a test ------------------------------------------------------------------------ */
+
+iou_t *new_iou(unsigned entries)
+{
+	iou_t *iou = iou_new(entries);
+
+	ck_assert_msg(iou != NULL, "iou_new(%u): %s", entries, strerror(errno));
+	return iou;
+}
+
+iou_t *new_iou_with(const iou_config_t *config)
+{
+	iou_t *iou = iou_new_with(config);
+
+	ck_assert_msg(iou != NULL, "iou_new_with: %s", strerror(errno));
+	return iou;
+}
+
+iou_op_t *new_op(iou_t *iou)
+{
+	iou_op_t *op = iou_op_new(iou);
+
+	ck_assert_msg(op != NULL, "iou_op_new: %s", strerror(errno));
+	return op;
+}
+
+uint64_t n_pending(const iou_t *iou)
+{
+	iou_stats_t stats;
+
+	iou_stats(iou, &stats);
+	return stats.pending;
+}
+
+void run(iou_t *iou)
+{
+	int ret = iou_run(iou);
+
+	ck_assert_msg(ret == 0, "iou_run: %d", ret);
+}
+
+void flush(iou_t *iou)
+{
+	int ret = iou_flush(iou);
+
+	ck_assert_msg(ret == 0, "iou_flush: %d", ret);
+}
+
+/* Lines with `key` below the heading, in the fdinfo of the ring; -1 where the heading is missing. */
+static int count_fdinfo(iou_t *iou, const char *heading, const char *key)
+{
+	char path[64], line[256];
+	bool inside = false;
+	int n = -1;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", iou_ring(iou)->ring_fd);
+	file = fopen(path, "re");
+	if (!file)
+		return -1;
+	while (fgets(line, sizeof(line), file)) {
+		if (strncmp(line, heading, strlen(heading)) == 0) {
+			inside = true;
+			n = 0;
+		} else if (line[0] != ' ' && line[0] != '\t') {
+			inside = false;
+		} else if (inside && strstr(line, key)) {
+			n++;
+		}
+	}
+	fclose(file);
+	return n;
+}
+
+int n_polled(iou_t *iou)
+{
+	return count_fdinfo(iou, "PollList:", "op=");
+}
+
+void done(iou_t *iou)
+{
+	ck_assert_msg(n_pending(iou) == 0, "%d ops are pending", (int)n_pending(iou));
+	ck_assert_msg(n_polled(iou) <= 1, "the kernel still polls for %d ops", n_polled(iou));
+	ck_assert_int_le(count_fdinfo(iou, "CqOverflowList:", "user_data="), 0);
+	ck_assert_ptr_null(iou_free(iou));
+}
+
+void nap(void)
+{
+	nanosleep(&(struct timespec){.tv_nsec = 1000 * 1000}, NULL);
+}
+
+bool thread_sleeps(pid_t tid)
+{
+	char path[64], line[512], *state;
+	bool sleeps = false;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", (int)tid);
+	file = fopen(path, "re");
+	if (!file)
+		return false;
+	if (fgets(line, sizeof(line), file)) {
+		state = strrchr(line, ')');
+		sleeps = state && state[1] == ' ' && state[2] == 'S';
+	}
+	fclose(file);
+	return sleeps;
+}
+
+/* ---- Recording ------------------------------------------------------------------------------- */
+
+int order[MAX_ORDER];
+int n_order;
+
+int on_call(void *data)
+{
+	call_t *call = data;
+
+	call->n++;
+	if (call->op) {
+		call->result = call->op->result;
+		call->flags = call->op->flags;
+	}
+	if (!(call->flags & IORING_CQE_F_MORE))
+		call->n_last++;
+	ck_assert_int_lt(n_order, MAX_ORDER);
+	order[n_order++] = call->id;
+	return call->ret;
+}
+
+struct io_uring_sqe *call_op(iou_t *iou, call_t *call, int id)
+{
+	*call = (call_t){.op = new_op(iou), .id = id};
+	return call->op->sqe;
+}
+
+void call_queue(iou_t *iou, call_t *call)
+{
+	iou_op_queue(iou, call->op, on_call, call);
+}
+
+int on_nothing(void *data)
+{
+	(void)data;
+	return 0;
+}
+
+/* ---- Clock, kernel, files -------------------------------------------------------------------- */
+
+uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * SECOND + (uint64_t)ts.tv_nsec;
+}
+
+struct __kernel_timespec kernel_time(uint64_t ns)
+{
+	return (struct __kernel_timespec){.tv_sec = (int64_t)(ns / SECOND), .tv_nsec = (long long)(ns % SECOND)};
+}
+
+bool have_op(iou_t *iou, int opcode)
+{
+	struct io_uring_probe *probe = io_uring_get_probe_ring(iou_ring(iou));
+	bool have = probe && io_uring_opcode_supported(probe, opcode);
+
+	free(probe);
+	return have;
+}
+
+bool kernel_at_least(int major, int minor)
+{
+	struct utsname name;
+	int has_major = 0, has_minor = 0;
+
+	uname(&name);
+	if (sscanf(name.release, "%d.%d", &has_major, &has_minor) != 2)
+		return false;
+	return has_major > major || (has_major == major && has_minor >= minor);
+}
+
+const char *scratch(void)
+{
+	const char *tmp = getenv("TMPDIR");
+
+	if (!scratch_dir[0]) {
+		snprintf(scratch_dir, sizeof(scratch_dir), "%s/iou-test-XXXXXX", tmp && tmp[0] ? tmp : "/tmp");
+		ck_assert_ptr_nonnull(mkdtemp(scratch_dir));
+	}
+	return scratch_dir;
+}
+
+const char *scratch_path(const char *name)
+{
+	static char path[2 * PATH_MAX];
+
+	snprintf(path, sizeof(path), "%s/%s", scratch(), name);
+	return path;
+}
+
+void write_file(const char *path, const void *data, size_t size)
+{
+	FILE *file = fopen(path, "we");
+
+	ck_assert_ptr_nonnull(file);
+	ck_assert_uint_eq(fwrite(data, 1, size, file), size);
+	ck_assert_int_eq(fclose(file), 0);
+}
+
+const char *new_fifo(const char *name)
+{
+	const char *path = scratch_path(name);
+
+	ck_assert_int_eq(mkfifo(path, 0600), 0);
+	return path;
+}
+
+void new_pipe(int fds[2])
+{
+	ck_assert_int_eq(pipe2(fds, O_CLOEXEC), 0);
+}
+
+void new_socketpair(int fds[2])
+{
+	ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+}
+
+void new_tcp_pair(int fds[2])
+{
+	struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	socklen_t len = sizeof(addr);
+	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	ck_assert_int_ge(listener, 0);
+	ck_assert_int_eq(bind(listener, (struct sockaddr *)&addr, len), 0);
+	ck_assert_int_eq(listen(listener, 1), 0);
+	ck_assert_int_eq(getsockname(listener, (struct sockaddr *)&addr, &len), 0);
+	fds[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	ck_assert_int_ge(fds[0], 0);
+	ck_assert_int_eq(connect(fds[0], (struct sockaddr *)&addr, len), 0);
+	fds[1] = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	ck_assert_int_ge(fds[1], 0);
+	close(listener);
+}
+
+void close_pair(const int fds[2])
+{
+	close(fds[0]);
+	close(fds[1]);
+}
+
+void ck_defined(const void *data, size_t size)
+{
+#ifdef HAVE_VALGRIND
+	VALGRIND_MAKE_MEM_DEFINED(data, size);
+#else
+	(void)data, (void)size;
+#endif
+}
+
+bool is_slow(void)
+{
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || __has_feature(address_sanitizer) || \
+	__has_feature(thread_sanitizer)
+	return true;
+#elif defined(HAVE_VALGRIND)
+	return RUNNING_ON_VALGRIND;
+#else
+	return false;
+#endif
+}

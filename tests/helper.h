@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef IOU_TESTS_HELPER_H
+#define IOU_TESTS_HELPER_H
+
+/*
+ * What every suite uses. A suite is one file, test_<subject>.c, that exports <subject>_suite();
+ * its cases are made with TEST_CASE, whose fixture checks after each test that no descriptor and no
+ * thread is left. A test makes its iou with new_iou() and ends it with done(), which checks that
+ * nothing is pending, neither in the library's count nor in the kernel's list.
+ *
+ * Include this file first: it sets the feature macros.
+ */
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include <check.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#include "iou.h"
+
+/* ---- Suites ---------------------------------------------------------------------------------- */
+
+/* All of them, in the order in which they run. -D'SUITES(X)=X(ops)' builds one alone. */
+#ifndef SUITES
+#define SUITES(X) \
+	X(ops) X(ring) X(chains) X(cancel) X(deadline) X(env) \
+	X(loop) X(nested) X(timer) X(post) X(bh) X(async) X(life) X(threads) X(misuse) X(fork) X(embed) X(stats)
+#endif
+
+#define DECLARE_SUITE(name) Suite *name##_suite(void);
+SUITES(DECLARE_SUITE)
+
+/* Seconds a test may take; CK_TIMEOUT_MULTIPLIER stretches it for slow surroundings. */
+#define TEST_TIMEOUT 30
+
+/* A case with the fixture below: TEST_CASE(suite, "name", test_a, test_b). Returns the TCase. */
+#define TEST_CASE(suite, name, ...) ck_case(suite, name, (const TTest *[]){__VA_ARGS__, NULL})
+TCase *ck_case(Suite *suite, const char *name, const TTest **tests);
+
+/* The fixture: setup notes open descriptors and threads, teardown waits a moment for threads that are
+ * just exiting, then checks that both are as before. io-wq's own threads are not counted: on some kernels
+ * they belong to the thread that submitted and outlive the ring. Removes the scratch folder. */
+void ck_setup(void);
+void ck_teardown(void);
+
+/* Leave the test, saying why: SKIP("needs IORING_OP_SEND_ZC (6.0)"). Only in a test's own body. */
+#define SKIP(why) \
+	do { \
+		ck_skip(__func__, why); \
+		return; \
+	} while (0)
+void ck_skip(const char *func, const char *why);
+
+/* ---- An iou in a test ------------------------------------------------------------------------ */
+
+iou_t *new_iou(unsigned entries);
+iou_t *new_iou_with(const iou_config_t *config);
+iou_op_t *new_op(iou_t *iou);
+
+/* Check that nothing is pending and that the kernel holds no op besides the library's own wake-up,
+ * then free it. By the thread that owns it. */
+void done(iou_t *iou);
+
+/* Ops that the kernel has poll-armed for this iou's ring, the library's own wake-up included, or -1
+ * where /proc does not tell. */
+int n_polled(iou_t *iou);
+
+/* iou_run() and iou_flush() that must return 0. */
+void run(iou_t *iou);
+void flush(iou_t *iou);
+
+uint64_t n_pending(const iou_t *iou);
+
+/* One round after the other until cond holds; fails the test after 20 s. */
+#define POLL_UNTIL(iou, cond) \
+	do { \
+		uint64_t until_ns_ = now_ns() + 20 * SECOND; \
+		while (!(cond)) { \
+			int n_ = iou_poll(iou, (int64_t)SECOND); \
+			ck_assert_msg(n_ >= 0, "iou_poll: %s", strerror(-n_)); \
+			ck_assert_msg(now_ns() < until_ns_, "waited in vain for " #cond); \
+		} \
+	} while (0)
+
+/* Wait without the loop, for what other threads or the kernel do; fails the test after 20 s. */
+#define WAIT_UNTIL(cond) \
+	do { \
+		uint64_t until_ns_ = now_ns() + 20 * SECOND; \
+		while (!(cond)) { \
+			ck_assert_msg(now_ns() < until_ns_, "waited in vain for " #cond); \
+			nap(); \
+		} \
+	} while (0)
+void nap(void); /* a millisecond */
+
+/* True once the thread (gettid) sleeps in a system call. */
+bool thread_sleeps(pid_t tid);
+
+/* ---- Recording what callbacks saw ------------------------------------------------------------ */
+
+/* A closure to pass as cb_data with on_call: it notes the op's result and flags, and its own id in
+ * the order of all calls, then returns `ret`. op NULL: only counted (a post, a short job). */
+typedef struct call_t {
+	iou_op_t *op;
+	int id;
+	int ret;        /* what the callback returns */
+	int n;          /* times called */
+	int n_last;     /* times called without IORING_CQE_F_MORE */
+	int result;     /* of the latest call */
+	unsigned flags; /* of the latest call */
+} call_t;
+
+#define MAX_ORDER 65536
+extern int order[MAX_ORDER]; /* ids of the calls, in the order they ran */
+extern int n_order;
+
+int on_call(void *call);
+
+/* Take an op for the call: *call is reset, its op and id set. Returns the op's sqe. */
+struct io_uring_sqe *call_op(iou_t *iou, call_t *call, int id);
+
+/* Queue the call's op on the ring with on_call. */
+void call_queue(iou_t *iou, call_t *call);
+
+/* A callback, or a job, that does nothing and returns 0. */
+int on_nothing(void *data);
+
+/* ---- Clock, kernel, files -------------------------------------------------------------------- */
+
+#define USEC   UINT64_C(1000)
+#define MSEC   UINT64_C(1000000)
+#define SECOND UINT64_C(1000000000)
+uint64_t now_ns(void);
+struct __kernel_timespec kernel_time(uint64_t ns);
+
+/* Does this kernel's io_uring know the opcode? */
+bool have_op(iou_t *iou, int opcode);
+/* For features that no probe tells. Distributions port features back: only to skip, never to expect. */
+bool kernel_at_least(int major, int minor);
+
+/* A folder for this test, removed by the teardown; and the path of a name in it (a static buffer). */
+const char *scratch(void);
+const char *scratch_path(const char *name);
+/* A file in it, or a FIFO, whose open blocks in io-wq until the other side opens it. */
+void write_file(const char *path, const void *data, size_t size);
+const char *new_fifo(const char *name);
+
+void new_pipe(int fds[2]);       /* close-on-exec */
+void new_socketpair(int fds[2]); /* AF_UNIX, stream */
+void new_tcp_pair(int fds[2]);   /* connected over loopback */
+void close_pair(const int fds[2]);
+
+/* Memory that the kernel wrote behind valgrind's back. */
+void ck_defined(const void *data, size_t size);
+
+/* True under ASan, TSan or valgrind: for tests whose size should shrink there. */
+bool is_slow(void);
+
+#endif
