@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 #
 #   make [all]      the library and the examples, in build/
-#   make check      run the tests; SAN=address (ASan and UBSan) or SAN=thread; T="hello install" for some
+#   make check      run the tests; SAN=address (ASan and UBSan) or SAN=thread; T="timer install" for some
 #   make demo       walk /usr
 #   make install    DESTDIR=, prefix=, libdir=, includedir=; uninstall takes it away again
 #   make deps       install what `all` and `check` need; deps-dev: what every test needs; deps-bench: the peers
-#   make bench      measure against the bare ring and other libraries; WHAT=nop for a part
-#   make dist       a tarball of the last commit;  make clean
+#   make bench      measure against the bare ring and other libraries; WHAT=nop for a part; clean-bench
+#   make check-all  every proof there is: check-sim check-faults check-mutants check-kernels check-spin
+#                   check-valgrind check-instr coverage (tests/README.md says what each is; check-ci: the quick ones)
+#   make dist       a tarball of the last commit;  make clean;  make help: this
 #
 # CC, AR, CFLAGS, CPPFLAGS, LDFLAGS and PKG_CONFIG are the user's. V=1 shows the commands.
 
@@ -22,18 +24,18 @@ INSTALL      ?= install
 PKG_CONFIG   ?= pkg-config
 CFLAGS       ?= -O2 -g
 
-# ---- Goals named beside `deps` run after it, in a make of their own that sees what was installed ----
-ifneq ($(and $(filter deps%,$(MAKECMDGOALS)),$(filter-out deps%,$(MAKECMDGOALS))),)
+# ---- Goals named beside `deps` run after it, in a make of their own that sees what was installed ------
+ifneq ($(filter deps%,$(MAKECMDGOALS)),)
 
 .NOTPARALLEL:
 .PHONY: $(MAKECMDGOALS)
 $(filter-out deps%,$(MAKECMDGOALS)): $(filter deps%,$(MAKECMDGOALS))
 	@$(MAKE) --no-print-directory $@
 $(filter deps%,$(MAKECMDGOALS)):
-	@sh .ci/deps $@
+	@CC='$(CC)' PKG_CONFIG='$(PKG_CONFIG)' sh .ci/deps $@
 
 else
-# ---- Flags. Each way to build has its own folder: build, build/address, build/clang-NDEBUG, ... ------
+# ---- Flags. Each way to build has its own folder: build, build/address, build/clang-NDEBUG, ... --------
 san-address  := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 san-thread   := -fsanitize=thread -fno-omit-frame-pointer
 $(if $(SAN),$(if $(san-$(SAN)),,$(error SAN=$(SAN): address or thread)))
@@ -42,12 +44,13 @@ empty        :=
 variant      := $(SAN) $(filter-out cc gcc,$(notdir $(firstword $(CC)))) $(patsubst -D%,%,$(filter -DNDEBUG,$(CFLAGS) $(CPPFLAGS)))
 B            ?= build$(addprefix /,$(subst $(empty) $(empty),-,$(strip $(variant))))
 
-found         = $(shell $(PKG_CONFIG) --exists '$(1)' 2>/dev/null && echo 1)
 pc            = $(shell $(PKG_CONFIG) $(1) 2>/dev/null)
-HAVE_CRYPTO  ?= $(call found,libcrypto)
-HAVE_GLIB    ?= $(call found,glib-2.0)
+found         = $(shell $(PKG_CONFIG) --exists $(1) 2>/dev/null && echo 1)
+HAVE_CHECK   := $(call found,check)
+HAVE_CRYPTO  := $(call found,libcrypto)
+HAVE_GLIB    := $(call found,glib-2.0)
 
-own          := -Wall -Wextra -I. -pthread $(call pc,--cflags liburing) $(san-$(SAN))
+own          := -Wall -Wextra -Wshadow -Wstrict-prototypes -I. -pthread $(call pc,--cflags liburing) $(san-$(SAN))
 compile       = $(CC) $(own) $(CPPFLAGS) $(CFLAGS)
 link          = $(CC) $(own) $(CFLAGS) $(LDFLAGS)
 libs         := $(or $(call pc,--libs liburing),-luring) -pthread
@@ -58,9 +61,11 @@ library      := $(B)/libiou.a $(B)/$(SONAME)
 example-src  := $(filter-out $(if $(HAVE_CRYPTO),,examples/sum.c),$(wildcard examples/*.c))
 examples     := $(example-src:%.c=$(B)/%)
 check-src    := $(wildcard tests/main.c tests/helper*.c tests/test_*.c)
-checks       := $(if $(check-src),$(B)/tests/check)
+check-bin    := $(B)/tests/check
+# By this name, since `make -n` would run the lines that have the other.
+make         := $(MAKE)
 
-.PHONY: all check demo bench clean-bench install uninstall dist clean deps deps-dev deps-bench FORCE
+.PHONY: all check demo bench clean-bench install uninstall dist clean help FORCE
 all: $(library) $(examples)
 
 # ---- The library --------------------------------------------------------------------------------------
@@ -77,29 +82,39 @@ $(B)/$(SONAME): $(B)/iou.pic.o
 	$(Q)$(link) -shared -Wl,-soname,$(SONAME) -o $@ $< $(libs) && ln -sf $(SONAME) $(B)/libiou.so
 
 # ---- Programs -----------------------------------------------------------------------------------------
-$(B)/examples/sum: private libs += $(call pc,--libs libcrypto)
+example-libs  = $(libs) $(if $(findstring sum,$@),$(call pc,--cflags --libs libcrypto))
 $(examples): $(B)/examples/%: examples/%.c $(B)/libiou.a
 	$(call say,CC)
-	$(Q)mkdir -p $(@D) && $(compile) $(LDFLAGS) -MMD -MP -MT $@ -o $@ $< $(B)/libiou.a $(libs)
+	$(Q)mkdir -p $(@D) && $(compile) $(LDFLAGS) -MMD -MP -MT $@ -o $@ $< $(B)/libiou.a $(example-libs)
 
-check-flags   = -Itests $(call pc,--cflags check) $(if $(HAVE_GLIB),-DHAVE_GLIB $(call pc,--cflags glib-2.0))
-check-libs    = $(call pc,--libs check) $(if $(HAVE_GLIB),$(call pc,--libs glib-2.0))
+ifneq ($(HAVE_CHECK),)
+check-flags  := -Itests $(call pc,--cflags check) $(if $(HAVE_GLIB),-DHAVE_GLIB $(call pc,--cflags glib-2.0))
+check-libs   := $(call pc,--libs check) $(if $(HAVE_GLIB),$(call pc,--libs glib-2.0))
 $(check-src:%.c=$(B)/%.o): $(B)/%.o: %.c $(B)/flags
 	$(call say,CC)
-	$(if $(call found,check),,@echo "iou: Check is not installed: run 'make deps'" >&2; exit 1)
 	$(Q)mkdir -p $(@D) && $(compile) $(check-flags) -MMD -MP -c -o $@ $<
-$(checks): $(check-src:%.c=$(B)/%.o) $(B)/libiou.a
+
+$(check-bin): $(check-src:%.c=$(B)/%.o) $(B)/libiou.a
 	$(call say,LD)
 	$(Q)$(link) -o $@ $^ $(check-libs) $(libs)
+else
+.PHONY: $(check-bin)
+$(check-bin):
+	@echo "iou: Check is not installed: run 'make deps'" >&2; exit 1
+endif
 
-check: all $(checks)
-	$(Q)B='$(B)' CC='$(CC)' MAKE='$(MAKE)' PKG_CONFIG='$(PKG_CONFIG)' SAN='$(SAN)' V='$(V)' sh tests/run $(T)
+check: all $(check-bin)
+	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' PKG_CONFIG='$(PKG_CONFIG)' SAN='$(SAN)' V='$(V)' sh tests/run $(T)
 
 demo: $(B)/examples/walk
 	$(B)/examples/walk /usr
 
+# ---- Proofs and measurements: check-*, coverage, bench; they use the variables above -------------------
+-include $(wildcard tests/proof.mk bench/bench.mk)
+
 # ---- Install ------------------------------------------------------------------------------------------
-to := $(DESTDIR)
+to           := $(DESTDIR)
+in-prefix     = $(patsubst $(prefix)/%,$${prefix}/%,$(1))
 install: $(library)
 	$(Q)$(INSTALL) -d '$(to)$(includedir)' '$(to)$(libdir)' '$(to)$(pkgconfigdir)'
 	$(Q)$(INSTALL) -m 644 iou.h '$(to)$(includedir)/iou.h'
@@ -107,11 +122,12 @@ install: $(library)
 	$(Q)$(INSTALL) -m 755 $(B)/$(SONAME) '$(to)$(libdir)/libiou.so.$(VERSION)'
 	$(Q)ln -sf libiou.so.$(VERSION) '$(to)$(libdir)/$(SONAME)'
 	$(Q)ln -sf $(SONAME) '$(to)$(libdir)/libiou.so'
-	$(Q)sed -e 's|@prefix@|$(prefix)|' -e 's|@libdir@|$(libdir)|' -e 's|@includedir@|$(includedir)|' \
-		-e 's|@version@|$(VERSION)|' iou.pc.in > '$(to)$(pkgconfigdir)/iou.pc'
+	$(Q)sed -e 's|@prefix@|$(prefix)|' -e 's|@libdir@|$(call in-prefix,$(libdir))|' \
+		-e 's|@includedir@|$(call in-prefix,$(includedir))|' -e 's|@version@|$(VERSION)|' \
+		iou.pc.in > '$(to)$(pkgconfigdir)/iou.pc'
 
 uninstall:
-	$(Q)cd '$(to)$(libdir)' && rm -f libiou.a libiou.so $(SONAME) libiou.so.$(VERSION)
+	$(Q)for name in libiou.a libiou.so $(SONAME) libiou.so.$(VERSION); do rm -f '$(to)$(libdir)/'$$name; done
 	$(Q)rm -f '$(to)$(includedir)/iou.h' '$(to)$(pkgconfigdir)/iou.pc'
 
 dist:
@@ -121,14 +137,15 @@ dist:
 clean:
 	$(Q)rm -rf build
 
-deps deps-dev deps-bench:
-	@sh .ci/deps $@
+help:
+	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
 
-# ---- What was built with other flags is built again; liburing and the compiler are asked for once -----
-$(B)/flags: export flags = $(compile) $(LDFLAGS) $(HAVE_CRYPTO) $(HAVE_GLIB)
+# ---- What was built with other flags is built again; liburing and the compiler are asked for once ------
+$(B)/flags: export flags = $(compile) $(LDFLAGS) $(HAVE_GLIB)
 $(B)/flags: FORCE
 	@mkdir -p $(B) && printf '%s\n' "$$flags" | cmp -s - $@ || { \
 		command -v $(firstword $(CC)) >/dev/null || { echo "iou: no C compiler '$(CC)'" >&2; exit 1; }; \
+		$(compile) -x c -fsyntax-only /dev/null || exit 1; \
 		printf '#include <sys/select.h>\n#include <liburing.h>\n' | $(compile) -x c -fsyntax-only - 2>/dev/null || \
 			{ echo "iou: liburing's headers are not installed: run 'make deps'" >&2; exit 1; }; \
 		printf '%s\n' "$$flags" > $@; }

@@ -143,31 +143,38 @@ static inline void place_threads(void)
 	closedir(tasks);
 }
 
-/* How many ns one of n takes, where run(state, n) does n of them: warmed up and scaled to last BENCH_MS. */
-static inline double ns_each(void (*run)(void *state, uint64_t n), void *state, uint64_t n)
-{
-	uint64_t want = bench_ns(), start, took;
-
-	for (;;) {
-		start = now_ns();
-		run(state, n);
-		took = now_ns() - start;
-		place_threads();
-		if (took >= want / 10)
-			break;
-		n *= took < want / 80 ? 8 : 2;
-	}
-	n = 1 + (uint64_t)((double)n * (double)want / (double)took);
-	start = now_ns();
-	run(state, n);
-	return (double)(now_ns() - start) / (double)n;
-}
-
 static inline int compare_u64(const void *a, const void *b)
 {
 	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
 
 	return (x > y) - (x < y);
+}
+
+#define SLICES 9
+
+/* How many ns one of n takes, where run(state, n) does n of them: warmed up, scaled to last BENCH_MS in all, and
+ * the median of SLICES parts, so that a neighbour's short burst does not count. */
+static inline double ns_each(void (*run)(void *state, uint64_t n), void *state, uint64_t n)
+{
+	uint64_t want = bench_ns() / SLICES, took[SLICES], start;
+
+	for (;;) {
+		start = now_ns();
+		run(state, n);
+		took[0] = now_ns() - start;
+		place_threads(); /* those that the first run started */
+		if (took[0] >= want / 2)
+			break;
+		n *= took[0] < want / 16 ? 8 : 2;
+	}
+	n = 1 + (uint64_t)((double)n * (double)want / (double)took[0]);
+	for (int i = 0; i < SLICES; i++) {
+		start = now_ns();
+		run(state, n);
+		took[i] = now_ns() - start;
+	}
+	qsort(took, SLICES, sizeof(*took), compare_u64);
+	return (double)took[SLICES / 2] / (double)n;
 }
 
 /* Sorts the samples and reports their median and, where asked, their 99.9th percentile, in us. */

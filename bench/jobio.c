@@ -142,8 +142,8 @@ static int on_read(void *data)
 
 static void iou_contender(int argc, char **argv)
 {
-	iou_t *iou = must_have(iou_new(64), "iou_new"), **env;
 	uint64_t before = cpu_ns();
+	iou_t *iou = must_have(iou_new(64), "iou_new"), **env;
 	int pipe_fds[2];
 	iou_op_t *op;
 	char byte;

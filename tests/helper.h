@@ -16,6 +16,7 @@
 #endif
 
 #include <check.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -162,5 +163,62 @@ void ck_defined(const void *data, size_t size);
 
 /* True under ASan, TSan or valgrind: for tests whose size should shrink there. */
 bool is_slow(void);
+
+/* True with IOU_TEST_FULL=1 in the environment: tests that are scaled down run at full size. */
+bool is_full(void);
+
+/* ---- Things to deliver ----------------------------------------------------------------------- */
+
+/* The kinds of callback, in the order of a round. ENDED: an op that ended inside iou. */
+typedef enum kind_t { TIMER, POST, BH, JOB, ENDED, CQE, N_KINDS } kind_t;
+extern const char *const kind_names[N_KINDS];
+
+/* Make one of a kind ready: the next round delivers it, by calling cb(data). On the loop thread; makes
+ * it the owner. A bottom half is made for it, and left to iou_free(). */
+void make_ready(iou_t *iou, kind_t kind, int (*cb)(void *cb_data), void *cb_data);
+
+/* The same without waiting for it to be ready and without a flush; never ENDED. */
+void start(iou_t *iou, kind_t kind, int (*cb)(void *cb_data), void *cb_data);
+
+/* Calls that must be taken. */
+void post(iou_t *iou, int (*cb)(void *cb_data), void *cb_data);
+iou_bh_t *new_bh(iou_t *iou, int (*cb)(void *cb_data), void *cb_data);
+void start_job(iou_t *iou, iou_op_t *op, int (*work)(void *work_data), void *work_data,
+	       int (*cb)(void *cb_data), void *cb_data);
+iou_stats_t get_stats(const iou_t *iou);
+
+/* A read of one byte from fd, whose callback is on_call(call). */
+void call_read(iou_t *iou, call_t *call, int id, int fd);
+
+/* ---- Other threads, other processes ---------------------------------------------------------- */
+
+/* As ck_assert(), where Check's own does not work: in other threads and in forked children. */
+#define EXPECT(cond) \
+	do { \
+		if (!(cond)) \
+			expect_failed(__FILE__, __LINE__, #cond); \
+	} while (0)
+_Noreturn void expect_failed(const char *file, int line, const char *cond);
+
+pthread_t start_thread(void *(*func)(void *data), void *data);
+void join_thread(pthread_t thread);
+/* Run func(data) on a thread of its own and wait for its end. */
+void in_thread(void (*func)(void *data), void *data);
+
+/* Run func(data) in a forked child. Returns its wait status; what it wrote to stderr is in said[size]. */
+int in_child(void (*func)(void *data), void *data, char *said, size_t size);
+/* The same, where the child must end well; shows what it said if not. */
+void in_good_child(void (*func)(void *data), void *data);
+
+uint64_t thread_cpu_ns(void);  /* CPU time of this thread */
+uint64_t process_cpu_ns(void); /* CPU time of this process */
+int n_threads(const char *name); /* threads of this process with that name */
+
+/* A random number below n, from a seed that the caller keeps. */
+unsigned random_below(uint64_t *seed, unsigned n);
+
+/* SIGALRM at this interval, with a handler that calls func (NULL: nothing) until stop_alarms(). */
+void start_alarms(uint64_t interval_ns, void (*func)(void));
+void stop_alarms(void);
 
 #endif

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: MIT
+#
+# make bench         build and run the comparisons of bench/run; WHAT="nop jobs" for some parts, ROUNDS=5, BENCH_MS=300,
+#                    WALK_FILES=, SUM_MIB= for other sizes. The table goes to $(B)/bench/table.txt, all samples to samples.tsv
+# make check-instr   instructions per op (callgrind) against bench/instr.bounds; skipped without valgrind
+# make clean-bench   take the programs, results and scratch files away again
+
+HAVE_UV      := $(call found,libuv)
+HAVE_EV      := $(shell echo '\#include <ev.h>' | $(CC) $(CPPFLAGS) -E -x c - >/dev/null 2>&1 && echo 1)
+
+bench-lack   := $(if $(HAVE_UV),,bench/uv_echo.c) $(if $(HAVE_CRYPTO),,bench/raw_sum.c)
+bench-src    := $(filter-out $(bench-lack),$(wildcard bench/*.c))
+bench-bin    := $(bench-src:bench/%.c=$(B)/bench/%)
+bench-flags  := $(if $(HAVE_UV),-DHAVE_UV $(call pc,--cflags libuv)) \
+		$(if $(HAVE_GLIB),-DHAVE_GLIB $(call pc,--cflags glib-2.0)) $(if $(HAVE_EV),-DHAVE_EV)
+bench-libs   := -Wl,--as-needed $(if $(HAVE_UV),$(call pc,--libs libuv)) $(if $(HAVE_GLIB),$(call pc,--libs glib-2.0)) \
+		$(if $(HAVE_EV),-lev) $(if $(HAVE_CRYPTO),$(call pc,--libs libcrypto))
+
+$(bench-bin): $(B)/bench/%: bench/%.c $(B)/libiou.a $(B)/flags
+	$(call say,CC)
+	$(Q)mkdir -p $(@D) && $(compile) $(bench-flags) $(LDFLAGS) -MMD -MP -MT $@ -o $@ $< $(B)/libiou.a $(bench-libs) $(libs)
+
+bench: $(bench-bin) $(examples)
+	$(Q)B='$(B)' WHAT='$(WHAT)' ROUNDS='$(ROUNDS)' sh bench/run
+
+.PHONY: check-instr
+check-instr: $(B)/bench/instr
+	$(Q)B='$(B)' sh bench/instr.sh
+
+clean-bench:
+	$(Q)rm -rf $(B)/bench

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: MIT */
+/* hello FILE: read it through the ring, count its lines on a worker thread, print how many there are. */
+
+#include "iou.h"
+
+#include <string.h>
+
+struct text {
+	int size;
+	long n_lines;
+	char bytes[65536];
+};
+
+static int count_lines(void *data) /* on a worker thread */
+{
+	struct text *text = data;
+
+	for (int i = 0; i < text->size; i++)
+		text->n_lines += text->bytes[i] == '\n';
+	return 0;
+}
+
+static int on_counted(void *data);
+
+static int on_read(void *data) /* on the loop, as all callbacks */
+{
+	struct text *text = data;
+	iou_op_t *op = iou_op_of(text);
+
+	text->size = op->result;
+	if (op->result > 0)
+		return iou_op_async(iou_current(), op, count_lines, text, on_counted, text);
+	if (op->result == 0)
+		printf("%ld lines\n", text->n_lines);
+	return op->result; /* an error ends iou_run() */
+}
+
+static int on_counted(void *data)
+{
+	iou_op_queue(iou_current(), iou_op_of(data), on_read, data); /* the same op, the same read, again */
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	const char *path = argc > 1 ? argv[1] : "/dev/stdin";
+	int fd = open(path, O_RDONLY);
+	iou_t *iou = fd < 0 ? NULL : iou_new(8);
+	iou_op_t *op = iou ? iou_op_new(iou) : NULL;
+	struct text *text = op ? iou_op_env(op, sizeof(*text)) : NULL; /* lives and dies with the op */
+	int result = text ? 0 : -errno;
+
+	if (text) {
+		io_uring_prep_read(op->sqe, fd, text->bytes, sizeof(text->bytes), -1);
+		iou_op_queue(iou, op, on_read, text);
+		result = iou_run(iou);
+	}
+	if (result < 0)
+		fprintf(stderr, "hello: %s: %s\n", path, strerror(-result));
+	iou_free(iou);
+	return result < 0;
+}

@@ -1,0 +1,2627 @@
+/* SPDX-License-Identifier: MIT */
+
+/*
+ * iou: one io_uring ring, pooled operations with closures, a few worker threads, one loop.
+ * iou.h is the manual. This comment is the design; the sections below follow it.
+ *
+ *     op pool ── iou_op_queue ──► backlog ──► SQ ──► kernel ──► CQ ──────────────┐
+ *       ▲    ├── iou_op_async ──► pool.queue ──► workers ──► done_top ──► done ──┤
+ *       │    ├── iou_op_timer ──► timers (a heap, deadlines too) ────────────────┤  round():
+ *       │    │   ended in iou: cancelled, chain too long ─────────────► ended ───┤  one item off its
+ *       │    │   iou_post, iou_bh_schedule ──► inbox_top ──► inbox, idle ────────┤  queue, one callback
+ *       └────┴──────────────────────── the callback returned ◄───────────────────┘
+ *
+ * An op has one state, and is on one list (op->node) at most:
+ *
+ *     FREE     the free list          iou's       BACKLOG  backlog                  iou's
+ *     OWNED    none                   program's   RING     none, or lane or asked   iou's and the kernel's
+ *     LAST     none; in its last      program's   HELD     none; its cancel is out  iou's
+ *              callback                           JOB      pool.queue or done       iou's and a worker's
+ *                                                 TIMER    none; in the heap        iou's
+ *                                                 ENDED    ended                    iou's
+ *
+ * An op carries its own SQE, copied into the SQ when there is room. So the SQ is never full for the program,
+ * ops may be prepared early, abandoned or queued again, and chains enter whole.
+ *
+ * Rounds. Each source is a FIFO with a count of what ever went in or out, and a round's bound is that count
+ * when it began. One item is taken off (a CQE is copied and the head moved on), then its callback is called.
+ * So an error, a quit or a nested loop in the middle loses nothing and repeats nothing.
+ *
+ * Sleeping. Only enter() sleeps, and only after doze() has set `sleeping` and looked at everything that another
+ * thread can change. A waker first publishes what it has, then looks at `sleeping`: one of the two sees the
+ * other (tests/wake.pml is this protocol as a model). The waker that clears `sleeping` writes the eventfd, which
+ * the ring watches with a multishot poll. That poll is no op, writes no memory, and is armed again whenever
+ * it ended: by an overflow, or by a cancel-any of the program's.
+ *
+ * Cancelling. A CANCEL SQE names its op by address, so the op's memory must not be another's when the kernel looks:
+ * an op that completed meanwhile is HELD until the cancel's own CQE is there. op->cancel says where the request is:
+ *     NONE ──► LANE (to be sent) ──► SENT ──► ASKED (the kernel answered; where it found nothing, LANE again later)
+ *     NONE ──► WANTED (behind another op of its chain: the kernel cannot find it) ──► LANE once it starts
+ *
+ * Threads. All of iou_t is the loop thread's, but for the atomics, what pool.lock and bhs_lock guard, and the
+ * fields that never change after iou_new. Locks are never nested, and no user code runs under one.
+ */
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include "iou.h"
+
+#include <limits.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/timerfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#endif
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
+#define ASAN_UNPOISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
+#endif
+
+/* Newer than the liburing that we build with at the oldest. */
+#ifndef IORING_FEAT_NO_IOWAIT
+#define IORING_FEAT_NO_IOWAIT (1U << 17)
+#endif
+#ifndef IORING_ENTER_NO_IOWAIT
+#define IORING_ENTER_NO_IOWAIT (1U << 7)
+#endif
+#define OPCODE_FIXED_FD_INSTALL 54
+#define OPCODE_PIPE             62
+
+#define likely(x)   __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+#define container_of(pointer, type, member) ((type *)(void *)((char *)(pointer) - offsetof(type, member)))
+
+#define NEVER         UINT64_MAX
+#define NS_PER_SEC    UINT64_C(1000000000)
+#define NS_PER_MS     UINT64_C(1000000)
+#define LONGEST_NS    ((uint64_t)INT64_MAX / 4)  /* a wait, so that the kernel's sums do not overflow */
+#define LINKS         (IOSQE_IO_LINK | IOSQE_IO_HARDLINK)
+#define CHUNK_SIZE    65536
+#define ENV_HEAD      16 /* before an allocated environment: the way back to its op */
+#define SHORTAGES_MAX 8   /* fruitless tries, with naps of 1 to 64 ms between them, before the program is told */
+#define RETRY_MAX_NS  (128 * NS_PER_MS)
+
+static void misuse(const char *function, const char *rule)
+{
+	char line[256];
+	int n = snprintf(line, sizeof(line), "iou: %s: %s\n", function, rule);
+	ssize_t ignored = write(STDERR_FILENO, line, (size_t)n);
+
+	(void)ignored;
+	abort();
+}
+
+#define MUST(condition, rule) \
+	do { \
+		if (unlikely(!(condition))) \
+			misuse(__func__, rule); \
+	} while (0)
+
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * NS_PER_SEC + (uint64_t)ts.tv_nsec;
+}
+
+static uint64_t add_ns(uint64_t a, uint64_t b)
+{
+	return a + b < a ? NEVER : a + b;
+}
+
+
+/* ---- Types ----------------------------------------------------------------------------------- */
+
+/* A circular list's head, or a node on one; a stack uses `next` alone. */
+typedef struct node_t {
+	struct node_t *next, *prev;
+} node_t;
+
+/* Pushed by any thread, taken whole by the loop. */
+typedef _Atomic(node_t *) stack_t_;
+
+enum op_state { OP_FREE, OP_OWNED, OP_LAST, OP_BACKLOG, OP_RING, OP_HELD, OP_JOB, OP_TIMER, OP_ENDED };
+enum op_cancel { CANCEL_NONE, CANCEL_WANTED, CANCEL_LANE, CANCEL_SENT, CANCEL_ASKED };
+enum job_phase { JOB_QUEUED, JOB_RUNNING, JOB_DONE };
+enum op_bits {
+	OP_DEADLINE = 1,  /* iou_op_deadline() was called; before queueing, seq holds its after_ns */
+	OP_EXPIRED = 2,   /* cancelled by its deadline */
+	OP_CHAIN_END = 4, /* its link flag no longer holds what was queued after it */
+};
+
+typedef struct op_t {
+	iou_op_t pub;
+	iou_t *iou;
+	int (*cb)(void *cb_data);
+	void *cb_data;
+	node_t node;
+	uint8_t state;    /* enum op_state */
+	uint8_t cancel;   /* enum op_cancel */
+	uint8_t bits;     /* enum op_bits */
+	uint8_t phase;    /* enum job_phase, under pool.lock; JOB_DONE by the loop thread */
+	uint32_t n_calls; /* callbacks of it running now: nested ones */
+	struct io_uring_sqe sqe;
+	union {
+		struct {
+			int (*work)(void *work_data);
+			void *work_data;
+		} job;
+		struct {
+			struct op_t *prev, *next; /* NULL where the neighbour has ended */
+		} chain;
+		uint64_t period_ns;
+	} as;
+	uint64_t seq;        /* breaks ties of due times */
+	uint32_t heap_index; /* 0: not in the heap */
+	void *env;           /* small_env, or allocated with the same pointer back before it; or NULL */
+	struct op_t *self;   /* stands right before small_env: iou_op_of() */
+	_Alignas(16) char small_env[64];
+} op_t;
+
+/* Chunks are walked to find all ops; never moved, freed by iou_free(). */
+typedef struct chunk_t {
+	struct chunk_t *next;
+	size_t n_used;
+	op_t ops[(CHUNK_SIZE - 32) / sizeof(op_t)];
+} chunk_t;
+
+typedef struct heap_entry_t {
+	uint64_t due_ns;
+	op_t *op;
+} heap_entry_t;
+
+/* Something for the inbox: a post, or part of a bottom half (cb NULL). */
+typedef struct entry_t {
+	node_t node;
+	uint64_t seq; /* loop thread's: when it was taken */
+	int (*cb)(void *cb_data);
+	void *cb_data;
+} entry_t;
+
+enum bh_bits {
+	BH_SCHEDULED = 1,
+	BH_IDLE = 2,    /* to run when nothing else does */
+	BH_QUEUED = 4,  /* on inbox_top, or linked, or about to be pushed by who set it */
+	BH_DELETED = 8, /* the loop frees it when it comes to it */
+};
+
+struct iou_bh_t {
+	entry_t entry;
+	iou_t *iou;
+	int (*cb)(void *cb_data);
+	void *cb_data;
+	atomic_uint bits;
+	bool linked;  /* on inbox or idle; loop thread's */
+	node_t in_bhs;
+};
+
+/* A ring, and how this thread reaches it. */
+typedef struct ring_t {
+	struct io_uring io;
+	unsigned flags;       /* IORING_SETUP_* it was made with */
+	unsigned enter_flags; /* IORING_ENTER_REGISTERED_RING where enter_fd is an index of that kind */
+	int enter_fd;
+	unsigned head;        /* the SQ's, when we last looked */
+	bool must_get;        /* CQEs may wait in the kernel and nothing tells */
+} ring_t;
+
+/* A descriptor that the ring watches for the library, with a poll that is no op. */
+typedef struct watch_t {
+	int fd;
+	bool armed;
+} watch_t;
+
+enum { UD_WAKE = 1, UD_CLOCK = 3, UD_VOID = 5, UD_CANCEL = 1 /* | op */ };
+
+/* What one call of round() may deliver: what there was when it began. */
+typedef struct round_t {
+	bool quits;       /* iou_run()'s: iou_quit() ends it */
+	int n_calls;
+	uint64_t now_ns;  /* timers due by then, started before timer_seq */
+	uint64_t timer_seq;
+	uint64_t inbox_seq;
+	uint64_t n_done, n_ended, n_cqes; /* bounds of the counts of what was delivered */
+} round_t;
+
+/* The worker pool knows nothing of the ring: it takes ops as jobs, and gives each back with finish(). */
+typedef struct pool_t {
+	pthread_mutex_t lock; /* guards all below, and phase and node of the queued ops */
+	pthread_cond_t cond;  /* idle workers wait for jobs, or for stop */
+	node_t queue;
+	atomic_uint n_queued; /* written under the lock; spinning workers look without */
+	unsigned n_idle;      /* workers in cond_wait */
+	unsigned n_called;    /* of them, signalled and not yet awake */
+	unsigned n_starting;  /* threads made that have not looked yet */
+	unsigned n_looking;   /* workers that look for a job without the lock */
+	unsigned n_threads;
+	unsigned max;         /* threads there may be; lowered when one could not be made */
+	atomic_bool stop;
+	pthread_t *threads;
+	uint64_t spin_ns;
+	void (*finish)(op_t *op);
+} pool_t;
+
+struct iou_t {
+	ring_t ring;
+	unsigned setup_flags; /* the program's choice, or 0 */
+	bool broken;          /* a CQE was lost (-EBADR) */
+	bool barrier;         /* what was sent last was drained: nothing more before it has ended */
+	bool bound;           /* the ring is enabled, and its owner known unless `handed` */
+	bool handed;          /* the program hands it from thread to thread: no owner */
+	unsigned depth;       /* rounds that are delivering: nested ones */
+	unsigned n_runs;      /* iou_run() calls active */
+	unsigned n_shortages; /* fruitless enters in a row */
+	unsigned poll_flags;  /* of the watches: IORING_POLL_ADD_MULTI where known */
+	_Atomic(uint64_t) owner; /* a thread_id(), or 0: nobody's (yet) */
+	uint64_t process;     /* *process_token of the process that made it */
+
+	node_t backlog, lane, asked, done, ended, inbox, idle;
+	uint64_t n_ring;      /* ops in the SQ or the kernel */
+	uint64_t n_cancels;   /* CANCEL SQEs out; an op that is HELD has one */
+	uint64_t n_done_in, n_done_out, n_ended_in, n_ended_out, n_reaped;
+	uint64_t inbox_seq, timer_seq;
+	uint64_t retry_due_ns, retry_ns; /* when `asked` is asked again */
+
+	chunk_t *chunks;
+	node_t *free_ops;
+	size_t n_ops;          /* in all chunks */
+	heap_entry_t *heap;    /* room for all of n_ops */
+	size_t heap_end, heap_size;
+
+	int fd;                /* iou_fd(), or -1 */
+	watch_t wake, clock;   /* the eventfd that wakers write; the timerfd behind iou_fd() */
+	uint64_t clock_due_ns; /* what the timerfd is set to */
+	uint64_t spin_ns, spin_max_ns;
+	iou_stats_t stats;
+	pool_t pool;
+
+	_Alignas(64) stack_t_ inbox_top;
+	stack_t_ done_top;
+	atomic_bool sleeping;  /* pairs with the stacks, quit and holds: see doze() and wake() */
+	atomic_bool quit;
+	atomic_llong n_holds;
+	atomic_uint n_visitors; /* threads inside iou_quit() or iou_unhold(): iou_free() waits for them */
+	atomic_ullong n_wakeups;
+	pthread_mutex_t bhs_lock; /* guards bhs */
+	node_t bhs;
+};
+
+_Static_assert(sizeof(op_t) == 240, "an op, its environment and its heap entry are 256 bytes");
+_Static_assert(offsetof(op_t, small_env) == offsetof(op_t, self) + sizeof(op_t *), "iou_op_of()");
+_Static_assert(sizeof(chunk_t) <= CHUNK_SIZE, "a chunk");
+
+static _Thread_local uint64_t this_thread;  /* 0: not numbered yet */
+static _Thread_local iou_t *current_iou;    /* whose callback runs */
+static atomic_ullong n_threads_numbered;
+
+/* One page that fork() wipes: a copy of an iou in a child does not match it any more. */
+static _Atomic(uint64_t) *process_token;
+static atomic_ullong n_processes;
+static pthread_once_t process_once = PTHREAD_ONCE_INIT;
+
+static void map_process_token(void)
+{
+	void *page = mmap(NULL, (size_t)sysconf(_SC_PAGESIZE), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (page == MAP_FAILED)
+		return;
+	if (madvise(page, (size_t)sysconf(_SC_PAGESIZE), MADV_WIPEONFORK) == 0)
+		process_token = page;
+	else
+		munmap(page, (size_t)sysconf(_SC_PAGESIZE));
+}
+
+static uint64_t thread_id(void)
+{
+	if (unlikely(!this_thread))
+		this_thread = atomic_fetch_add(&n_threads_numbered, 1) + 1;
+	return this_thread;
+}
+
+/* In the process that made it? */
+static bool is_here(const iou_t *iou)
+{
+	return likely(atomic_load_explicit(process_token, memory_order_relaxed) == iou->process);
+}
+
+/* And on the thread that may use it? */
+static bool is_mine(const iou_t *iou)
+{
+	uint64_t owner = atomic_load_explicit(&iou->owner, memory_order_relaxed);
+
+	return is_here(iou) && likely(owner == this_thread || !owner);
+}
+
+
+/* ---- Lists ----------------------------------------------------------------------------------- */
+
+static void list_init(node_t *list)
+{
+	list->next = list->prev = list;
+}
+
+static bool list_empty(const node_t *list)
+{
+	return list->next == list;
+}
+
+static void list_append(node_t *list, node_t *node)
+{
+	node->prev = list->prev;
+	node->next = list;
+	list->prev->next = node;
+	list->prev = node;
+}
+
+static void list_unlink(node_t *node)
+{
+	node->prev->next = node->next;
+	node->next->prev = node->prev;
+}
+
+static op_t *op_at(node_t *node)
+{
+	return container_of(node, op_t, node);
+}
+
+static void stack_push(stack_t_ *stack, node_t *node)
+{
+	node_t *top = atomic_load_explicit(stack, memory_order_relaxed);
+
+	do
+		node->next = top;
+	while (!atomic_compare_exchange_weak(stack, &top, node)); /* pairs with stack_take(), and with doze() */
+}
+
+/* All of it, oldest first, linked by `next`. */
+static node_t *stack_take(stack_t_ *stack)
+{
+	node_t *top, *oldest = NULL;
+
+	if (!atomic_load_explicit(stack, memory_order_relaxed))
+		return NULL;
+	top = atomic_exchange(stack, NULL);
+	while (top) {
+		node_t *below = top->next;
+
+		top->next = oldest;
+		oldest = top;
+		top = below;
+	}
+	return oldest;
+}
+
+
+/* ---- Op pool --------------------------------------------------------------------------------- */
+
+static bool heap_reserve(iou_t *iou, size_t n_ops);
+
+/* A new chunk, and room in the heap for its ops, so that nothing later needs memory. */
+static bool pool_grow(iou_t *iou)
+{
+	size_t n = sizeof(iou->chunks->ops) / sizeof(op_t);
+	chunk_t *chunk;
+
+	if (!heap_reserve(iou, iou->n_ops + n))
+		return false;
+	chunk = aligned_alloc(16, CHUNK_SIZE);
+	if (!chunk)
+		return false;
+	chunk->next = iou->chunks;
+	chunk->n_used = 0;
+	iou->chunks = chunk;
+	iou->n_ops += n;
+	return true;
+}
+
+static op_t *op_take(iou_t *iou)
+{
+	op_t *op;
+
+	if (likely(iou->free_ops)) {
+		op = op_at(iou->free_ops);
+		iou->free_ops = op->node.next;
+		ASAN_UNPOISON_MEMORY_REGION(&op->pub, sizeof(op->pub));
+		ASAN_UNPOISON_MEMORY_REGION(&op->sqe, sizeof(op->sqe));
+		ASAN_UNPOISON_MEMORY_REGION(op->small_env, sizeof(op->small_env));
+	} else {
+		if (!iou->chunks || iou->chunks->n_used == sizeof(iou->chunks->ops) / sizeof(op_t))
+			if (!pool_grow(iou))
+				return NULL;
+		op = &iou->chunks->ops[iou->chunks->n_used++];
+		op->iou = iou;
+		op->self = op;
+		op->env = NULL;
+		op->n_calls = 0;
+		op->heap_index = 0;
+	}
+	op->pub = (iou_op_t){.sqe = &op->sqe};
+	memset(&op->sqe, 0, sizeof(op->sqe));
+	op->bits = 0;
+	op->state = OP_OWNED;
+	return op;
+}
+
+static void env_free(op_t *op)
+{
+	if (op->env && op->env != op->small_env)
+		free((char *)op->env - ENV_HEAD);
+	op->env = NULL;
+}
+
+static void op_release(op_t *op)
+{
+	if (op->env)
+		env_free(op);
+	op->state = OP_FREE;
+	op->node.next = op->iou->free_ops;
+	op->iou->free_ops = &op->node;
+	ASAN_POISON_MEMORY_REGION(&op->pub, sizeof(op->pub));
+	ASAN_POISON_MEMORY_REGION(&op->sqe, sizeof(op->sqe));
+	ASAN_POISON_MEMORY_REGION(op->small_env, sizeof(op->small_env));
+}
+
+/* From the program to iou, by one of the doors. */
+static void op_accept(op_t *op, enum op_state state, int (*cb)(void *), void *cb_data)
+{
+	op->cb = cb;
+	op->cb_data = cb_data;
+	op->state = (uint8_t)state;
+	op->cancel = CANCEL_NONE;
+	op->bits &= OP_DEADLINE;
+	op->iou->stats.pending++;
+}
+
+/* Its end came about inside iou, not by a CQE: it is delivered from `ended`. */
+static void op_end(op_t *op, int result)
+{
+	iou_t *iou = op->iou;
+
+	if (result == -ECANCELED && op->bits & OP_EXPIRED)
+		result = -ETIME;
+	op->pub.result = result;
+	op->state = OP_ENDED;
+	list_append(&iou->ended, &op->node);
+	iou->n_ended_in++;
+}
+
+static bool op_is_programs(const op_t *op)
+{
+	return op->state == OP_OWNED || op->state == OP_LAST;
+}
+
+#define FOR_EACH_OP(iou, chunk, op) \
+	for (chunk_t *chunk = (iou)->chunks; chunk; chunk = chunk->next) \
+		for (op_t *op = chunk->ops; op < chunk->ops + chunk->n_used; op++)
+
+
+/* ---- Timers ---------------------------------------------------------------------------------- */
+
+/*
+ * A 4-ary heap of due times, kept so that four siblings are one cache line: the root is entry 3, the
+ * children of i begin at 4(i - 2). Timers and deadlines share it: an entry whose op is no timer is the op's deadline.
+ */
+#define HEAP_ROOT 3
+
+static bool heap_reserve(iou_t *iou, size_t n_ops)
+{
+	size_t size = iou->heap_size ? iou->heap_size : 512;
+	heap_entry_t *heap;
+
+	if (n_ops + HEAP_ROOT <= iou->heap_size)
+		return true;
+	while (size < n_ops + HEAP_ROOT)
+		size *= 2;
+	heap = aligned_alloc(64, size * sizeof(*heap));
+	if (!heap)
+		return false;
+	if (iou->heap_end > HEAP_ROOT)
+		memcpy(heap + HEAP_ROOT, iou->heap + HEAP_ROOT, (iou->heap_end - HEAP_ROOT) * sizeof(*heap));
+	free(iou->heap);
+	iou->heap = heap;
+	iou->heap_size = size;
+	return true;
+}
+
+static bool heap_before(const heap_entry_t *a, const heap_entry_t *b)
+{
+	return a->due_ns < b->due_ns || (unlikely(a->due_ns == b->due_ns) && a->op->seq < b->op->seq);
+}
+
+static void heap_put(iou_t *iou, size_t i, heap_entry_t entry)
+{
+	iou->heap[i] = entry;
+	entry.op->heap_index = (uint32_t)i;
+}
+
+static size_t heap_rise(iou_t *iou, size_t i, heap_entry_t entry)
+{
+	while (i > HEAP_ROOT) {
+		size_t parent = i / 4 + 2;
+
+		if (!heap_before(&entry, &iou->heap[parent]))
+			break;
+		heap_put(iou, i, iou->heap[parent]);
+		i = parent;
+	}
+	return i;
+}
+
+static size_t heap_sink(iou_t *iou, size_t i, heap_entry_t entry)
+{
+	for (;;) {
+		size_t child = 4 * (i - 2), end = child + 4 < iou->heap_end ? child + 4 : iou->heap_end, least = child;
+
+		if (child >= iou->heap_end)
+			return i;
+		while (++child < end)
+			if (heap_before(&iou->heap[child], &iou->heap[least]))
+				least = child;
+		if (!heap_before(&iou->heap[least], &entry))
+			return i;
+		heap_put(iou, i, iou->heap[least]);
+		i = least;
+	}
+}
+
+/* Put the op at its place for that due time, wherever it was before. */
+static void heap_set(op_t *op, uint64_t due_ns)
+{
+	iou_t *iou = op->iou;
+	heap_entry_t entry = {due_ns, op};
+	size_t i = op->heap_index ? op->heap_index : iou->heap_end++;
+
+	heap_put(iou, heap_sink(iou, heap_rise(iou, i, entry), entry), entry);
+}
+
+static void heap_remove(op_t *op)
+{
+	iou_t *iou = op->iou;
+	heap_entry_t last = iou->heap[--iou->heap_end];
+
+	if (last.op != op)
+		heap_put(iou, heap_sink(iou, heap_rise(iou, op->heap_index, last), last), last);
+	op->heap_index = 0;
+}
+
+/* Begin to count: for a timer, and for the deadline of an op that is being queued. */
+static void timer_start(op_t *op, uint64_t after_ns)
+{
+	op->seq = op->iou->timer_seq++;
+	heap_set(op, add_ns(now_ns(), after_ns));
+}
+
+static uint64_t heap_due_ns(const iou_t *iou)
+{
+	return iou->heap_end > HEAP_ROOT ? iou->heap[HEAP_ROOT].due_ns : NEVER;
+}
+
+/* The timer at the root is due: on to its next time, or off the heap. Returns its expirations since the last. */
+static int timer_expire(op_t *op, uint64_t due_ns, uint64_t at_ns)
+{
+	uint64_t period_ns = op->as.period_ns, n;
+
+	if (!period_ns) {
+		heap_remove(op);
+		return 1;
+	}
+	n = (at_ns - due_ns) / period_ns; /* missed, beside this one */
+	heap_set(op, add_ns(due_ns + n * period_ns, period_ns));
+	return n < INT_MAX ? (int)n + 1 : INT_MAX;
+}
+
+
+/* ---- Cancelling ------------------------------------------------------------------------------ */
+
+static bool is_linked(const op_t *op)
+{
+	return (op->sqe.flags & LINKS) && !(op->bits & OP_CHAIN_END);
+}
+
+static enum job_phase job_withdraw(pool_t *pool, op_t *op);
+static void take_done(iou_t *iou);
+static void done_append(iou_t *iou, op_t *op);
+
+/* In the backlog: the op and those linked after it end; those before it are a chain of their own. */
+static void cancel_in_backlog(op_t *op)
+{
+	iou_t *iou = op->iou;
+	node_t *before = op->node.prev, *next;
+	bool linked;
+
+	if (before != &iou->backlog && is_linked(op_at(before)))
+		op_at(before)->bits |= OP_CHAIN_END;
+	do {
+		linked = is_linked(op);
+		next = op->node.next;
+		list_unlink(&op->node);
+		iou->stats.backlog--;
+		op_end(op, -ECANCELED);
+		op = op_at(next);
+	} while (linked && next != &iou->backlog);
+}
+
+static int cancel_in_ring(op_t *op)
+{
+	if (op->as.chain.prev) {
+		op->cancel = CANCEL_WANTED;
+		return -EALREADY;
+	}
+	if (op->cancel <= CANCEL_WANTED) {
+		op->cancel = CANCEL_LANE;
+		list_append(&op->iou->lane, &op->node);
+	}
+	return 0;
+}
+
+static int cancel_job(op_t *op)
+{
+	take_done(op->iou); /* what finished before comes before */
+	switch (job_withdraw(&op->iou->pool, op)) {
+	case JOB_QUEUED:
+		op->pub.result = op->bits & OP_EXPIRED ? -ETIME : -ECANCELED;
+		done_append(op->iou, op);
+		return 0;
+	case JOB_RUNNING:
+		return -EALREADY;
+	default:
+		return 0;
+	}
+}
+
+static int cancel(op_t *op)
+{
+	switch (op->state) {
+	case OP_BACKLOG:
+		cancel_in_backlog(op);
+		return 0;
+	case OP_RING:
+		return cancel_in_ring(op);
+	case OP_JOB:
+		return cancel_job(op);
+	case OP_TIMER:
+		heap_remove(op);
+		op_end(op, -ECANCELED);
+		return 0;
+	case OP_HELD:
+	case OP_ENDED:
+		return 0;
+	default:
+		return -EINVAL;
+	}
+}
+
+/* The deadline at the root has passed. */
+static void deadline_expire(op_t *op)
+{
+	heap_remove(op);
+	if (op->cancel == CANCEL_NONE)
+		op->bits |= OP_EXPIRED;
+	cancel(op);
+}
+
+/* The kernel answered a CANCEL. Where it did not find the op, or only interrupted it, ask again later. */
+static void cancel_answered(op_t *op, int result)
+{
+	iou_t *iou = op->iou;
+
+	op->cancel = CANCEL_ASKED;
+	if (result >= 0) {
+		list_init(&op->node); /* its CQE follows */
+		return;
+	}
+	if (list_empty(&iou->asked))
+		iou->retry_due_ns = add_ns(now_ns(), iou->retry_ns);
+	list_append(&iou->asked, &op->node);
+}
+
+/* Time to ask again, less and less often. */
+static void cancel_again(iou_t *iou)
+{
+	if (iou->retry_due_ns > now_ns())
+		return;
+	while (!list_empty(&iou->asked)) {
+		op_t *op = op_at(iou->asked.next);
+
+		list_unlink(&op->node);
+		op->cancel = CANCEL_LANE;
+		list_append(&iou->lane, &op->node);
+	}
+	iou->retry_ns = iou->retry_ns < RETRY_MAX_NS ? iou->retry_ns * 2 : RETRY_MAX_NS;
+}
+
+/* The kernel has done with the op: leave its chain and the lists of cancels. */
+static void leave_ring(op_t *op)
+{
+	iou_t *iou = op->iou;
+	op_t *prev = op->as.chain.prev, *next = op->as.chain.next;
+
+	iou->n_ring--;
+	if (unlikely(prev || next)) {
+		if (prev)
+			prev->as.chain.next = next;
+		if (next) {
+			next->as.chain.prev = prev;
+			if (!prev && next->cancel == CANCEL_WANTED)
+				cancel_in_ring(next);
+		}
+	}
+	if (unlikely(op->cancel == CANCEL_LANE || op->cancel == CANCEL_ASKED)) {
+		list_unlink(&op->node);
+		if (list_empty(&iou->asked) && list_empty(&iou->lane) && !iou->n_cancels)
+			iou->retry_ns = NS_PER_MS;
+	}
+}
+
+
+/* ---- Ring ------------------------------------------------------------------------------------ */
+
+static int ring_try(struct io_uring *io, unsigned entries, unsigned flags)
+{
+	struct io_uring_params params;
+	int ret;
+
+	for (unsigned n = 0;; n++) {
+		params = (struct io_uring_params){.flags = flags | IORING_SETUP_CLAMP};
+		ret = io_uring_queue_init_params(entries, io, &params);
+		if (ret != -ENOMEM || n == 6)
+			break;
+		/* The memory of a ring just closed is given back a little later. */
+		nanosleep(&(struct timespec){.tv_nsec = (long)(NS_PER_MS << n)}, NULL);
+	}
+	if (ret < 0)
+		return ret;
+	if (!(params.features & IORING_FEAT_EXT_ARG)) {
+		io_uring_queue_exit(io);
+		return -ENOSYS;
+	}
+	return 0;
+}
+
+/* Can it be reached? A disabled ring answers an enter with -EBADFD; and taking away an eventfd that is not there is a
+ * register call that changes nothing. *usable is false where only register is refused. */
+static int ring_probe(const struct io_uring *io, unsigned flags, bool *usable)
+{
+	int ret = io_uring_enter2((unsigned)io->ring_fd, 0, 0, 0, NULL, _NSIG / 8);
+
+	if (ret < 0 && ret != -EBADFD)
+		return ret;
+	*usable = true;
+	if (flags & IORING_SETUP_R_DISABLED) {
+		ret = io_uring_register((unsigned)io->ring_fd, IORING_UNREGISTER_EVENTFD, NULL, 0);
+		*usable = ret >= 0 || ret == -ENXIO;
+	}
+	return 0;
+}
+
+/* The best ring that the kernel grants: the program's flags, or our own choice, with less and less. */
+static int ring_open(ring_t *ring, unsigned entries, unsigned setup_flags)
+{
+	const unsigned all = IORING_SETUP_SUBMIT_ALL, one = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_R_DISABLED;
+	const unsigned lazy = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
+	const unsigned own[] = {all | one | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG, all | one | lazy,
+				all | lazy, all, 0};
+	const unsigned given[] = {setup_flags & IORING_SETUP_SINGLE_ISSUER ? setup_flags | one : setup_flags, setup_flags};
+	const unsigned *flags = setup_flags ? given : own;
+	unsigned n = setup_flags ? 2 : sizeof(own) / sizeof(*own);
+	bool usable = false;
+	int ret = -EINVAL;
+
+	for (; n && !usable; n--, flags++) {
+		ret = ring_try(&ring->io, entries, *flags);
+		if (ret == -EINVAL)
+			continue;
+		if (ret < 0)
+			return ret;
+		ret = ring_probe(&ring->io, *flags, &usable);
+		if (ret < 0 || !usable) {
+			io_uring_queue_exit(&ring->io);
+			if (ret < 0)
+				return ret;
+			ret = -EPERM;
+		}
+		ring->flags = *flags;
+	}
+	if (ret < 0)
+		return ret;
+	io_uring_ring_dontfork(&ring->io);
+	ring->enter_fd = ring->io.ring_fd;
+	ring->enter_flags = 0;
+	ring->head = *ring->io.sq.khead;
+	ring->must_get = (ring->flags & (IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_COOP_TASKRUN)) &&
+			 !(ring->flags & IORING_SETUP_TASKRUN_FLAG);
+	return 0;
+}
+
+/* Enable it, and make this thread its submitter. A registered ring fd (5.18) saves a little on each enter. */
+static int ring_bind(ring_t *ring, bool handed)
+{
+	struct io_uring_rsrc_update index = {.offset = -1U, .data = (unsigned)ring->io.ring_fd};
+
+	if (ring->flags & IORING_SETUP_R_DISABLED) {
+		int ret = io_uring_register((unsigned)ring->io.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+
+		if (ret < 0)
+			return ret;
+		ring->flags &= ~IORING_SETUP_R_DISABLED;
+	}
+	if (!handed && io_uring_register((unsigned)ring->io.ring_fd, IORING_REGISTER_RING_FDS, &index, 1) == 1) {
+		ring->enter_fd = (int)index.offset;
+		ring->enter_flags = IORING_ENTER_REGISTERED_RING;
+	}
+	return 0;
+}
+
+static void ring_close(ring_t *ring, bool by_owner)
+{
+	struct io_uring_rsrc_update index = {.offset = (unsigned)ring->enter_fd};
+
+	if (ring->enter_flags && by_owner)
+		io_uring_register((unsigned)ring->io.ring_fd, IORING_UNREGISTER_RING_FDS, &index, 1);
+	io_uring_queue_exit(&ring->io);
+}
+
+static unsigned sq_head(const iou_t *iou)
+{
+	return __atomic_load_n(iou->ring.io.sq.khead, __ATOMIC_ACQUIRE); /* SQPOLL's thread moves it */
+}
+
+static unsigned cq_ready(const iou_t *iou)
+{
+	return __atomic_load_n(iou->ring.io.cq.ktail, __ATOMIC_ACQUIRE) - *iou->ring.io.cq.khead;
+}
+
+static unsigned sq_flags(const iou_t *iou)
+{
+	return __atomic_load_n(iou->ring.io.sq.kflags, __ATOMIC_RELAXED);
+}
+
+static unsigned sq_room(const iou_t *iou)
+{
+	return iou->ring.io.sq.ring_entries - (iou->ring.io.sq.sqe_tail - sq_head(iou));
+}
+
+static struct io_uring_sqe *sq_slot(const iou_t *iou, unsigned i)
+{
+	return &iou->ring.io.sq.sqes[i & iou->ring.io.sq.ring_mask];
+}
+
+/* The next slot of the SQ, which has room. */
+static struct io_uring_sqe *sq_next(iou_t *iou)
+{
+	return sq_slot(iou, iou->ring.io.sq.sqe_tail++);
+}
+
+static bool watch_send(iou_t *iou, watch_t *watch, uint64_t user_data)
+{
+	struct io_uring_sqe *sqe;
+
+	if (watch->armed || watch->fd < 0)
+		return true;
+	if (!sq_room(iou))
+		return false;
+	sqe = sq_next(iou);
+	io_uring_prep_poll_add(sqe, watch->fd, POLLIN);
+	sqe->len = iou->poll_flags;
+	sqe->user_data = user_data;
+	watch->armed = true;
+	return true;
+}
+
+/* Multishot: one CQE for each write, and the counter need not be read. When it ended, start clean. */
+static void watch_reap(iou_t *iou, watch_t *watch, int result, unsigned flags)
+{
+	eventfd_t ignored;
+
+	if (flags & IORING_CQE_F_MORE)
+		return;
+	watch->armed = false;
+	eventfd_read(watch->fd, &ignored);
+	if (result == -EINVAL)
+		iou->poll_flags = 0; /* no multishot before 5.13 */
+}
+
+static void cancel_send(iou_t *iou, op_t *op)
+{
+	struct io_uring_sqe *sqe = sq_next(iou);
+
+	list_unlink(&op->node);
+	op->cancel = CANCEL_SENT;
+	iou->n_cancels++;
+	io_uring_prep_cancel64(sqe, (uintptr_t)op, 0);
+	sqe->user_data = (uintptr_t)op | UD_CANCEL;
+}
+
+static struct io_uring_sqe *op_send(iou_t *iou, op_t *op)
+{
+	struct io_uring_sqe *sqe = sq_next(iou);
+
+	*sqe = op->sqe;
+	list_unlink(&op->node);
+	op->state = OP_RING;
+	iou->stats.backlog--;
+	iou->n_ring++;
+	return sqe;
+}
+
+enum sent { SENT, NO_ROOM, BARRED };
+
+/* The chain (or the drained op) at the backlog's front: whole, or not at all. */
+static enum sent chain_send(iou_t *iou, op_t *op)
+{
+	op_t *prev = NULL;
+	unsigned n = 1;
+	uint8_t flags = op->sqe.flags;
+	struct io_uring_sqe *sqe;
+
+	for (; is_linked(op) && op->node.next != &iou->backlog; n++) {
+		op = op_at(op->node.next);
+		flags |= op->sqe.flags;
+	}
+	if (n > iou->ring.io.sq.ring_entries) {
+		while (n--) {
+			op = op_at(iou->backlog.next);
+			list_unlink(&op->node);
+			iou->stats.backlog--;
+			op_end(op, -E2BIG);
+		}
+		return SENT;
+	}
+	if (flags & IOSQE_IO_DRAIN && iou->n_ring)
+		return BARRED;
+	if (sq_room(iou) < n)
+		return NO_ROOM;
+	iou->barrier = flags & IOSQE_IO_DRAIN;
+	do {
+		op = op_at(iou->backlog.next);
+		sqe = op_send(iou, op);
+		sqe->flags &= (uint8_t)~IOSQE_IO_DRAIN;
+		op->as.chain.prev = prev;
+		if (prev)
+			prev->as.chain.next = op;
+		prev = op;
+	} while (--n);
+	sqe->flags &= (uint8_t)~LINKS;
+	return SENT;
+}
+
+/* Fill the SQ: the library's polls, cancels, then the backlog. True: it is full and there is more. */
+static bool fill(iou_t *iou, bool may_sleep)
+{
+	unsigned room;
+
+	if (!list_empty(&iou->asked))
+		cancel_again(iou);
+	if (may_sleep || iou->fd >= 0)
+		if (!watch_send(iou, &iou->wake, UD_WAKE) || !watch_send(iou, &iou->clock, UD_CLOCK))
+			return true;
+	room = sq_room(iou);
+	for (; !list_empty(&iou->lane); room--) {
+		if (!room)
+			return true;
+		cancel_send(iou, op_at(iou->lane.next));
+	}
+	if (list_empty(&iou->backlog))
+		return false;
+	if (is_linked(op_at(iou->backlog.prev))) /* what is queued from now on is another chain */
+		op_at(iou->backlog.prev)->bits |= OP_CHAIN_END;
+	do {
+		op_t *op = op_at(iou->backlog.next);
+
+		if (unlikely(iou->barrier)) {
+			if (iou->n_ring)
+				return false;
+			iou->barrier = false;
+		}
+		if (unlikely(op->sqe.flags & (LINKS | IOSQE_IO_DRAIN))) {
+			enum sent sent = chain_send(iou, op);
+
+			if (sent != SENT)
+				return sent == NO_ROOM;
+			room = sq_room(iou);
+		} else {
+			if (!room)
+				return true;
+			op_send(iou, op);
+			room--;
+		}
+	} while (!list_empty(&iou->backlog));
+	return false;
+}
+
+/* The kernel took a chain's first part only, and ran it as a chain of its own: the rest must not run. */
+static void cut_chain(iou_t *iou, unsigned head)
+{
+	bool linked = sq_slot(iou, head - 1)->flags & LINKS;
+
+	for (; linked && head != iou->ring.io.sq.sqe_tail; head++) {
+		struct io_uring_sqe *sqe = sq_slot(iou, head);
+		op_t *op = (op_t *)(uintptr_t)sqe->user_data;
+
+		linked = sqe->flags & LINKS;
+		memset(sqe, 0, sizeof(*sqe)); /* IORING_OP_NOP */
+		sqe->user_data = UD_VOID;
+		leave_ring(op);
+		op_end(op, -ECANCELED);
+	}
+}
+
+static bool is_shortage(int error)
+{
+	return error == -EAGAIN || error == -EBUSY || error == -ENOMEM;
+}
+
+/* SQPOLL: its thread takes the SQ; it may have to be woken, or waited for. */
+static unsigned sqpoll_flags(iou_t *iou, unsigned *n)
+{
+	*n = 0;
+	atomic_thread_fence(memory_order_seq_cst); /* the tail before the flag: io_uring(7) */
+	return (sq_flags(iou) & IORING_SQ_NEED_WAKEUP ? IORING_ENTER_SQ_WAKEUP : 0) |
+	       (sq_room(iou) ? 0 : IORING_ENTER_SQ_WAIT);
+}
+
+enum { SUBMIT = 1, WAIT = 2 };
+
+/*
+ * The one place that enters the kernel: submits the SQ, sees to what waits in the kernel, and sleeps until there is a
+ * CQE or it is until_ns. Returns 0 or -errno; nothing is lost by an error.
+ */
+static int enter(iou_t *iou, unsigned what, uint64_t until_ns)
+{
+	unsigned head = iou->ring.head, taken, n = what & SUBMIT ? iou->ring.io.sq.sqe_tail - head : 0, flags = 0;
+	bool wait = what & WAIT;
+	struct __kernel_timespec ts;
+	struct io_uring_getevents_arg arg;
+	int ret;
+
+	__atomic_store_n(iou->ring.io.sq.ktail, iou->ring.io.sq.sqe_tail, __ATOMIC_RELEASE);
+	if (unlikely(iou->ring.flags & IORING_SETUP_SQPOLL))
+		flags = sqpoll_flags(iou, &n);
+	if (wait || iou->ring.must_get || sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
+		flags |= IORING_ENTER_GETEVENTS;
+	if (!n && !flags)
+		return 0;
+	flags |= iou->ring.enter_flags;
+	if (wait && iou->ring.io.features & IORING_FEAT_NO_IOWAIT)
+		flags |= IORING_ENTER_NO_IOWAIT;
+	if (wait && until_ns != NEVER) {
+		uint64_t at_ns = now_ns(), ns = until_ns > at_ns ? until_ns - at_ns : 0;
+
+		ns = ns < LONGEST_NS ? ns : LONGEST_NS;
+		ts = (struct __kernel_timespec){(int64_t)(ns / NS_PER_SEC), (long long)(ns % NS_PER_SEC)};
+		arg = (struct io_uring_getevents_arg){.ts = (uintptr_t)&ts};
+		ret = io_uring_enter2((unsigned)iou->ring.enter_fd, n, 1, flags | IORING_ENTER_EXT_ARG, (sigset_t *)(void *)&arg,
+				      sizeof(arg));
+	} else {
+		ret = io_uring_enter2((unsigned)iou->ring.enter_fd, n, wait, flags, NULL, _NSIG / 8);
+	}
+	iou->stats.enters++;
+	iou->ring.head = sq_head(iou);
+	taken = iou->ring.head - head; /* also where an error came after it */
+	iou->stats.submitted += taken;
+	if (likely(taken == n) && ret >= 0)
+		return 0;
+	if (taken && taken < n)
+		cut_chain(iou, head + taken);
+	if (ret == -EBADR)
+		iou->broken = true;
+	if (taken || ret == -EINTR || ret == -ETIME)
+		return ret == -EBADR ? ret : 0;
+	return ret < 0 ? ret : -EAGAIN;
+}
+
+/* A slower way out of a shortage: some rest, which a completion ends. */
+static int nap(iou_t *iou)
+{
+	unsigned shift = iou->n_shortages < 6 ? iou->n_shortages : 6;
+	int ret = enter(iou, WAIT, add_ns(now_ns(), NS_PER_MS << shift));
+
+	return is_shortage(ret) ? 0 : ret;
+}
+
+
+/* ---- Workers --------------------------------------------------------------------------------- */
+
+static void spin_pause(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield");
+#endif
+}
+
+/* Before sleeping, with the lock held: look for a job for a while without it. */
+static void worker_spin(pool_t *pool)
+{
+	uint64_t until_ns;
+
+	pool->n_looking++;
+	pthread_mutex_unlock(&pool->lock);
+	until_ns = add_ns(now_ns(), pool->spin_ns);
+	while (!atomic_load_explicit(&pool->n_queued, memory_order_relaxed) && !atomic_load(&pool->stop) &&
+	       now_ns() < until_ns)
+		spin_pause();
+	pthread_mutex_lock(&pool->lock);
+	pool->n_looking--;
+}
+
+/* With the lock held: the next job, or NULL when it is time to go. */
+static op_t *worker_next(pool_t *pool)
+{
+	op_t *op;
+
+	if (pool->spin_ns && list_empty(&pool->queue) && !pool->stop)
+		worker_spin(pool);
+	while (list_empty(&pool->queue) && !pool->stop) {
+		pool->n_idle++;
+		pthread_cond_wait(&pool->cond, &pool->lock);
+		pool->n_idle--;
+		if (pool->n_called)
+			pool->n_called--;
+	}
+	if (pool->stop)
+		return NULL;
+	op = op_at(pool->queue.next);
+	list_unlink(&op->node);
+	atomic_store_explicit(&pool->n_queued, pool->n_queued - 1, memory_order_relaxed);
+	op->phase = JOB_RUNNING;
+	return op;
+}
+
+static void *worker_main(void *data)
+{
+	pool_t *pool = data;
+	op_t *op;
+
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
+	pthread_mutex_lock(&pool->lock);
+	pool->n_starting--;
+	while ((op = worker_next(pool))) {
+		pthread_mutex_unlock(&pool->lock);
+		op->pub.result = op->as.job.work(op->as.job.work_data);
+		pool->finish(op);
+		pthread_mutex_lock(&pool->lock);
+	}
+	pthread_mutex_unlock(&pool->lock);
+	return NULL;
+}
+
+/* One more worker, all signals blocked. Loop thread only. */
+static int worker_start(pool_t *pool)
+{
+	sigset_t all, old;
+	int error;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	error = pthread_create(&pool->threads[pool->n_threads], NULL, worker_main, pool);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (!error)
+		pthread_setname_np(pool->threads[pool->n_threads++], "iou-worker");
+	return -error;
+}
+
+static int pool_add_worker(pool_t *pool)
+{
+	int ret;
+
+	pthread_mutex_lock(&pool->lock);
+	pool->n_starting++;
+	pthread_mutex_unlock(&pool->lock);
+	ret = worker_start(pool);
+	if (ret < 0) {
+		pthread_mutex_lock(&pool->lock);
+		pool->n_starting--;
+		pthread_mutex_unlock(&pool->lock);
+		if (pool->n_threads)
+			pool->max = pool->n_threads; /* those there carry on */
+	}
+	return ret;
+}
+
+/* -EAGAIN where there is no worker at all. */
+static int job_queue(pool_t *pool, op_t *op)
+{
+	bool wanted, call;
+
+	if (unlikely(!pool->n_threads) && pool_add_worker(pool) < 0)
+		return -EAGAIN;
+	pthread_mutex_lock(&pool->lock);
+	op->phase = JOB_QUEUED;
+	list_append(&pool->queue, &op->node);
+	atomic_store_explicit(&pool->n_queued, pool->n_queued + 1, memory_order_relaxed);
+	/* Is there a job that nobody is on his way to? */
+	wanted = pool->n_queued > pool->n_called + pool->n_starting + pool->n_looking;
+	call = wanted && pool->n_idle > pool->n_called;
+	pool->n_called += call;
+	pthread_mutex_unlock(&pool->lock);
+	if (call)
+		pthread_cond_signal(&pool->cond);
+	else if (wanted && pool->n_threads < pool->max)
+		pool_add_worker(pool);
+	return 0;
+}
+
+/* Off the queue, unless a worker has it already. Returns where it was. */
+static enum job_phase job_withdraw(pool_t *pool, op_t *op)
+{
+	enum job_phase phase;
+
+	pthread_mutex_lock(&pool->lock);
+	phase = op->phase;
+	if (phase == JOB_QUEUED) {
+		list_unlink(&op->node);
+		atomic_store_explicit(&pool->n_queued, pool->n_queued - 1, memory_order_relaxed);
+	}
+	pthread_mutex_unlock(&pool->lock);
+	return phase;
+}
+
+static int pool_init(pool_t *pool, unsigned max, uint64_t spin_ns, void (*finish)(op_t *op))
+{
+	cpu_set_t cpus;
+
+	if (!max)
+		max = sched_getaffinity(0, sizeof(cpus), &cpus) == 0 ? (unsigned)CPU_COUNT(&cpus)
+								     : (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
+	pool->max = max;
+	pool->spin_ns = spin_ns;
+	pool->finish = finish;
+	list_init(&pool->queue);
+	pool->threads = calloc(max, sizeof(*pool->threads));
+	if (!pool->threads)
+		return -ENOMEM;
+	pthread_mutex_init(&pool->lock, NULL);
+	pthread_cond_init(&pool->cond, NULL);
+	return 0;
+}
+
+/* Waits for the running jobs; what is queued stays so. */
+static void pool_exit(pool_t *pool)
+{
+	pthread_mutex_lock(&pool->lock);
+	atomic_store(&pool->stop, true);
+	pthread_mutex_unlock(&pool->lock);
+	pthread_cond_broadcast(&pool->cond);
+	while (pool->n_threads)
+		pthread_join(pool->threads[--pool->n_threads], NULL);
+	pthread_cond_destroy(&pool->cond);
+	pthread_mutex_destroy(&pool->lock);
+	free(pool->threads);
+}
+
+
+/* ---- Inbox ----------------------------------------------------------------------------------- */
+
+/* After publishing something for the loop: the seq_cst load pairs with the store in doze(), so either the loop
+ * sees what was published, or this sees it asleep. */
+static void wake(iou_t *iou)
+{
+	int saved = errno;
+
+	if (!atomic_load(&iou->sleeping) || !atomic_exchange(&iou->sleeping, false))
+		return;
+	atomic_fetch_add_explicit(&iou->n_wakeups, 1, memory_order_relaxed);
+	eventfd_write(iou->wake.fd, 1);
+	errno = saved;
+}
+
+/* Something that another thread published and the loop has not taken. */
+static bool has_mail(iou_t *iou)
+{
+	return atomic_load(&iou->inbox_top) || atomic_load(&iou->done_top);
+}
+
+/* Set `sleeping`, then look: false if something came meanwhile. Who called clears it again. */
+static bool doze(iou_t *iou)
+{
+	atomic_store(&iou->sleeping, true);
+	return !has_mail(iou);
+}
+
+/* The loop thread changed something while the program waits on iou_fd(): make that readable. */
+static void touch(iou_t *iou)
+{
+	if (unlikely(iou->fd >= 0) && !iou->depth && atomic_exchange(&iou->sleeping, false))
+		eventfd_write(iou->fd, 1);
+}
+
+static void inbox_push(iou_t *iou, entry_t *entry)
+{
+	stack_push(&iou->inbox_top, &entry->node);
+	wake(iou);
+}
+
+static iou_bh_t *bh_of(entry_t *entry)
+{
+	return container_of(entry, iou_bh_t, entry);
+}
+
+static void inbox_append(iou_t *iou, entry_t *entry)
+{
+	entry->seq = iou->inbox_seq++;
+	list_append(&iou->inbox, &entry->node);
+}
+
+/* Idle bottom halves that are to run now (all of them, or those no longer idle) move to the inbox. */
+static void take_idle(iou_t *iou, bool all)
+{
+	node_t *node, *next;
+
+	for (node = iou->idle.next; node != &iou->idle; node = next) {
+		entry_t *entry = container_of(node, entry_t, node);
+		unsigned bits = atomic_load(&bh_of(entry)->bits);
+
+		next = node->next;
+		if (all || bits & (BH_SCHEDULED | BH_DELETED) || !(bits & BH_IDLE)) {
+			list_unlink(node);
+			inbox_append(iou, entry);
+		}
+	}
+}
+
+static void take_inbox(iou_t *iou)
+{
+	node_t *node = stack_take(&iou->inbox_top);
+
+	while (node) {
+		entry_t *entry = container_of(node, entry_t, node);
+
+		node = node->next;
+		if (!entry->cb) {
+			bh_of(entry)->linked = true;
+			if ((atomic_load(&bh_of(entry)->bits) & (BH_IDLE | BH_SCHEDULED | BH_DELETED)) == BH_IDLE) {
+				list_append(&iou->idle, &entry->node);
+				continue;
+			}
+		}
+		inbox_append(iou, entry);
+	}
+	if (unlikely(!list_empty(&iou->idle)))
+		take_idle(iou, false);
+}
+
+/* A worker gives back a job. */
+static void finish_job(op_t *op)
+{
+	iou_t *iou = op->iou;
+
+	stack_push(&iou->done_top, &op->node);
+	wake(iou);
+}
+
+static void done_append(iou_t *iou, op_t *op)
+{
+	op->phase = JOB_DONE;
+	list_append(&iou->done, &op->node);
+	iou->n_done_in++;
+}
+
+static void take_done(iou_t *iou)
+{
+	node_t *node = stack_take(&iou->done_top);
+
+	while (node) {
+		op_t *op = op_at(node);
+
+		node = node->next;
+		done_append(iou, op);
+	}
+}
+
+static void bh_free(iou_bh_t *bh)
+{
+	pthread_mutex_lock(&bh->iou->bhs_lock);
+	list_unlink(&bh->in_bhs);
+	pthread_mutex_unlock(&bh->iou->bhs_lock);
+	free(bh);
+}
+
+
+/* ---- Loop ------------------------------------------------------------------------------------ */
+
+static bool is_pending(iou_t *iou)
+{
+	return iou->stats.pending || atomic_load(&iou->n_holds) > 0 || !list_empty(&iou->inbox) || !list_empty(&iou->idle) ||
+	       atomic_load(&iou->inbox_top);
+}
+
+/* Is there something to deliver? Idle bottom halves wait for the contrary. */
+static bool is_ready(iou_t *iou)
+{
+	return cq_ready(iou) || !list_empty(&iou->ended) || !list_empty(&iou->done) || !list_empty(&iou->inbox) ||
+	       has_mail(iou) || (iou->heap_end > HEAP_ROOT && heap_due_ns(iou) <= now_ns());
+}
+
+/* When the clock has something for the loop. */
+static uint64_t next_due_ns(const iou_t *iou)
+{
+	uint64_t due_ns = heap_due_ns(iou);
+
+	return list_empty(&iou->asked) || due_ns < iou->retry_due_ns ? due_ns : iou->retry_due_ns;
+}
+
+/* Look for completions for a while, before sleeping: longer the next time if one came, else shorter. */
+static void spin(iou_t *iou)
+{
+	uint64_t until_ns = add_ns(now_ns(), iou->spin_ns), due_ns = next_due_ns(iou);
+	bool found;
+
+	do {
+		spin_pause();
+		found = cq_ready(iou) || has_mail(iou) || sq_flags(iou) & IORING_SQ_TASKRUN;
+	} while (!found && now_ns() < (until_ns < due_ns ? until_ns : due_ns));
+	iou->spin_ns = found ? iou->spin_ns * 2 : iou->spin_ns / 2;
+	if (iou->spin_ns > iou->spin_max_ns)
+		iou->spin_ns = iou->spin_max_ns;
+	if (iou->spin_ns < iou->spin_max_ns / 16 + 1)
+		iou->spin_ns = iou->spin_max_ns / 16 + 1;
+}
+
+/* The kernel could not take or give anything for now. 0: try again. */
+static int shortage(iou_t *iou, int error)
+{
+	if (iou->n_shortages++ < SHORTAGES_MAX)
+		return nap(iou);
+	iou->n_shortages = 0;
+	return error;
+}
+
+/* Submit what is queued. Where nothing is ready then, sleep until something is: until until_ns (0: do not). */
+static int submit(iou_t *iou, bool quits, uint64_t until_ns)
+{
+	bool may_spin = iou->spin_max_ns;
+
+	for (;;) {
+		bool more = fill(iou, until_ns), wait = until_ns && !more && !is_ready(iou) && list_empty(&iou->idle);
+		uint64_t due_ns;
+		int ret;
+
+		if (wait && may_spin && enter(iou, SUBMIT, 0) == 0) {
+			may_spin = false;
+			spin(iou);
+			continue;
+		}
+		if (wait) {
+			wait = doze(iou) && is_pending(iou) && !(quits && atomic_load(&iou->quit));
+			due_ns = next_due_ns(iou);
+			ret = enter(iou, wait ? SUBMIT | WAIT : SUBMIT, until_ns < due_ns ? until_ns : due_ns);
+			atomic_store(&iou->sleeping, false);
+		} else {
+			ret = enter(iou, SUBMIT, 0);
+		}
+		if (likely(ret == 0))
+			iou->n_shortages = 0;
+		else if (!is_shortage(ret))
+			return ret;
+		else if (is_ready(iou) || (!until_ns && iou->n_shortages++ < SHORTAGES_MAX))
+			return 0;
+		else if ((ret = shortage(iou, ret)))
+			return ret;
+		else
+			continue;
+		if (!more || cq_ready(iou) >= iou->ring.io.cq.ring_entries / 2)
+			return 0;
+	}
+}
+
+/* The one place that calls user code. */
+static int call(round_t *round, int (*cb)(void *cb_data), void *cb_data)
+{
+	round->n_calls++;
+	return cb(cb_data);
+}
+
+static int deliver(iou_t *iou, round_t *round, op_t *op, int result, unsigned flags)
+{
+	int ret;
+
+	op->pub.result = result;
+	op->pub.flags = flags;
+	if (likely(!(flags & IORING_CQE_F_MORE))) {
+		op->state = OP_LAST;
+		iou->stats.pending--;
+		if (unlikely(op->heap_index))
+			heap_remove(op);
+		op->bits = 0;
+	}
+	op->n_calls++;
+	ret = call(round, op->cb, op->cb_data);
+	if (--op->n_calls == 0 && (op->state == OP_LAST || op->state == OP_FREE))
+		op_release(op);
+	return ret;
+}
+
+static bool deliver_timer(iou_t *iou, round_t *round, int *ret)
+{
+	uint64_t due_ns = heap_due_ns(iou);
+	op_t *op;
+	int n;
+
+	if (due_ns > round->now_ns || iou->heap_end == HEAP_ROOT)
+		return false;
+	op = iou->heap[HEAP_ROOT].op;
+	if (op->seq >= round->timer_seq)
+		return false;
+	if (op->state != OP_TIMER) {
+		deadline_expire(op);
+		return true;
+	}
+	n = timer_expire(op, due_ns, round->now_ns);
+	iou->stats.timers++;
+	*ret = deliver(iou, round, op, n, op->heap_index ? IORING_CQE_F_MORE : 0);
+	return true;
+}
+
+static bool deliver_inbox(iou_t *iou, round_t *round, int *ret)
+{
+	entry_t *entry = container_of(iou->inbox.next, entry_t, node);
+	int (*cb)(void *) = NULL;
+	void *cb_data;
+
+	if (list_empty(&iou->inbox) || entry->seq >= round->inbox_seq)
+		return false;
+	list_unlink(&entry->node);
+	if (entry->cb) {
+		cb = entry->cb;
+		cb_data = entry->cb_data;
+		free(entry);
+	} else {
+		iou_bh_t *bh = bh_of(entry);
+		unsigned bits;
+
+		bh->linked = false;
+		bits = atomic_fetch_and(&bh->bits, ~(unsigned)(BH_SCHEDULED | BH_IDLE | BH_QUEUED));
+		cb_data = bh->cb_data;
+		if (bits & BH_DELETED)
+			bh_free(bh);
+		else if (bits & (BH_SCHEDULED | BH_IDLE))
+			cb = bh->cb;
+	}
+	if (cb) {
+		iou->stats.posts++;
+		*ret = call(round, cb, cb_data);
+	}
+	return true;
+}
+
+static bool deliver_job(iou_t *iou, round_t *round, int *ret)
+{
+	op_t *op = op_at(iou->done.next);
+
+	if (iou->n_done_out >= round->n_done)
+		return false;
+	list_unlink(&op->node);
+	iou->n_done_out++;
+	iou->stats.jobs++;
+	*ret = deliver(iou, round, op, op->pub.result, 0);
+	return true;
+}
+
+static bool deliver_ended(iou_t *iou, round_t *round, int *ret)
+{
+	op_t *op = op_at(iou->ended.next);
+
+	if (iou->n_ended_out >= round->n_ended)
+		return false;
+	list_unlink(&op->node);
+	iou->n_ended_out++;
+	*ret = deliver(iou, round, op, op->pub.result, 0);
+	return true;
+}
+
+/* What a result means to the program: io-wq's and the kernel's inner codes are a cancel's. */
+static int op_result(const op_t *op, int result)
+{
+	if (likely(result >= 0))
+		return result;
+	if ((result <= -512 && result >= -516) || (result == -EINTR && op->cancel >= CANCEL_LANE))
+		result = -ECANCELED;
+	return result == -ECANCELED && op->bits & OP_EXPIRED ? -ETIME : result;
+}
+
+/* A CQE of the library's own. Returns the op that waited for it, if one did. */
+static op_t *reap_own(iou_t *iou, uint64_t user_data, int result, unsigned flags)
+{
+	op_t *op = (op_t *)(uintptr_t)(user_data & ~(uint64_t)UD_CANCEL);
+
+	if (user_data == UD_WAKE) {
+		watch_reap(iou, &iou->wake, result, flags);
+	} else if (user_data == UD_CLOCK) {
+		watch_reap(iou, &iou->clock, result, flags);
+	} else if (user_data > UD_VOID) {
+		iou->n_cancels--;
+		if (op->state == OP_HELD)
+			return op;
+		cancel_answered(op, result);
+	}
+	return NULL;
+}
+
+static bool deliver_cqe(iou_t *iou, round_t *round, int *ret)
+{
+	struct io_uring_cq *cq = &iou->ring.io.cq;
+	unsigned head = *cq->khead, flags;
+	const struct io_uring_cqe *cqe = &cq->cqes[head & cq->ring_mask];
+	uint64_t user_data;
+	op_t *op;
+	int result;
+
+	if (iou->n_reaped >= round->n_cqes || head == __atomic_load_n(cq->ktail, __ATOMIC_ACQUIRE))
+		return false;
+	user_data = cqe->user_data;
+	result = cqe->res;
+	flags = cqe->flags;
+	__atomic_store_n(cq->khead, head + 1, __ATOMIC_RELEASE);
+	iou->n_reaped++;
+	op = (op_t *)(uintptr_t)user_data;
+	if (unlikely(user_data & 1 || !user_data)) {
+		op = reap_own(iou, user_data, result, flags);
+		if (!op)
+			return true;
+		result = op->pub.result;
+		flags = op->pub.flags;
+	} else {
+		iou->stats.completed++;
+		if (likely(!(flags & IORING_CQE_F_MORE))) {
+			leave_ring(op);
+			if (unlikely(op->cancel == CANCEL_SENT)) {
+				op->state = OP_HELD;
+				op->pub.result = result;
+				op->pub.flags = flags;
+				return true;
+			}
+		}
+	}
+	*ret = deliver(iou, round, op, op_result(op, result), flags);
+	return true;
+}
+
+/* What is ready now is this round's; what comes later is the next one's. */
+static void round_begin(iou_t *iou, round_t *round)
+{
+	take_inbox(iou);
+	take_done(iou);
+	if (unlikely(!list_empty(&iou->idle)) && !is_ready(iou))
+		take_idle(iou, true);
+	round->now_ns = iou->heap_end > HEAP_ROOT ? now_ns() : 0;
+	round->timer_seq = iou->timer_seq;
+	round->inbox_seq = iou->inbox_seq;
+	round->n_done = iou->n_done_in;
+	round->n_ended = iou->n_ended_in;
+	round->n_cqes = iou->n_reaped + cq_ready(iou);
+}
+
+static bool goes_on(iou_t *iou, const round_t *round, int ret)
+{
+	return likely(ret >= 0) && !(round->quits && unlikely(atomic_load_explicit(&iou->quit, memory_order_relaxed)));
+}
+
+/* Submit, sleep if nothing is ready, deliver. Returns the number of callbacks run, or an error: a callback's, or
+ * the kernel's where nothing was ready. */
+static int round_run(iou_t *iou, bool quits, uint64_t until_ns)
+{
+	static bool (*const deliver_from[])(iou_t *, round_t *, int *) = {
+		deliver_timer, deliver_inbox, deliver_job, deliver_ended, deliver_cqe,
+	};
+	round_t round = {.quits = quits};
+	iou_t *outer = current_iou;
+	eventfd_t ignored;
+	int ret;
+
+	if (unlikely(iou->fd >= 0))
+		atomic_store(&iou->sleeping, false);
+	ret = submit(iou, quits, iou->broken ? 0 : until_ns);
+	if (unlikely(iou->fd >= 0))
+		eventfd_read(iou->fd, &ignored);
+	if (unlikely(iou->broken))
+		ret = -EBADR;
+	if (unlikely(ret < 0) && !is_ready(iou))
+		return ret;
+	ret = 0;
+	round_begin(iou, &round);
+	current_iou = iou;
+	iou->depth++;
+	for (unsigned i = 0; i < sizeof(deliver_from) / sizeof(*deliver_from); i++)
+		while (goes_on(iou, &round, ret) && deliver_from[i](iou, &round, &ret))
+			;
+	iou->depth--;
+	current_iou = outer;
+	return ret < 0 ? ret : round.n_calls;
+}
+
+/* First flush, run or poll: the ring is enabled, and this thread's. */
+static int own(iou_t *iou)
+{
+	int ret;
+
+	if (likely(iou->bound))
+		return 0;
+	ret = ring_bind(&iou->ring, iou->handed);
+	if (ret < 0)
+		return ret;
+	iou->bound = true;
+	if (!iou->handed)
+		atomic_store(&iou->owner, thread_id());
+	return 0;
+}
+
+/* At the end of each call that may have left or found something to do, where the program waits on iou_fd(): make
+ * that readable, or see to it that whatever comes will. */
+static void rest(iou_t *iou)
+{
+	uint64_t due_ns = next_due_ns(iou);
+
+	if (likely(iou->fd < 0) || iou->depth)
+		return;
+	if (due_ns != iou->clock_due_ns) {
+		struct itimerspec at = {0};
+
+		if (due_ns != NEVER)
+			at.it_value = (struct timespec){(time_t)(due_ns / NS_PER_SEC), (long)(due_ns % NS_PER_SEC)};
+		timerfd_settime(iou->clock.fd, TFD_TIMER_ABSTIME, &at, NULL);
+		iou->clock_due_ns = due_ns;
+	}
+	if (fill(iou, false) || sq_room(iou) != iou->ring.io.sq.ring_entries || !list_empty(&iou->idle) || is_ready(iou) ||
+	    sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW) || !doze(iou)) {
+		atomic_store(&iou->sleeping, false);
+		eventfd_write(iou->fd, 1);
+	}
+}
+
+
+/* ---- Life ------------------------------------------------------------------------------------ */
+
+iou_t *iou_new(unsigned entries)
+{
+	iou_config_t config = {.entries = entries};
+
+	if (!entries) {
+		errno = EINVAL;
+		return NULL;
+	}
+	return iou_new_with(&config);
+}
+
+static bool config_valid(const iou_config_t *config)
+{
+	static const uint64_t zero[sizeof(config->reserved) / sizeof(uint64_t)];
+	const unsigned known = IORING_SETUP_CLAMP | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN |
+			       IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
+			       IORING_SETUP_SQPOLL;
+
+	return config && !(config->setup_flags & ~known) && !config->reserved0 &&
+	       memcmp(config->reserved, zero, sizeof(zero)) == 0;
+}
+
+/* All memory of its own; the ops too, unless the kernel may still use what they refer to. */
+static void free_memory(iou_t *iou, bool ops)
+{
+	node_t *node, *next;
+	chunk_t *chunk;
+
+	for (node = stack_take(&iou->inbox_top); node; node = next) {
+		next = node->next;
+		list_append(&iou->inbox, node);
+	}
+	for (node = iou->inbox.next; node != &iou->inbox; node = next) {
+		entry_t *entry = container_of(node, entry_t, node);
+
+		next = node->next;
+		if (entry->cb)
+			free(entry);
+	}
+	for (node = iou->bhs.next; node != &iou->bhs; node = next) {
+		next = node->next;
+		free(container_of(node, iou_bh_t, in_bhs));
+	}
+	if (ops) {
+		FOR_EACH_OP(iou, each, op)
+			env_free(op);
+		while ((chunk = iou->chunks)) {
+			iou->chunks = chunk->next;
+			free(chunk);
+		}
+	}
+	free(iou->heap);
+	free(iou->pool.threads);
+	free(iou);
+}
+
+static void close_fds(const iou_t *iou)
+{
+	if (iou->wake.fd >= 0)
+		close(iou->wake.fd);
+	if (iou->fd >= 0) {
+		close(iou->clock.fd);
+		close(iou->fd);
+	}
+}
+
+/* In mirror order. The workers first: they use all the rest. */
+static void destroy(iou_t *iou, bool ring, bool by_owner, bool ops)
+{
+	pool_exit(&iou->pool);
+	if (ring)
+		ring_close(&iou->ring, by_owner);
+	close_fds(iou);
+	pthread_mutex_destroy(&iou->bhs_lock);
+	free_memory(iou, ops);
+}
+
+static uint64_t process_number(void)
+{
+	uint64_t none = 0;
+
+	if (!atomic_load(process_token))
+		atomic_compare_exchange_strong(process_token, &none, atomic_fetch_add(&n_processes, 1) + 1);
+	return atomic_load(process_token);
+}
+
+static iou_t *iou_alloc(const iou_config_t *config)
+{
+	size_t size = (sizeof(iou_t) + 63) / 64 * 64;
+	iou_t *iou;
+	node_t *lists[] = {NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL};
+
+	pthread_once(&process_once, map_process_token);
+	iou = process_token ? aligned_alloc(64, size) : NULL;
+	if (!iou)
+		return NULL;
+	memset(iou, 0, size);
+	memcpy(lists, (node_t *[]){&iou->backlog, &iou->lane, &iou->asked, &iou->done, &iou->ended, &iou->inbox, &iou->idle,
+				   &iou->bhs}, sizeof(lists));
+	for (unsigned i = 0; i < sizeof(lists) / sizeof(*lists); i++)
+		list_init(lists[i]);
+	iou->process = process_number();
+	iou->setup_flags = config->setup_flags;
+	iou->handed = config->setup_flags && !(config->setup_flags & IORING_SETUP_SINGLE_ISSUER);
+	iou->fd = iou->clock.fd = iou->wake.fd = -1;
+	iou->poll_flags = IORING_POLL_ADD_MULTI;
+	iou->heap_end = HEAP_ROOT;
+	iou->clock_due_ns = NEVER;
+	iou->retry_ns = NS_PER_MS;
+	iou->spin_max_ns = iou->spin_ns = config->spin_ns;
+	return iou;
+}
+
+iou_t *iou_new_with(const iou_config_t *config)
+{
+	iou_t *iou;
+	int ret;
+
+	if (!config_valid(config)) {
+		errno = EINVAL;
+		return NULL;
+	}
+	iou = iou_alloc(config);
+	if (!iou || pool_init(&iou->pool, config->workers, config->spin_ns, finish_job) < 0) {
+		free(iou);
+		errno = ENOMEM;
+		return NULL;
+	}
+	pthread_mutex_init(&iou->bhs_lock, NULL);
+	iou->wake.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	ret = iou->wake.fd < 0 ? -errno : ring_open(&iou->ring, config->entries ? config->entries : 64, config->setup_flags);
+	if (ret < 0) {
+		destroy(iou, false, false, true);
+		errno = -ret;
+		return NULL;
+	}
+	return iou;
+}
+
+static int on_nothing(void *cb_data)
+{
+	(void)cb_data;
+	return 0;
+}
+
+/* The callback of ring ops while their iou ends: descriptors that they return have no other owner. */
+static int on_dropped(void *cb_data)
+{
+	const op_t *op = cb_data;
+
+	if (op->pub.result < 0 || op->sqe.file_index)
+		return 0;
+	switch (op->sqe.opcode) {
+	case OPCODE_PIPE:
+		close(((const int *)(uintptr_t)op->sqe.addr)[0]);
+		close(((const int *)(uintptr_t)op->sqe.addr)[1]);
+		break;
+	case IORING_OP_OPENAT:
+	case IORING_OP_OPENAT2:
+	case IORING_OP_ACCEPT:
+	case IORING_OP_SOCKET:
+	case OPCODE_FIXED_FD_INSTALL:
+		close(op->pub.result);
+	}
+	return 0;
+}
+
+/* Wait until the kernel has let go of every op. False: it cannot be reached any more, or lost one. */
+static bool drain(iou_t *iou)
+{
+	for (unsigned n_errors = 0; iou->n_ring || iou->n_cancels;) {
+		int ret = round_run(iou, false, NEVER);
+
+		if (ret == -EBADR && n_errors++ < 1000 && enter(iou, WAIT, add_ns(now_ns(), 100 * NS_PER_MS)) != -EBADF &&
+		    cq_ready(iou))
+			continue;
+		if (ret < 0 && !(is_shortage(ret) && n_errors++ < 4))
+			return false;
+	}
+	return true;
+}
+
+iou_t *iou_free(iou_t *iou)
+{
+	bool owner, drained;
+
+	if (!iou)
+		return NULL;
+	if (!is_here(iou)) { /* a child's copy: the ring's memory is not mapped here, locks may be held, threads are the parent's */
+		close(iou->ring.io.ring_fd);
+		close_fds(iou);
+		free_memory(iou, true);
+		return NULL;
+	}
+	owner = is_mine(iou);
+	MUST(!owner || !iou->depth, "not within a callback");
+	if (!owner && (iou->n_ring || iou->n_cancels || iou->depth)) {
+		errno = EEXIST;
+		return NULL;
+	}
+	while (atomic_load(&iou->n_visitors))
+		sched_yield();
+	FOR_EACH_OP(iou, chunk, op) {
+		op->cb = op->state == OP_RING || op->state == OP_HELD ? on_dropped : on_nothing;
+		op->cb_data = op;
+		cancel(op);
+	}
+	while (!list_empty(&iou->inbox)) { /* dropped: back to where free_memory() finds them, unseen by rounds */
+		node_t *node = iou->inbox.next;
+
+		list_unlink(node);
+		if (container_of(node, entry_t, node)->cb)
+			free(container_of(node, entry_t, node));
+	}
+	list_init(&iou->idle);
+	drained = drain(iou);
+	destroy(iou, true, owner, drained);
+	return NULL;
+}
+
+int iou_resize(iou_t *iou, unsigned entries)
+{
+	ring_t fresh;
+	int ret;
+
+	if (!iou || !entries)
+		return -EINVAL;
+	if (!is_mine(iou))
+		return -EEXIST;
+	if (iou->n_ring || iou->n_cancels)
+		return -EBUSY;
+	ret = ring_open(&fresh, entries, iou->setup_flags);
+	if (ret < 0)
+		return ret;
+	if (iou->bound)
+		ret = ring_bind(&fresh, iou->handed);
+	if (ret >= 0 && iou->fd >= 0)
+		ret = io_uring_register((unsigned)fresh.io.ring_fd, IORING_REGISTER_EVENTFD, &iou->fd, 1);
+	if (ret < 0) {
+		ring_close(&fresh, true);
+		return ret;
+	}
+	ring_close(&iou->ring, true);
+	iou->ring = fresh;
+	iou->wake.armed = iou->clock.armed = false;
+	iou->clock_due_ns = NEVER - 1; /* set it again */
+	rest(iou);
+	return 0;
+}
+
+struct io_uring *iou_ring(iou_t *iou)
+{
+	if (!iou || !is_mine(iou)) {
+		errno = iou ? EEXIST : EINVAL;
+		return NULL;
+	}
+	return &iou->ring.io;
+}
+
+
+/* ---- Ops ------------------------------------------------------------------------------------- */
+
+/* The void calls of the loop thread. */
+#define MUST_OWN(iou) \
+	do { \
+		MUST(iou, "iou is NULL"); \
+		MUST(is_mine(iou), "called from a thread that does not own the iou"); \
+	} while (0)
+
+#define MUST_OP(iou, op) \
+	do { \
+		MUST(op, "op is NULL"); \
+		MUST((op)->iou == (iou), "op of another iou"); \
+		MUST((op)->state != OP_FREE, "op was given back"); \
+	} while (0)
+
+iou_op_t *iou_op_new(iou_t *iou)
+{
+	op_t *op;
+
+	if (unlikely(!iou || !is_mine(iou))) {
+		errno = iou ? EEXIST : EINVAL;
+		return NULL;
+	}
+	op = op_take(iou);
+	if (unlikely(!op)) {
+		errno = ENOMEM;
+		return NULL;
+	}
+	return &op->pub;
+}
+
+void iou_op_free(iou_t *iou, iou_op_t *pub)
+{
+	op_t *op = (op_t *)pub;
+
+	MUST_OWN(iou);
+	if (!op)
+		return;
+	MUST_OP(iou, op);
+	MUST(op_is_programs(op), "op is queued");
+	if (op->n_calls)
+		op->state = OP_FREE; /* released when its callback returns */
+	else
+		op_release(op);
+}
+
+void iou_op_queue(iou_t *iou, iou_op_t *pub, int (*cb)(void *cb_data), void *cb_data)
+{
+	op_t *op = (op_t *)pub;
+
+	MUST_OWN(iou);
+	MUST_OP(iou, op);
+	MUST(op_is_programs(op), "op is queued already");
+	MUST(cb, "cb is NULL");
+	op_accept(op, OP_BACKLOG, cb, cb_data);
+	op->sqe.user_data = (uintptr_t)op;
+	op->sqe.flags &= (uint8_t)~IOSQE_CQE_SKIP_SUCCESS;
+	op->as.chain.prev = op->as.chain.next = NULL;
+	list_append(&iou->backlog, &op->node);
+	if (++iou->stats.backlog > iou->stats.backlog_max)
+		iou->stats.backlog_max = iou->stats.backlog;
+	if (unlikely(op->bits & OP_DEADLINE))
+		timer_start(op, op->seq);
+	touch(iou);
+}
+
+void *iou_op_env(iou_op_t *pub, size_t size)
+{
+	op_t *op = (op_t *)pub;
+	char *block;
+
+	if (!op) {
+		errno = EINVAL;
+		return NULL;
+	}
+	MUST(op->state != OP_FREE, "op was given back");
+	if (op->env) {
+		errno = EEXIST;
+		return NULL;
+	}
+	if (size <= sizeof(op->small_env)) {
+		op->env = memset(op->small_env, 0, sizeof(op->small_env));
+		return op->env;
+	}
+	block = size <= PTRDIFF_MAX - ENV_HEAD ? calloc(1, size + ENV_HEAD) : NULL;
+	if (!block) {
+		errno = ENOMEM;
+		return NULL;
+	}
+	op->env = block + ENV_HEAD;
+	((op_t **)op->env)[-1] = op;
+	return op->env;
+}
+
+iou_op_t *iou_op_of(const void *env)
+{
+	if (!env) {
+		errno = EINVAL;
+		return NULL;
+	}
+	return &((op_t *const *)env)[-1]->pub;
+}
+
+int iou_op_async(iou_t *iou, iou_op_t *pub, int (*work)(void *work_data), void *work_data, int (*cb)(void *cb_data),
+		 void *cb_data)
+{
+	op_t *op = (op_t *)pub;
+	enum op_state was;
+	uint8_t bits;
+	int ret;
+
+	if (!iou || !op || !work || !cb)
+		return -EINVAL;
+	if (!is_mine(iou))
+		return -EEXIST;
+	MUST_OP(iou, op);
+	MUST(op_is_programs(op), "op is queued already");
+	was = op->state;
+	bits = op->bits;
+	op_accept(op, OP_JOB, cb, cb_data);
+	op->as.job.work = work;
+	op->as.job.work_data = work_data;
+	ret = job_queue(&iou->pool, op);
+	if (ret < 0) {
+		op->state = (uint8_t)was;
+		op->bits = bits;
+		iou->stats.pending--;
+		return ret;
+	}
+	if (unlikely(bits & OP_DEADLINE))
+		timer_start(op, op->seq);
+	touch(iou);
+	return 0;
+}
+
+/* What iou_async() keeps in its op's environment. */
+typedef struct short_job_t {
+	int (*async_cb)(void *async_cb_data);
+	void *async_cb_data;
+	int (*completion_cb)(void *completion_cb_data);
+	void *completion_cb_data;
+	bool ran;
+} short_job_t;
+
+static int run_short_job(void *work_data)
+{
+	short_job_t *job = work_data;
+
+	job->ran = true;
+	return job->async_cb(job->async_cb_data);
+}
+
+static int on_short_job(void *cb_data)
+{
+	short_job_t *job = cb_data;
+	int result = iou_op_of(job)->result, ret = job->completion_cb(job->completion_cb_data);
+
+	return ret >= 0 && result < 0 && job->ran ? result : ret;
+}
+
+int iou_async(iou_t *iou, int (*async_cb)(void *async_cb_data), void *async_cb_data,
+	      int (*completion_cb)(void *completion_cb_data), void *completion_cb_data)
+{
+	iou_op_t *op;
+	int ret;
+
+	if (!iou || !async_cb || !completion_cb)
+		return -EINVAL;
+	if (!is_mine(iou))
+		return -EEXIST;
+	op = iou_op_new(iou);
+	if (!op)
+		return -ENOMEM;
+	short_job_t *job = iou_op_env(op, sizeof(*job)); /* small */
+
+	*job = (short_job_t){async_cb, async_cb_data, completion_cb, completion_cb_data, false};
+	ret = iou_op_async(iou, op, run_short_job, job, on_short_job, job);
+	if (ret < 0)
+		iou_op_free(iou, op);
+	return ret;
+}
+
+void iou_op_timer(iou_t *iou, iou_op_t *pub, uint64_t after_ns, uint64_t period_ns, int (*cb)(void *cb_data), void *cb_data)
+{
+	op_t *op = (op_t *)pub;
+
+	MUST_OWN(iou);
+	MUST_OP(iou, op);
+	MUST(op_is_programs(op) || op->state == OP_TIMER, "op is queued already");
+	MUST(cb, "cb is NULL");
+	if (op->state == OP_TIMER) {
+		op->cb = cb;
+		op->cb_data = cb_data;
+	} else {
+		op_accept(op, OP_TIMER, cb, cb_data);
+		op->bits = 0;
+	}
+	op->as.period_ns = period_ns;
+	timer_start(op, after_ns);
+	touch(iou);
+}
+
+void iou_op_deadline(iou_t *iou, iou_op_t *pub, uint64_t after_ns)
+{
+	op_t *op = (op_t *)pub;
+
+	MUST_OWN(iou);
+	MUST_OP(iou, op);
+	MUST(op_is_programs(op), "op is queued already");
+	op->bits |= OP_DEADLINE;
+	op->seq = after_ns;
+}
+
+int iou_op_cancel(iou_t *iou, iou_op_t *pub)
+{
+	op_t *op = (op_t *)pub;
+	int ret;
+
+	if (!iou || !op || op->iou != iou)
+		return -EINVAL;
+	if (!is_mine(iou))
+		return -EEXIST;
+	ret = cancel(op);
+	touch(iou);
+	return ret;
+}
+
+int iou_cancel_all(iou_t *iou)
+{
+	if (!iou)
+		return -EINVAL;
+	if (!is_mine(iou))
+		return -EEXIST;
+	while (!list_empty(&iou->backlog)) /* in the order in which they were queued */
+		cancel_in_backlog(op_at(iou->backlog.next));
+	FOR_EACH_OP(iou, chunk, op)
+		cancel(op);
+	touch(iou);
+	return 0;
+}
+
+static int on_handler(void *cb_data)
+{
+	op_t *op = cb_data;
+	iou_handler_t *handler = *(iou_handler_t **)op->env;
+
+	handler->result = op->pub.result;
+	handler->flags = op->pub.flags;
+	return handler->cb(handler);
+}
+
+int iou_add_sqe(iou_t *iou, void (*prep_sqe)(struct io_uring_sqe *sqe, void *opaque), void *opaque, iou_handler_t *handler)
+{
+	iou_op_t *op;
+	iou_handler_t **env;
+
+	if (!iou || !prep_sqe || !handler || !handler->cb)
+		return -EINVAL;
+	if (!is_mine(iou))
+		return -EEXIST;
+	op = iou_op_new(iou);
+	if (!op)
+		return -ENOMEM;
+	env = iou_op_env(op, sizeof(*env)); /* small */
+	*env = handler;
+	prep_sqe(op->sqe, opaque);
+	iou_op_queue(iou, op, on_handler, op);
+	return 0;
+}
+
+
+/* ---- The loop's calls ------------------------------------------------------------------------ */
+
+int iou_flush(iou_t *iou)
+{
+	bool more;
+	int ret;
+
+	if (!iou)
+		return -EINVAL;
+	if (!is_mine(iou))
+		return -EEXIST;
+	ret = own(iou);
+	if (ret < 0)
+		return ret;
+	do {
+		more = fill(iou, false);
+		ret = enter(iou, SUBMIT, 0);
+		if (is_shortage(ret))
+			ret = shortage(iou, ret);
+	} while (ret == 0 && (more || iou->ring.io.sq.sqe_tail != sq_head(iou)));
+	rest(iou);
+	return ret;
+}
+
+int iou_run(iou_t *iou)
+{
+	int ret;
+
+	if (!iou)
+		return -EINVAL;
+	if (!is_mine(iou))
+		return -EEXIST;
+	ret = own(iou);
+	if (ret < 0)
+		return ret;
+	iou->n_runs++;
+	while (!atomic_load(&iou->quit) && is_pending(iou)) {
+		ret = round_run(iou, true, NEVER);
+		if (ret < 0)
+			break;
+	}
+	if (--iou->n_runs == 0)
+		atomic_store(&iou->quit, false);
+	rest(iou);
+	return ret < 0 ? ret : 0;
+}
+
+int iou_quit(iou_t *iou)
+{
+	if (!iou)
+		return -EINVAL;
+	if (!is_here(iou))
+		return -EEXIST;
+	atomic_fetch_add(&iou->n_visitors, 1);
+	atomic_store(&iou->quit, true);
+	wake(iou);
+	atomic_fetch_sub(&iou->n_visitors, 1);
+	return 0;
+}
+
+int iou_poll(iou_t *iou, int64_t timeout_ns)
+{
+	uint64_t until_ns = timeout_ns < 0 ? NEVER : 0;
+	int ret;
+
+	if (!iou)
+		return -EINVAL;
+	if (!is_mine(iou))
+		return -EEXIST;
+	ret = own(iou);
+	if (ret < 0)
+		return ret;
+	if (timeout_ns > 0)
+		until_ns = add_ns(now_ns(), (uint64_t)timeout_ns);
+	do
+		ret = round_run(iou, false, until_ns);
+	while (ret == 0 && until_ns && is_pending(iou) && (until_ns == NEVER || now_ns() < until_ns));
+	rest(iou);
+	return ret;
+}
+
+int iou_fd(iou_t *iou)
+{
+	int fd, clock, ret;
+
+	if (!iou)
+		return -EINVAL;
+	if (!is_mine(iou))
+		return -EEXIST;
+	if (iou->fd >= 0)
+		return iou->fd;
+	fd = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK); /* readable: the first poll arms the watches */
+	clock = fd < 0 ? -1 : timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	ret = clock < 0 ? -errno : io_uring_register((unsigned)iou->ring.io.ring_fd, IORING_REGISTER_EVENTFD, &fd, 1);
+	if (ret < 0) {
+		if (clock >= 0)
+			close(clock);
+		if (fd >= 0)
+			close(fd);
+		return ret;
+	}
+	iou->clock.fd = clock;
+	return iou->fd = fd;
+}
+
+iou_t *iou_current(void)
+{
+	return current_iou;
+}
+
+void iou_hold(iou_t *iou)
+{
+	MUST(iou, "iou is NULL");
+	if (is_here(iou))
+		atomic_fetch_add(&iou->n_holds, 1);
+}
+
+void iou_unhold(iou_t *iou)
+{
+	long long before;
+
+	MUST(iou, "iou is NULL");
+	if (!is_here(iou))
+		return;
+	atomic_fetch_add(&iou->n_visitors, 1);
+	before = atomic_fetch_sub(&iou->n_holds, 1);
+	MUST(before > 0, "more often than iou_hold");
+	if (before == 1)
+		wake(iou);
+	atomic_fetch_sub(&iou->n_visitors, 1); /* iou_free() may follow at once */
+}
+
+
+/* ---- From other threads ---------------------------------------------------------------------- */
+
+int iou_post(iou_t *iou, int (*cb)(void *cb_data), void *cb_data)
+{
+	entry_t *entry;
+
+	if (!iou || !cb)
+		return -EINVAL;
+	if (!is_here(iou))
+		return -EEXIST;
+	entry = malloc(sizeof(*entry));
+	if (!entry)
+		return -ENOMEM;
+	entry->cb = cb;
+	entry->cb_data = cb_data;
+	inbox_push(iou, entry);
+	return 0;
+}
+
+iou_bh_t *iou_bh_new(iou_t *iou, int (*cb)(void *cb_data), void *cb_data)
+{
+	iou_bh_t *bh;
+
+	if (!iou || !cb || !is_here(iou)) {
+		errno = iou && cb ? EEXIST : EINVAL;
+		return NULL;
+	}
+	bh = calloc(1, sizeof(*bh));
+	if (!bh) {
+		errno = ENOMEM;
+		return NULL;
+	}
+	bh->iou = iou;
+	bh->cb = cb;
+	bh->cb_data = cb_data;
+	pthread_mutex_lock(&iou->bhs_lock);
+	list_append(&iou->bhs, &bh->in_bhs);
+	pthread_mutex_unlock(&iou->bhs_lock);
+	return bh;
+}
+
+/* Set the bits; who sets BH_QUEUED pushes it. */
+static void bh_set(iou_bh_t *bh, unsigned bits)
+{
+	iou_t *iou = bh->iou;
+
+	if (is_here(iou) && !(atomic_fetch_or(&bh->bits, bits | BH_QUEUED) & BH_QUEUED))
+		inbox_push(iou, &bh->entry);
+}
+
+void iou_bh_schedule(iou_bh_t *bh)
+{
+	MUST(bh, "bh is NULL");
+	bh_set(bh, BH_SCHEDULED);
+}
+
+void iou_bh_schedule_idle(iou_bh_t *bh)
+{
+	MUST(bh, "bh is NULL");
+	bh_set(bh, BH_IDLE);
+}
+
+void iou_bh_cancel(iou_bh_t *bh)
+{
+	iou_t *iou;
+
+	MUST(bh, "bh is NULL");
+	iou = bh->iou;
+	if (!is_here(iou))
+		return;
+	if (this_thread && atomic_load(&iou->owner) == this_thread && atomic_load(&bh->bits) & BH_QUEUED) {
+		take_inbox(iou);
+		if (bh->linked) { /* off the list, so that scheduling it again puts it at the end */
+			bh->linked = false;
+			list_unlink(&bh->entry.node);
+			atomic_fetch_and(&bh->bits, ~(unsigned)(BH_SCHEDULED | BH_IDLE | BH_QUEUED));
+			return;
+		}
+	}
+	atomic_fetch_and(&bh->bits, ~(unsigned)(BH_SCHEDULED | BH_IDLE));
+}
+
+void iou_bh_delete(iou_bh_t *bh)
+{
+	if (bh)
+		bh_set(bh, BH_DELETED);
+}
+
+
+/* ---- Looking inside -------------------------------------------------------------------------- */
+
+void iou_stats(const iou_t *iou, iou_stats_t *stats)
+{
+	MUST_OWN(iou);
+	MUST(stats, "stats is NULL");
+	*stats = iou->stats;
+	stats->wakeups = atomic_load_explicit(&iou->n_wakeups, memory_order_relaxed);
+}
+
+static const char *opcode_name(unsigned opcode)
+{
+	static const char *const names[] = {
+		"NOP", "READV", "WRITEV", "FSYNC", "READ_FIXED", "WRITE_FIXED", "POLL_ADD", "POLL_REMOVE", "SYNC_FILE_RANGE",
+		"SENDMSG", "RECVMSG", "TIMEOUT", "TIMEOUT_REMOVE", "ACCEPT", "ASYNC_CANCEL", "LINK_TIMEOUT", "CONNECT",
+		"FALLOCATE", "OPENAT", "CLOSE", "FILES_UPDATE", "STATX", "READ", "WRITE", "FADVISE", "MADVISE", "SEND", "RECV",
+		"OPENAT2", "EPOLL_CTL", "SPLICE", "PROVIDE_BUFFERS", "REMOVE_BUFFERS", "TEE", "SHUTDOWN", "RENAMEAT",
+		"UNLINKAT", "MKDIRAT", "SYMLINKAT", "LINKAT", "MSG_RING", "FSETXATTR", "SETXATTR", "FGETXATTR", "GETXATTR",
+		"SOCKET", "URING_CMD", "SEND_ZC", "SENDMSG_ZC", "READ_MULTISHOT", "WAITID", "FUTEX_WAIT", "FUTEX_WAKE",
+		"FUTEX_WAITV", "FIXED_FD_INSTALL", "FTRUNCATE", "BIND", "LISTEN", "RECV_ZC", "EPOLL_WAIT", "READV_FIXED",
+		"WRITEV_FIXED", "PIPE",
+	};
+
+	return opcode < sizeof(names) / sizeof(*names) ? names[opcode] : "?";
+}
+
+static void dump_op(iou_t *iou, op_t *op, FILE *out)
+{
+	uint64_t at_ns = now_ns(), due_ns = op->heap_index ? iou->heap[op->heap_index].due_ns : NEVER;
+	enum job_phase phase;
+
+	switch (op->state) {
+	case OP_BACKLOG:
+	case OP_RING:
+	case OP_HELD:
+		fprintf(out, "%s: %s fd %d", op->state == OP_BACKLOG ? "backlog" : op->state == OP_RING ? "ring" : "done",
+			opcode_name(op->sqe.opcode), op->sqe.fd);
+		break;
+	case OP_JOB:
+		take_done(iou);
+		pthread_mutex_lock(&iou->pool.lock);
+		phase = op->phase;
+		pthread_mutex_unlock(&iou->pool.lock);
+		fprintf(out, "%s: work %p", phase == JOB_QUEUED ? "job queue" : phase == JOB_RUNNING ? "worker" : "done",
+			(void *)(uintptr_t)op->as.job.work);
+		break;
+	case OP_TIMER:
+		fprintf(out, "timer:");
+		break;
+	case OP_ENDED:
+		fprintf(out, "done: result %d", op->pub.result);
+		break;
+	default:
+		return;
+	}
+	if (due_ns != NEVER)
+		fprintf(out, " due in %.3f ms", due_ns > at_ns ? (double)(due_ns - at_ns) / 1e6 : 0.0);
+	fprintf(out, "%s callback %p\n", op->cancel != CANCEL_NONE ? " cancelled" : "", (void *)(uintptr_t)op->cb);
+}
+
+void iou_dump(const iou_t *iou, FILE *out)
+{
+	MUST_OWN(iou);
+	MUST(out, "out is NULL");
+	FOR_EACH_OP(iou, chunk, op)
+		dump_op((iou_t *)iou, op, out);
+	fprintf(out, "%llu ops pending, %lld holds%s\n", (unsigned long long)iou->stats.pending,
+		atomic_load(&((iou_t *)iou)->n_holds),
+		list_empty(&iou->inbox) && list_empty(&iou->idle) && !atomic_load(&((iou_t *)iou)->inbox_top)
+			? "" : ", posts or bottom halves");
+}
+
+#define VERSION_TEXT_(a, b, c) #a "." #b "." #c
+#define VERSION_TEXT(a, b, c) VERSION_TEXT_(a, b, c)
+
+const char *iou_version(void)
+{
+	return VERSION_TEXT(IOU_VERSION_MAJOR, IOU_VERSION_MINOR, IOU_VERSION_PATCH);
+}

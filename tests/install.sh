@@ -1,0 +1,148 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+#
+# Installs into a scratch place, as a package does (DESTDIR) and as a person does (prefix), and builds programs
+# outside of the tree: through pkg-config, shared and static; by copying two files; in C++. Looks at what
+# is exported and under which names, and that uninstall leaves nothing.
+#
+# Words are split on purpose.
+# shellcheck disable=SC2086,SC2046
+set -eu
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+pc=${PKG_CONFIG:-pkg-config}
+
+fail() { echo "FAIL: $*"; exit 1; }
+quietly() { # a warning counts as an error
+	"$@" >"$dir/out" 2>&1 || { cat "$dir/out"; fail "$*"; }
+	[ ! -s "$dir/out" ] || { cat "$dir/out"; fail "not quiet: $*"; }
+}
+# The plain library, whatever is being tested: sanitizers are not what people install.
+to() { ${MAKE:-make} -s B="$dir/build" SAN= CFLAGS='-O2 -g' CPPFLAGS= LDFLAGS= "$@"; }
+listing() { (cd "$1" && find . ! -type d | LC_ALL=C sort | tr '\n' ' '); }
+
+version=$(sed -n 's/^#define IOU_VERSION_[A-Z]* //p' iou.h | paste -sd .)
+soname=libiou.so.${version%%.*}
+
+# ---- Where things go ------------------------------------------------------------------------------------
+to "$dir/build/libiou.a" "$dir/build/$soname" >/dev/null
+quietly to install prefix=/opt/iou libdir=/opt/iou/lib64 includedir=/opt/iou/include/x DESTDIR="$dir/dest"
+want="./include/x/iou.h ./lib64/libiou.a ./lib64/libiou.so ./lib64/$soname ./lib64/libiou.so.$version ./lib64/pkgconfig/iou.pc "
+[ "$(listing "$dir/dest/opt/iou")" = "$want" ] || fail "installed: $(listing "$dir/dest")"
+grep -q "$dir" -r "$dir/dest/opt/iou/lib64/pkgconfig" && fail "iou.pc names DESTDIR"
+export PKG_CONFIG_PATH="$dir/dest/opt/iou/lib64/pkgconfig"
+for pair in prefix=/opt/iou libdir=/opt/iou/lib64 includedir=/opt/iou/include/x; do
+	[ "$($pc --variable=${pair%=*} iou)" = "${pair#*=}" ] || fail "iou.pc: $pair is $($pc --variable=${pair%=*} iou)"
+done
+[ "$($pc --modversion iou)" = "$version" ] || fail "iou.pc: version $($pc --modversion iou), not $version"
+quietly to uninstall prefix=/opt/iou libdir=/opt/iou/lib64 includedir=/opt/iou/include/x DESTDIR="$dir/dest"
+[ -z "$(listing "$dir/dest")" ] || fail "uninstall left $(listing "$dir/dest")"
+
+# ---- Programs against an installed iou -------------------------------------------------------------------
+prefix=$dir/usr
+quietly to install prefix="$prefix" libdir="$prefix/lib" includedir="$prefix/include" DESTDIR=
+export PKG_CONFIG_PATH="$prefix/lib/pkgconfig"
+mkdir "$dir/src" "$dir/c++"
+cp examples/hello.c "$dir/src"
+seq 1234 >"$dir/input"
+cd "$dir"
+
+runs() { # PROGRAM
+	got=$(LD_LIBRARY_PATH="$prefix/lib" "$@" "$dir/input") || fail "$1 ended with status $?"
+	[ "$got" = "1234 lines" ] || fail "$1: $got"
+}
+needs() { readelf -d "$1" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p'; }
+
+quietly $CC -Wall -Wextra -o shared src/hello.c $($pc --cflags --libs iou)
+needs shared | grep -qx "$soname" || fail "shared: needs $(needs shared)"
+needs shared | grep -q liburing && fail "shared: a client of libiou.so should not name liburing"
+runs ./shared
+
+# libiou.a with a shared libc, then all static (where the system has static libraries).
+quietly $CC -Wall -Wextra -o archive src/hello.c $($pc --cflags iou) "$prefix/lib/libiou.a" $($pc --static --libs-only-l liburing) -pthread
+needs archive | grep -q libiou && fail "archive: needs $(needs archive)"
+runs ./archive
+if echo 'int main(void){return 0;}' | $CC -static -x c -o /dev/null - -luring -pthread 2>/dev/null; then
+	quietly $CC -Wall -Wextra -static -o static src/hello.c $($pc --static --cflags --libs iou)
+	runs ./static
+fi
+
+# ---- By copying two files --------------------------------------------------------------------------------
+cp "$OLDPWD/iou.c" "$OLDPWD/iou.h" src
+(cd src && quietly $CC -Wall -Wextra -o ../copied hello.c iou.c -luring -pthread)
+runs ./copied
+
+# ---- From C++ --------------------------------------------------------------------------------------------
+cxx=
+for name in "${CXX:-c++}" g++ clang++; do
+	if command -v "$name" >/dev/null; then cxx=$name; break; fi
+done
+cat >c++/lines.cc <<'END'
+#include <iou.h>
+
+#include <algorithm>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <string>
+
+struct Text {
+	std::string bytes;
+	iou_t *iou;
+	long lines;
+};
+
+static int count(void *data) noexcept
+{
+	Text *text = static_cast<Text *>(data);
+	text->lines = std::count(text->bytes.begin(), text->bytes.end(), '\n');
+	return 0;
+}
+
+static int print(void *data) noexcept
+{
+	std::cout << static_cast<Text *>(data)->lines << " lines\n";
+	return 0;
+}
+
+static int on_read(void *data) noexcept
+{
+	Text *text = static_cast<Text *>(data);
+	return iou_async(text->iou, count, data, print, data);
+}
+
+int main(int, char **argv)
+{
+	Text text = {std::string(65536, ' '), iou_new(8), 0};
+	iou_op_t *op = text.iou ? iou_op_new(text.iou) : nullptr;
+	int result = -1, fd = open(argv[1], O_RDONLY);
+
+	if (op) {
+		io_uring_prep_read(op->sqe, fd, &text.bytes[0], text.bytes.size(), 0);
+		iou_op_queue(text.iou, op, on_read, &text);
+		result = iou_run(text.iou);
+	}
+	iou_free(text.iou);
+	return result != 0;
+}
+END
+if [ -n "$cxx" ]; then
+	quietly "$cxx" -std=c++11 -Wall -Wextra -o lines c++/lines.cc $($pc --cflags --libs iou) $($pc --cflags --libs liburing)
+	runs ./lines
+fi
+
+# ---- What is exported ------------------------------------------------------------------------------------
+readelf -d "$prefix/lib/libiou.so.$version" | grep -q "SONAME.*\[$soname\]" || fail "SONAME is not $soname"
+sed -n 's/^IOU_API .*[ *]\(iou_[a-z_]*\)(.*/\1/p' "$prefix/include/iou.h" | LC_ALL=C sort >declared
+[ "$(wc -l <declared)" -ge 34 ] || fail "only $(wc -l <declared) functions found in iou.h"
+nm -D --defined-only "$prefix/lib/libiou.so" | awk '{ print $3 }' | LC_ALL=C sort >exported
+diff declared exported || fail "libiou.so exports (>) something else than iou.h declares (<)"
+nm -g --defined-only "$prefix/lib/libiou.a" | awk 'NF == 3 { print $3 }' | LC_ALL=C sort >archived
+diff declared archived || fail "libiou.a exports (>) something else than iou.h declares (<)"
+
+# ---- And gone again --------------------------------------------------------------------------------------
+cd "$OLDPWD"
+quietly to uninstall prefix="$prefix" libdir="$prefix/lib" includedir="$prefix/include" DESTDIR=
+[ -z "$(listing "$prefix")" ] || fail "uninstall left $(listing "$prefix")"
+[ -n "$cxx" ] || { echo "SKIP install: the part in C++ (no C++ compiler)"; }

@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef IOU_TESTS_SIM_H
+#define IOU_TESTS_SIM_H
+
+/*
+ * Deterministic simulation. iou.c, as it is, is linked with a fake kernel (sim_kernel.c) and fake threads
+ * (sim_threads.c) by the linker's --wrap; one seed decides everything that either does. Random programs
+ * of API calls (sim.c) run on it, and a model of what iou promises looks at each callback, each SQE
+ * that reaches the kernel, and each time the loop goes to sleep.
+ *
+ * All runs in one thread of the system. The main program is the loop thread; workers, and two more
+ * threads that post, schedule and quit, are coroutines that are stepped whenever the loop thread calls
+ * something that is wrapped. The clock is virtual. A failure prints the run's seed, which replays it.
+ */
+
+#undef _FORTIFY_SOURCE /* its longjmp refuses to change stacks */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "iou.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#define SIM_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SIM_ASAN 1
+#endif
+#endif
+#ifndef SIM_ASAN
+#define SIM_ASAN 0
+#endif
+
+/* ---- Chance, failure, trace ------------------------------------------------------------------ */
+
+extern uint64_t sim_random;  /* the generator's state: a counter, mixed on the way out */
+extern uint64_t sim_seed;    /* of the run that is going on */
+extern bool sim_tracing;
+extern unsigned sim_n_steps; /* a bound on what one run may do */
+
+static inline uint64_t random64(void)
+{
+	uint64_t x = sim_random += UINT64_C(0xd1342543de82ef95);
+
+	x = (x ^ x >> 32) * UINT64_C(0xdaba0b6eb09322e3);
+	x = (x ^ x >> 32) * UINT64_C(0xdaba0b6eb09322e3);
+	return x ^ x >> 32;
+}
+
+/* 0 to n - 1 */
+static inline unsigned pick(unsigned n)
+{
+	return (unsigned)((random64() >> 32) * n >> 32);
+}
+
+static inline bool one_in(unsigned n)
+{
+	return pick(n) == 0;
+}
+
+void sim_fail(const char *file, int line, const char *format, ...)
+	__attribute__((noreturn, cold, format(printf, 3, 4)));
+void sim_trace(const char *format, ...) __attribute__((cold, format(printf, 1, 2)));
+
+#define FAIL(...) sim_fail(__FILE__, __LINE__, __VA_ARGS__)
+#define CHECK(cond, ...) \
+	do { \
+		if (__builtin_expect(!(cond), 0)) \
+			FAIL(__VA_ARGS__); \
+	} while (0)
+#define TRACE(...) \
+	do { \
+		if (__builtin_expect(sim_tracing, 0)) \
+			sim_trace(__VA_ARGS__); \
+	} while (0)
+
+/* ---- The world: what kernel, threads and programs share (sim_threads.c) ----------------------- */
+
+#define NEVER UINT64_MAX
+
+typedef struct world_t {
+	bool running;          /* between the start of a run and its end: else the wraps pass through */
+	uint64_t now_ns;       /* the virtual clock */
+	bool clock_stands;     /* reading it does not move it */
+	uint64_t events;       /* counts what happens, for before and after */
+	unsigned faults;       /* how many more calls may fail */
+	unsigned n_faults;     /* how many have */
+	unsigned n_allocs;     /* memory that iou holds */
+	bool may_alloc;        /* the call that is going on may allocate */
+	unsigned step_one_in;  /* how often the others run while the loop thread computes */
+} world_t;
+extern world_t world;
+
+void threads_reset(void);
+/* A place at which the others may run. */
+void sim_point(void);
+/* Let another thread run a little: false when none can. */
+bool threads_step(void);
+/* When the next sleeping job wakes. */
+uint64_t threads_due_ns(void);
+/* True while the caller is not the loop thread. */
+bool on_other_thread(void);
+/* The number of the thread: 0 the loop, 1 and 2 the posting threads, 3 and up workers. */
+unsigned thread_number(void);
+/* Sleep, in a job, until the virtual clock says so or *flag is set. */
+void thread_sleep(uint64_t until_ns, const bool *flag);
+/* Workers there are, and those of them that wait for a job. */
+unsigned threads_n_workers(void), threads_n_free(void);
+/* Run the others until cond(); the run fails when that cannot come true. */
+void threads_until(bool (*cond)(const void *data), const void *data, const char *what);
+/* Check that no worker is left. */
+void threads_check_end(void);
+/* What a posting thread does when told to (sim.c); and telling one. */
+void poster_act(unsigned number);
+bool poster_start(void);
+bool posters_idle(void);
+
+/* Decide whether this call fails, at a chance of one in n, while there are faults left. */
+bool fault(unsigned n);
+
+/* ---- The fake kernel (sim_kernel.c) ----------------------------------------------------------- */
+
+/* What a program's descriptor does is in its number. */
+enum {
+	FD_READY = 100, /* completes while it is submitted */
+	FD_SOON,        /* completes some time */
+	FD_TIME,        /* completes after a time */
+	FD_IDLE,        /* completes when fed */
+	FD_SHORT,       /* completes with less than asked, and breaks its chain */
+	FD_BAD,         /* -EBADF */
+	FD_WQ,          /* runs in io-wq until fed; a cancel interrupts it */
+	FD_WQ_QUEUED,   /* waits in io-wq's queue until fed; a cancel takes it out */
+	FD_WQ_HARD,     /* runs in io-wq for a time; a cancel does not stop it */
+	FD_END,
+	FD_FAKE = 1000, /* descriptors that the fake kernel gave out */
+};
+
+void kernel_reset(void);
+/* Let one thing happen in the kernel: false when nothing can. */
+bool kernel_step(void);
+uint64_t kernel_due_ns(void);
+/* Feed one idle op of the program: false when there is none. */
+bool kernel_feed(void);
+/* What a system call of the loop thread does beside: run its task work. */
+void kernel_entered(void);
+/* Is the descriptor readable? The loop thread looks, outside iou. */
+bool kernel_readable(int fd);
+void kernel_close_of_program(int fd);
+/* CQEs of the program that iou can see. */
+unsigned kernel_n_visible(void);
+/* The SQ's size of the ring that was set up last, largest that there was in this run */
+unsigned kernel_sq_entries(void), kernel_sq_entries_min(void);
+void kernel_check_end(void);
+/* Is an op there which was asked to end, can be, and was not? */
+bool kernel_forgot_cancel(unsigned op);
+bool kernel_holds(unsigned op);
+const char *kernel_where(unsigned op);
+
+/* ---- The model (sim.c) ------------------------------------------------------------------------ */
+
+/* The kernel's side of it. `op` is the number that the program put in the SQE's last word; 0: iou's own. */
+void model_taken(unsigned op, const struct io_uring_sqe *sqe, bool first_in_enter, unsigned previous, bool linked,
+		 bool cut);
+void model_own_in_chain(unsigned previous);
+void model_chain_left_open(unsigned previous);
+void model_posted(unsigned op, int res, unsigned flags);
+void model_cancel_hits(unsigned op, bool by_iou, bool any);
+bool model_room(unsigned op);
+/* The loop thread is about to sleep: with nothing ready, one hopes. */
+void model_sleeps(bool for_ever);
+/* Nothing will happen by itself: make something happen. */
+void model_rescue(void);
+
+#endif

@@ -1,0 +1,1323 @@
+/* SPDX-License-Identifier: MIT */
+
+/*
+ * The fake kernel: rings, requests, chains, cancels, overflow, task work, eventfds.
+ *
+ * A request is taken from the SQ, waits behind its chain's predecessor (LINKED), is to be started by task
+ * work (START), is with a driver (RUN), or is over and its last CQE is on the way (OVER). CQEs go through the
+ * ring's task work; who may run that, and when, is what the setup flags are about: anybody at any time,
+ * any system call of the loop thread (COOP_TASKRUN), or an enter that asks for events (DEFER_TASKRUN).
+ */
+
+#include "sim.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/timerfd.h>
+
+#define MAX_RINGS  3
+#define MAX_SQ     64
+#define MAX_CQ     128
+#define MAX_REQS   1024
+#define MAX_WAITS  1024
+#define MAX_FILES  64
+#define MAX_CHAIN  64
+
+/* What liburing 2.3's header does not know yet. */
+#define FEAT_NO_IOWAIT      (1U << 17)
+#define ENTER_NO_IOWAIT     (1U << 7)
+
+/* Kernels by what they know. */
+enum { KERNEL_5_10, KERNEL_5_11, KERNEL_5_18, KERNEL_5_19, KERNEL_6_0, KERNEL_6_1, KERNEL_6_15, N_KERNELS };
+
+enum state { LINKED, START, RUN, OVER };
+enum ends { SOON, AT_DUE, FED, EVENT, BY_HAND };
+enum place { ARMED, WQ_QUEUED, WQ_RUNS, WQ_HARD, UNSTOPPABLE };
+
+typedef struct req_t req_t;
+struct req_t {
+	struct io_uring_sqe sqe;
+	req_t *next;         /* in its chain */
+	req_t *guard;        /* LINK_TIMEOUT that watches it; or of one, what it watches */
+	uint64_t due_ns;
+	unsigned index;      /* in ring->active */
+	unsigned op;         /* the program's number; 0: iou's own */
+	int res;             /* what it will come to */
+	int error;           /* found wrong when it was taken */
+	unsigned n_shots;    /* CQEs with MORE to come */
+	enum state state;
+	enum ends ends;
+	enum place place;
+	bool failed;         /* breaks its chain */
+	bool event;          /* its descriptor was written to since it looked */
+	bool hit;            /* a cancel got through to it */
+	bool notifies;       /* the first CQE of a zero-copy send is out */
+};
+
+typedef struct wait_t { /* a CQE on its way */
+	req_t *req;
+	uint64_t user_data;
+	int res;
+	unsigned flags;
+	unsigned op;
+} wait_t;
+
+typedef struct ring_t {
+	bool open, disabled, eventfd_signalled;
+	int fd, eventfd;
+	unsigned flags, registered;
+	unsigned sq_entries, cq_entries;
+	/* shared with the program */
+	unsigned sq_head, sq_tail, sq_flags, sq_dropped, sq_mask, sq_ring_entries;
+	unsigned cq_head, cq_tail, cq_flags, cq_overflow, cq_mask, cq_ring_entries;
+	unsigned array[MAX_SQ];
+	struct io_uring_sqe sqes[MAX_SQ];
+	struct io_uring_cqe cqes[MAX_CQ];
+	/* the kernel's */
+	unsigned own_sq_head;
+	unsigned cut_after;  /* the op after which a short submit cut a chain */
+	unsigned n_active, n_work, n_overflow;
+	unsigned n_idle_enters;
+	req_t *active[MAX_REQS];
+	wait_t work[MAX_WAITS];
+	wait_t overflow[MAX_WAITS];
+} ring_t;
+
+enum file_kind { EVENTFD, TIMERFD, RINGFD, OPENED };
+
+typedef struct file_t {
+	bool open;
+	enum file_kind kind;
+	uint64_t count;  /* readable where not 0 */
+	uint64_t due_ns; /* of a timerfd */
+} file_t;
+
+static ring_t rings[MAX_RINGS];
+static file_t files[MAX_FILES];
+static req_t reqs[MAX_REQS];
+static req_t *free_reqs[MAX_REQS];
+static unsigned n_free_reqs;
+static unsigned n_rings, n_files_used;
+static unsigned kernel;
+static bool refuse_register;
+static unsigned sq_entries_now, sq_entries_min;
+
+/* ---- Files ------------------------------------------------------------------------------------ */
+
+static int file_open(enum file_kind kind)
+{
+	for (unsigned i = 0; i < MAX_FILES; i++) {
+		if (!files[i].open) {
+			files[i] = (file_t){ .open = true, .kind = kind, .due_ns = NEVER };
+			if (n_files_used <= i)
+				n_files_used = i + 1;
+			return FD_FAKE + (int)i;
+		}
+	}
+	FAIL("descriptors leak: %d are open", MAX_FILES);
+}
+
+static file_t *file_of(int fd)
+{
+	if (fd < FD_FAKE || fd >= FD_FAKE + MAX_FILES || !files[fd - FD_FAKE].open)
+		return NULL;
+	return &files[fd - FD_FAKE];
+}
+
+static bool file_polls(const file_t *file)
+{
+	return file && (file->kind == EVENTFD || file->kind == TIMERFD);
+}
+
+static void file_write(file_t *file, uint64_t value)
+{
+	int fd = FD_FAKE + (int)(file - files);
+
+	file->count += value;
+	for (unsigned i = 0; i < n_rings; i++)
+		for (unsigned j = 0; rings[i].open && j < rings[i].n_active; j++)
+			if (rings[i].active[j]->ends == EVENT && rings[i].active[j]->sqe.fd == fd)
+				rings[i].active[j]->event = true;
+}
+
+/* Timerfds whose time has come. */
+static void files_expire(void)
+{
+	for (unsigned i = 0; i < n_files_used; i++) {
+		if (files[i].open && files[i].kind == TIMERFD && files[i].due_ns <= world.now_ns) {
+			files[i].due_ns = NEVER;
+			file_write(&files[i], 1);
+		}
+	}
+}
+
+/* ---- CQEs ------------------------------------------------------------------------------------- */
+
+static void ring_signal(ring_t *ring)
+{
+	file_t *file = ring->eventfd >= 0 ? file_of(ring->eventfd) : NULL;
+
+	if (file)
+		file_write(file, 1);
+}
+
+static unsigned cq_ready(ring_t *ring)
+{
+	unsigned n = ring->cq_tail - __atomic_load_n(&ring->cq_head, __ATOMIC_RELAXED);
+
+	CHECK(n <= ring->cq_entries, "the CQ's head was moved past its tail, to %u", ring->cq_head);
+	return n;
+}
+
+static bool cq_full(ring_t *ring)
+{
+	return ring->n_overflow || cq_ready(ring) == ring->cq_entries;
+}
+
+static void cq_put(ring_t *ring, const wait_t *wait)
+{
+	ring->cqes[ring->cq_tail & ring->cq_mask] =
+		(struct io_uring_cqe){ .user_data = wait->user_data, .res = wait->res, .flags = wait->flags };
+	__atomic_store_n(&ring->cq_tail, ring->cq_tail + 1, __ATOMIC_RELEASE);
+}
+
+static void overflow_flush(ring_t *ring)
+{
+	unsigned n = 0;
+
+	while (n < ring->n_overflow && cq_ready(ring) < ring->cq_entries)
+		cq_put(ring, &ring->overflow[n++]);
+	if (!n)
+		return;
+	memmove(ring->overflow, ring->overflow + n, (ring->n_overflow - n) * sizeof(wait_t));
+	ring->n_overflow -= n;
+	if (!ring->n_overflow)
+		ring->sq_flags &= ~IORING_SQ_CQ_OVERFLOW;
+	ring_signal(ring);
+}
+
+static void chain_goes_on(ring_t *ring, req_t *req);
+
+static void req_end(ring_t *ring, req_t *req)
+{
+	req_t *last = ring->active[--ring->n_active];
+
+	ring->active[req->index] = last;
+	last->index = req->index;
+	free_reqs[n_free_reqs++] = req;
+}
+
+/* The CQE becomes one that the program can see. */
+static void post(ring_t *ring, const wait_t *wait)
+{
+	req_t *req = wait->req;
+
+	TRACE("kernel: %s op %u -> %d flags %#x%s", wait->op ? "CQE" : "own CQE", wait->op, wait->res, wait->flags,
+	      cq_full(ring) ? " (overflow)" : "");
+	if (wait->op)
+		model_posted(wait->op, wait->res, wait->flags);
+	if (req && req->sqe.flags & IOSQE_CQE_SKIP_SUCCESS && wait->res >= 0) {
+		/* none */
+	} else if (cq_full(ring)) {
+		CHECK(ring->n_overflow < MAX_WAITS, "%d CQEs have overflown", MAX_WAITS);
+		ring->overflow[ring->n_overflow++] = *wait;
+		ring->sq_flags |= IORING_SQ_CQ_OVERFLOW;
+	} else {
+		cq_put(ring, wait);
+		ring_signal(ring);
+	}
+	if (req) {
+		chain_goes_on(ring, req);
+		req_end(ring, req);
+	}
+}
+
+static void work_run(ring_t *ring, bool all)
+{
+	unsigned n = all || !ring->n_work ? ring->n_work : 1 + pick(ring->n_work);
+
+	for (unsigned i = 0; i < n; i++) {
+		wait_t wait = ring->work[i];
+		post(ring, &wait);
+	}
+	/* posting may have added some at the end */
+	memmove(ring->work, ring->work + n, (ring->n_work - n) * sizeof(wait_t));
+	ring->n_work -= n;
+	if (!ring->n_work)
+		ring->sq_flags &= ~IORING_SQ_TASKRUN;
+}
+
+/* The request has a CQE: the last one, but for those with MORE. */
+static void complete(ring_t *ring, req_t *req, int res, unsigned flags, bool now)
+{
+	bool last = !(flags & IORING_CQE_F_MORE);
+	wait_t wait = { last ? req : NULL, req->sqe.user_data, res, flags, req->op };
+
+	if (last) {
+		CHECK(req->state != OVER, "the fake kernel ended op %u twice", req->op);
+		req->state = OVER;
+		if (res < 0)
+			req->failed = true;
+	}
+	world.events++;
+	if (now && !ring->n_work) {
+		post(ring, &wait);
+		return;
+	}
+	CHECK(ring->n_work < MAX_WAITS, "%d CQEs wait for task work", MAX_WAITS);
+	ring->work[ring->n_work++] = wait;
+	if (ring->flags & IORING_SETUP_TASKRUN_FLAG)
+		ring->sq_flags |= IORING_SQ_TASKRUN;
+	if (ring->flags & IORING_SETUP_DEFER_TASKRUN)
+		ring_signal(ring);
+}
+
+/* ---- Chains ----------------------------------------------------------------------------------- */
+
+static void issue(ring_t *ring, req_t *req);
+
+static void chain_cancel(ring_t *ring, req_t *req)
+{
+	while (req) {
+		req_t *next = req->next;
+
+		req->next = NULL;
+		complete(ring, req, -ECANCELED, 0, false);
+		req = next;
+	}
+}
+
+static void chain_goes_on(ring_t *ring, req_t *req)
+{
+	req_t *next = req->next, *guard = req->guard;
+
+	req->next = req->guard = NULL;
+	if (guard) {
+		guard->guard = NULL;
+		if (req->sqe.opcode != IORING_OP_LINK_TIMEOUT && guard->state != OVER)
+			complete(ring, guard, -ECANCELED, 0, false);
+	}
+	if (!next)
+		return;
+	if (req->failed && !(req->sqe.flags & IOSQE_IO_HARDLINK)) {
+		chain_cancel(ring, next);
+	} else if (one_in(3)) {
+		next->state = START;
+	} else {
+		issue(ring, next);
+	}
+}
+
+/* ---- Cancels ---------------------------------------------------------------------------------- */
+
+static bool key_matches(const req_t *req, const req_t *by)
+{
+	unsigned flags = by->sqe.cancel_flags;
+
+	if (by->sqe.opcode == IORING_OP_TIMEOUT_REMOVE)
+		return req->sqe.opcode == IORING_OP_TIMEOUT && req->sqe.user_data == by->sqe.addr;
+	if (by->sqe.opcode == IORING_OP_POLL_REMOVE)
+		return req->sqe.opcode == IORING_OP_POLL_ADD && req->sqe.user_data == by->sqe.addr;
+	if (flags & IORING_ASYNC_CANCEL_ANY)
+		return true;
+	if (flags & IORING_ASYNC_CANCEL_FD)
+		return req->sqe.fd == by->sqe.fd;
+	return req->sqe.user_data == by->sqe.addr;
+}
+
+static int cancel_one(ring_t *ring, req_t *req, const req_t *by)
+{
+	static const int interrupted[] = { -EINTR, -512, -513, -514, -516, -ECANCELED };
+	bool any = by->sqe.opcode == IORING_OP_ASYNC_CANCEL && by->sqe.cancel_flags & IORING_ASYNC_CANCEL_ANY;
+
+	if (req->op)
+		model_cancel_hits(req->op, by->op == 0, any);
+	switch (req->place) {
+	case ARMED:
+	case WQ_QUEUED:
+		req->hit = true;
+		if (req->sqe.opcode == IORING_OP_SEND_ZC) {
+			req->res = -ECANCELED;
+			req->ends = SOON;
+			return 0;
+		}
+		complete(ring, req, -ECANCELED, 0, false);
+		return 0;
+	case WQ_RUNS:
+		req->hit = true;
+		if (req->ends != SOON) {
+			req->ends = SOON;
+			req->res = interrupted[pick(6)];
+		}
+		return -EALREADY;
+	case WQ_HARD:
+		return -EALREADY;
+	case UNSTOPPABLE:
+		break;
+	}
+	return -ENOENT;
+}
+
+static int cancel(ring_t *ring, const req_t *by)
+{
+	bool is_cancel = by->sqe.opcode == IORING_OP_ASYNC_CANCEL;
+	unsigned flags = is_cancel ? by->sqe.cancel_flags : 0;
+	bool all = flags & (IORING_ASYNC_CANCEL_ALL | IORING_ASYNC_CANCEL_ANY);
+	int ret = -ENOENT, n = 0;
+
+	if (is_cancel && flags && kernel < KERNEL_5_19)
+		return -EINVAL;
+	if (flags & ~(IORING_ASYNC_CANCEL_ALL | IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_FD |
+		      (kernel >= KERNEL_6_0 ? IORING_ASYNC_CANCEL_FD_FIXED : 0)))
+		return -EINVAL;
+	for (unsigned i = 0; i < ring->n_active; i++) {
+		req_t *req = ring->active[i];
+
+		if (req == by || req->state != RUN || !key_matches(req, by))
+			continue;
+		if (all && req->place == WQ_RUNS && one_in(6))
+			continue; /* a pass over all can miss what io-wq is just moving */
+		ret = cancel_one(ring, req, by);
+		n++;
+		if (!all)
+			return ret;
+	}
+	if (all && n)
+		return one_in(2) ? 0 : n;
+	return ret;
+}
+
+/* ---- Starting an op --------------------------------------------------------------------------- */
+
+static bool opcode_known(const struct io_uring_sqe *sqe)
+{
+	switch (sqe->opcode) {
+	case IORING_OP_SEND_ZC:
+		return kernel >= KERNEL_6_0;
+	default:
+		return sqe->opcode < IORING_OP_SEND_ZC;
+	}
+}
+
+static uint64_t time_of(const struct io_uring_sqe *sqe)
+{
+	const struct __kernel_timespec *ts = (const void *)(uintptr_t)sqe->addr;
+	uint64_t ns = (uint64_t)ts->tv_sec * 1000000000 + (uint64_t)ts->tv_nsec;
+
+	if (ts->tv_sec < 0 || ts->tv_nsec < 0 || (uint64_t)ts->tv_sec > NEVER / 2000000000)
+		return ts->tv_sec < 0 ? world.now_ns : NEVER - 1;
+	return (sqe->timeout_flags & IORING_TIMEOUT_ABS ? 0 : world.now_ns) + ns;
+}
+
+/* How the op ends, from the program's descriptor. */
+static void behave(req_t *req, int full)
+{
+	req->res = full;
+	req->place = ARMED;
+	req->ends = SOON;
+	switch (req->sqe.fd) {
+	case FD_SHORT:
+		req->res = full > 0 ? full - 1 : full;
+		req->failed = full > 0;
+		break;
+	case FD_TIME:
+	case FD_WQ_HARD:
+		req->ends = AT_DUE;
+		req->due_ns = world.now_ns + 1 + pick(3000);
+		req->place = req->sqe.fd == FD_TIME ? ARMED : WQ_HARD;
+		break;
+	case FD_IDLE:
+	case FD_WQ:
+	case FD_WQ_QUEUED:
+		req->ends = FED;
+		req->place = req->sqe.fd == FD_IDLE ? ARMED : req->sqe.fd == FD_WQ ? WQ_RUNS : WQ_QUEUED;
+		break;
+	}
+}
+
+/* What the fd-less and the failing ones come to at once; 1: it is under way. */
+static int start(ring_t *ring, req_t *req)
+{
+	struct io_uring_sqe *sqe = &req->sqe;
+	const file_t *file = file_of(sqe->fd);
+
+	switch (sqe->opcode) {
+	case IORING_OP_NOP:
+		behave(req, 0);
+		req->ends = SOON;
+		req->place = UNSTOPPABLE;
+		return one_in(4) ? 1 : 0;
+	case IORING_OP_TIMEOUT:
+		req->ends = AT_DUE;
+		req->res = -ETIME;
+		req->place = ARMED;
+		req->due_ns = time_of(sqe);
+		return 1;
+	case IORING_OP_LINK_TIMEOUT: /* not behind an op that runs */
+		return -EINVAL;
+	case IORING_OP_ASYNC_CANCEL:
+	case IORING_OP_POLL_REMOVE:
+	case IORING_OP_TIMEOUT_REMOVE:
+		return cancel(ring, req);
+	}
+	if (sqe->fd == FD_BAD || ((sqe->fd < FD_READY || sqe->fd >= FD_END) && !file))
+		return -EBADF;
+	switch (sqe->opcode) {
+	case IORING_OP_POLL_ADD:
+		behave(req, POLLIN);
+		req->failed = false;
+		req->n_shots = sqe->len & IORING_POLL_ADD_MULTI ? file ? NEVER & 0xffff : 1 + pick(4) : 0;
+		break;
+	case IORING_OP_OPENAT:
+	case IORING_OP_ACCEPT:
+		behave(req, 1);
+		req->failed = false;
+		break;
+	case IORING_OP_RECV:
+		behave(req, (int)sqe->len);
+		req->n_shots = sqe->ioprio & IORING_RECV_MULTISHOT ? 1 + pick(4) : 0;
+		if (req->n_shots && kernel < KERNEL_6_0)
+			return -EINVAL;
+		break;
+	case IORING_OP_READ:
+	case IORING_OP_WRITE:
+	case IORING_OP_SEND_ZC:
+		behave(req, (int)sqe->len);
+		break;
+	default:
+		return -EINVAL;
+	}
+	if (file) {
+		CHECK(file_polls(file), "op on descriptor %d", sqe->fd);
+		req->ends = EVENT;
+		req->event = file->count > 0;
+		return 1;
+	}
+	return sqe->fd == FD_READY && !req->n_shots && sqe->opcode != IORING_OP_SEND_ZC ? req->res : 1;
+}
+
+static int result(req_t *req)
+{
+	if (req->res < 0)
+		return req->res;
+	switch (req->sqe.opcode) {
+	case IORING_OP_OPENAT:
+	case IORING_OP_ACCEPT:
+		return file_open(OPENED);
+	case IORING_OP_READ:
+	case IORING_OP_RECV:
+		if (req->sqe.addr)
+			memset((void *)(uintptr_t)req->sqe.addr, 0x11, (size_t)req->res);
+		break;
+	}
+	return req->res;
+}
+
+static void issue(ring_t *ring, req_t *req)
+{
+	req_t *guard = req->next;
+	int ret;
+
+	if (guard && guard->sqe.opcode == IORING_OP_LINK_TIMEOUT) {
+		req->next = guard->next;
+		guard->next = NULL;
+		req->guard = guard;
+		guard->guard = req;
+	} else {
+		guard = NULL;
+	}
+	req->state = RUN;
+	ret = start(ring, req);
+	if (guard) {
+		guard->state = RUN;
+		guard->ends = AT_DUE;
+		guard->place = UNSTOPPABLE;
+		guard->due_ns = time_of(&guard->sqe);
+	}
+	TRACE("kernel: starts op %u (%s), opcode %d fd %d", req->op, ret == 1 ? "under way" : "done", req->sqe.opcode,
+	      req->sqe.fd);
+	if (ret == 1 && req->sqe.opcode != IORING_OP_OPENAT && req->sqe.opcode != IORING_OP_ACCEPT)
+		return;
+	if (ret == 1 && req->sqe.fd != FD_READY)
+		return;
+	if (ret >= 0 && req->sqe.opcode != IORING_OP_ASYNC_CANCEL)
+		ret = result(req);
+	complete(ring, req, ret, 0, !one_in(4));
+}
+
+/* A request that is under way and can go on does. */
+static void req_step(ring_t *ring, req_t *req)
+{
+	file_t *file = file_of(req->sqe.fd);
+
+	if (req->state == START) {
+		issue(ring, req);
+		return;
+	}
+	if (req->sqe.opcode == IORING_OP_LINK_TIMEOUT) {
+		int ret = -ENOENT;
+
+		if (req->guard && req->guard->state == RUN)
+			ret = cancel_one(ring, req->guard, req);
+		complete(ring, req, ret ? ret : -ETIME, 0, false);
+		return;
+	}
+	if (req->ends == EVENT) {
+		req->event = false;
+		if (!file || !file->count)
+			return;
+		if (req->sqe.opcode == IORING_OP_READ) {
+			memcpy((void *)(uintptr_t)req->sqe.addr, &file->count, sizeof(file->count));
+			file->count = 0;
+			complete(ring, req, (int)sizeof(file->count), 0, false);
+			return;
+		}
+	}
+	if (req->n_shots && !req->hit) {
+		if (cq_full(ring) || (req->op && !model_room(req->op))) {
+			complete(ring, req, result(req), 0, false);
+			return;
+		}
+		req->n_shots--;
+		complete(ring, req, result(req), IORING_CQE_F_MORE, false);
+		if (!req->n_shots && req->op) {
+			req->res = req->sqe.opcode == IORING_OP_RECV ? one_in(2) ? 0 : -ENOBUFS : req->res;
+			req->ends = one_in(2) ? SOON : FED;
+		}
+		return;
+	}
+	if (req->sqe.opcode == IORING_OP_SEND_ZC && !req->notifies) {
+		req->notifies = true;
+		req->place = UNSTOPPABLE;
+		complete(ring, req, req->res, IORING_CQE_F_MORE, false);
+		req->failed |= req->res < 0;
+		req->ends = SOON;
+		return;
+	}
+	if (req->notifies)
+		complete(ring, req, 0, IORING_CQE_F_NOTIF, false);
+	else
+		complete(ring, req, result(req), 0, false);
+}
+
+static bool can_step(const req_t *req)
+{
+	if (req->state != RUN)
+		return req->state == START;
+	return req->ends == SOON || (req->ends == EVENT && req->event) ||
+	       (req->ends == AT_DUE && req->due_ns <= world.now_ns);
+}
+
+bool kernel_step(void)
+{
+	files_expire();
+	for (unsigned i = 0; i < n_rings; i++) {
+		ring_t *ring = &rings[i];
+		unsigned from = ring->open && ring->n_active ? pick(ring->n_active) : 0;
+
+		for (unsigned j = 0; ring->open && j < ring->n_active; j++) {
+			req_t *req = ring->active[from + j < ring->n_active ? from + j : from + j - ring->n_active];
+
+			if (can_step(req)) {
+				req_step(ring, req);
+				if (!(ring->flags & (IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN)))
+					work_run(ring, false);
+				return true;
+			}
+		}
+		if (ring->open && ring->n_work &&
+		    !(ring->flags & (IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN))) {
+			work_run(ring, false);
+			return true;
+		}
+	}
+	return false;
+}
+
+void kernel_entered(void)
+{
+	for (unsigned i = 0; i < n_rings; i++)
+		if (rings[i].open && rings[i].flags & IORING_SETUP_COOP_TASKRUN && rings[i].n_work)
+			work_run(&rings[i], true);
+}
+
+uint64_t kernel_due_ns(void)
+{
+	uint64_t due_ns = NEVER;
+
+	for (unsigned i = 0; i < n_files_used; i++)
+		if (files[i].open && files[i].due_ns < due_ns)
+			due_ns = files[i].due_ns;
+	for (unsigned i = 0; i < n_rings; i++) {
+		for (unsigned j = 0; rings[i].open && j < rings[i].n_active; j++) {
+			const req_t *req = rings[i].active[j];
+
+			if (req->state == RUN && req->ends == AT_DUE && req->due_ns < due_ns)
+				due_ns = req->due_ns;
+		}
+	}
+	return due_ns;
+}
+
+bool kernel_feed(void)
+{
+	for (unsigned i = 0; i < n_rings; i++) {
+		ring_t *ring = &rings[i];
+		unsigned from = ring->open && ring->n_active ? pick(ring->n_active) : 0;
+
+		for (unsigned j = 0; ring->open && j < ring->n_active; j++) {
+			req_t *req = ring->active[(from + j) % ring->n_active];
+
+			if (req->state == RUN && req->ends == FED && req->op) {
+				TRACE("kernel: op %u is fed", req->op);
+				req->ends = SOON;
+				return true;
+			}
+		}
+	}
+	return false;
+}
+
+/* ---- The program's questions ------------------------------------------------------------------ */
+
+static const req_t *find_op(unsigned op)
+{
+	for (unsigned i = 0; i < n_rings; i++)
+		for (unsigned j = 0; rings[i].open && j < rings[i].n_active; j++)
+			if (rings[i].active[j]->op == op)
+				return rings[i].active[j];
+	return NULL;
+}
+
+bool kernel_holds(unsigned op)
+{
+	return find_op(op) != NULL;
+}
+
+bool kernel_forgot_cancel(unsigned op)
+{
+	const req_t *req = find_op(op);
+
+	return req && req->state == RUN && req->ends == FED && req->place != UNSTOPPABLE;
+}
+
+const char *kernel_where(unsigned op)
+{
+	static const char *const names[] = { "linked", "to be started", "running", "over" };
+	const req_t *req = find_op(op);
+
+	return req ? names[req->state] : "not there";
+}
+
+unsigned kernel_n_visible(void)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < n_rings; i++) {
+		for (unsigned at = rings[i].cq_head; rings[i].open && at != rings[i].cq_tail; at++) {
+			const struct io_uring_cqe *cqe = &rings[i].cqes[at & rings[i].cq_mask];
+			(void)cqe;
+			n++;
+		}
+	}
+	return n;
+}
+
+bool kernel_readable(int fd)
+{
+	const file_t *file = file_of(fd);
+
+	CHECK(file_polls(file), "descriptor %d is not open", fd);
+	files_expire();
+	kernel_entered();
+	return file->count > 0;
+}
+
+void kernel_close_of_program(int fd)
+{
+	file_t *file = file_of(fd);
+
+	CHECK(file && file->kind == OPENED, "a result is descriptor %d, which is not open", fd);
+	file->open = false;
+}
+
+unsigned kernel_sq_entries(void)
+{
+	return sq_entries_now;
+}
+
+unsigned kernel_sq_entries_min(void)
+{
+	return sq_entries_min;
+}
+
+void kernel_reset(void)
+{
+	for (unsigned i = 0; i < n_rings; i++)
+		rings[i].open = false;
+	for (unsigned i = 0; i < n_files_used; i++)
+		files[i].open = false;
+	n_rings = n_files_used = 0;
+	for (; n_free_reqs < MAX_REQS; n_free_reqs++) /* the first time */
+		free_reqs[n_free_reqs] = &reqs[n_free_reqs];
+	kernel = one_in(100) ? KERNEL_5_10 : one_in(3) ? KERNEL_6_1 : KERNEL_5_11 + pick(N_KERNELS - 1);
+	refuse_register = one_in(30);
+	sq_entries_now = 0;
+	sq_entries_min = ~0U;
+}
+
+void kernel_check_end(void)
+{
+	for (unsigned i = 0; i < n_rings; i++)
+		CHECK(!rings[i].open, "a ring is left");
+	for (unsigned i = 0; i < n_files_used; i++)
+		CHECK(!files[i].open, "descriptor %u is left, %s", FD_FAKE + i,
+		      files[i].kind == OPENED ? "the result of an op" : "iou's own");
+}
+
+/* ---- Rings: what iou calls -------------------------------------------------------------------- */
+
+static const unsigned known_flags[N_KERNELS] = {
+	[KERNEL_5_10] = IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP | IORING_SETUP_R_DISABLED | IORING_SETUP_ATTACH_WQ,
+	[KERNEL_5_11] = IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP | IORING_SETUP_R_DISABLED | IORING_SETUP_ATTACH_WQ,
+	[KERNEL_5_18] = IORING_SETUP_SUBMIT_ALL,
+	[KERNEL_5_19] = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+	[KERNEL_6_0] = IORING_SETUP_SINGLE_ISSUER,
+	[KERNEL_6_1] = IORING_SETUP_DEFER_TASKRUN,
+	[KERNEL_6_15] = 0,
+};
+
+static int setup_error(unsigned entries, const struct io_uring_params *params)
+{
+	static const int errors[] = { -ENOMEM, -EMFILE, -ENFILE, -EPERM, -ENOSYS };
+	unsigned known = 0;
+
+	for (unsigned i = KERNEL_5_11; i <= kernel || i == KERNEL_5_11; i++)
+		known |= known_flags[i];
+	if (params->flags & ~known)
+		return -EINVAL;
+	if (params->flags & IORING_SETUP_DEFER_TASKRUN && !(params->flags & IORING_SETUP_SINGLE_ISSUER))
+		return -EINVAL;
+	if (params->flags & IORING_SETUP_TASKRUN_FLAG &&
+	    !(params->flags & (IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN)))
+		return -EINVAL;
+	if (!entries || (entries > 32768 && !(params->flags & IORING_SETUP_CLAMP)))
+		return -EINVAL;
+	if (fault(100))
+		return errors[pick(5)];
+	return 0;
+}
+
+static void ring_map(ring_t *ring, struct io_uring *uring)
+{
+	memset(uring, 0, sizeof(*uring));
+	uring->ring_fd = uring->enter_ring_fd = ring->fd;
+	uring->flags = ring->flags;
+	uring->sq.khead = &ring->sq_head;
+	uring->sq.ktail = &ring->sq_tail;
+	uring->sq.kflags = &ring->sq_flags;
+	uring->sq.kdropped = &ring->sq_dropped;
+	uring->sq.kring_mask = &ring->sq_mask;
+	uring->sq.kring_entries = &ring->sq_ring_entries;
+	uring->sq.array = ring->array;
+	uring->sq.sqes = ring->sqes;
+	uring->sq.ring_mask = ring->sq_mask;
+	uring->sq.ring_entries = ring->sq_entries;
+	uring->sq.sqe_head = uring->sq.sqe_tail = ring->sq_tail;
+	uring->cq.khead = &ring->cq_head;
+	uring->cq.ktail = &ring->cq_tail;
+	uring->cq.kflags = &ring->cq_flags;
+	uring->cq.koverflow = &ring->cq_overflow;
+	uring->cq.kring_mask = &ring->cq_mask;
+	uring->cq.kring_entries = &ring->cq_ring_entries;
+	uring->cq.cqes = ring->cqes;
+	uring->cq.ring_mask = ring->cq_mask;
+	uring->cq.ring_entries = ring->cq_entries;
+}
+
+static unsigned power_of_two(unsigned n, unsigned most)
+{
+	unsigned p = 1;
+
+	while (p < n && p < most)
+		p *= 2;
+	return p;
+}
+
+int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *uring, struct io_uring_params *params);
+int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *uring, struct io_uring_params *params)
+{
+	int ret = setup_error(entries, params);
+	unsigned base = 0U - pick(8);
+	ring_t *ring;
+	unsigned at = 0;
+
+	TRACE("kernel: setup of %u entries, flags %#x: %d", entries, params->flags, ret);
+	if (ret)
+		return ret;
+	while (at < n_rings && rings[at].open)
+		at++;
+	CHECK(at < MAX_RINGS, "rings leak");
+	if (at == n_rings)
+		n_rings++;
+	ring = &rings[at];
+	memset(ring, 0, offsetof(ring_t, array));
+	memset(ring->array, 0, sizeof(ring->array));
+	ring->open = true;
+	ring->fd = file_open(RINGFD);
+	ring->eventfd = -1;
+	ring->registered = ~0U;
+	ring->flags = params->flags;
+	ring->disabled = params->flags & IORING_SETUP_R_DISABLED;
+	ring->sq_entries = ring->sq_ring_entries = power_of_two(entries, MAX_SQ);
+	ring->cq_entries = ring->cq_ring_entries =
+		power_of_two(params->flags & IORING_SETUP_CQSIZE ? params->cq_entries : 2 * ring->sq_entries, MAX_CQ);
+	ring->sq_mask = ring->sq_entries - 1;
+	ring->cq_mask = ring->cq_entries - 1;
+	/* all four of a real ring start at 0, and come near the wrap after some minutes */
+	ring->sq_head = ring->sq_tail = ring->own_sq_head = base;
+	ring->cq_head = ring->cq_tail = base - 1 + pick(3);
+	ring->cut_after = 0;
+	ring->n_active = ring->n_work = ring->n_overflow = ring->n_idle_enters = 0;
+	sq_entries_now = ring->sq_entries;
+	if (sq_entries_now < sq_entries_min)
+		sq_entries_min = sq_entries_now;
+	params->sq_entries = ring->sq_entries;
+	params->cq_entries = ring->cq_entries;
+	params->features = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_RW_CUR_POS |
+			   IORING_FEAT_FAST_POLL | IORING_FEAT_SUBMIT_STABLE | IORING_FEAT_POLL_32BITS;
+	if (kernel > KERNEL_5_10)
+		params->features |= IORING_FEAT_EXT_ARG | IORING_FEAT_NATIVE_WORKERS;
+	if (kernel >= KERNEL_5_18)
+		params->features |= IORING_FEAT_CQE_SKIP | IORING_FEAT_LINKED_FILE;
+	if (kernel >= KERNEL_6_15)
+		params->features |= FEAT_NO_IOWAIT;
+	ring_map(ring, uring);
+	uring->features = params->features;
+	return 0;
+}
+
+static ring_t *ring_of(int fd)
+{
+	for (unsigned i = 0; i < n_rings; i++)
+		if (rings[i].open && rings[i].fd == fd)
+			return &rings[i];
+	return NULL;
+}
+
+void __wrap_io_uring_queue_exit(struct io_uring *uring);
+void __wrap_io_uring_queue_exit(struct io_uring *uring)
+{
+	ring_t *ring = ring_of(uring->ring_fd);
+
+	TRACE("kernel: ring closed");
+	CHECK(ring, "queue_exit of a ring that is not open");
+	CHECK(!on_other_thread(), "a worker closes the ring");
+	for (unsigned i = 0; i < ring->n_active; i++) {
+		const req_t *req = ring->active[i];
+
+		CHECK(!req->op, "the ring is closed while op %u is %s in the kernel", req->op, kernel_where(req->op));
+		CHECK(req->sqe.opcode != IORING_OP_READ, "the ring is closed while iou's own read is in flight");
+	}
+	CHECK(__atomic_load_n(&ring->sq_tail, __ATOMIC_RELAXED) == ring->own_sq_head,
+	      "the ring is closed with SQEs published");
+	for (unsigned i = 0; i < ring->n_active; i++)
+		free_reqs[n_free_reqs++] = ring->active[i];
+	ring->open = false;
+	file_of(ring->fd)->open = false;
+	memset(ring->cqes, 0xee, sizeof(ring->cqes[0]) * ring->cq_entries);
+	memset(&ring->sq_head, 0xee, offsetof(ring_t, array) - offsetof(ring_t, sq_head));
+	memset(uring, 0xee, sizeof(*uring));
+}
+
+int __wrap_io_uring_ring_dontfork(struct io_uring *uring);
+int __wrap_io_uring_ring_dontfork(struct io_uring *uring)
+{
+	CHECK(ring_of(uring->ring_fd), "dontfork of a ring that is not open");
+	return fault(100) ? -ENOMEM : 0;
+}
+
+static int register_ring_fd(ring_t *ring, void *arg)
+{
+	struct io_uring_rsrc_update *update = arg;
+
+	if (kernel < KERNEL_5_18 || one_in(8))
+		return -EINVAL;
+	CHECK((int)update->data == ring->fd, "another fd is registered");
+	ring->registered = pick(16);
+	for (unsigned i = 0; i < n_rings; i++)
+		while (&rings[i] != ring && rings[i].open && rings[i].registered == ring->registered)
+			ring->registered = (ring->registered + 1) % 16;
+	update->offset = ring->registered;
+	return 1;
+}
+
+int __wrap_io_uring_register(unsigned fd, unsigned opcode, const void *arg, unsigned n_args);
+int __wrap_io_uring_register(unsigned fd, unsigned opcode, const void *arg, unsigned n_args)
+{
+	ring_t *ring = ring_of((int)fd);
+	int ret = -EINVAL;
+
+	CHECK(!on_other_thread(), "a worker registers");
+	if (!ring)
+		return -EBADF;
+	if (refuse_register)
+		return -EPERM;
+	kernel_entered();
+	switch (opcode) {
+	case IORING_REGISTER_ENABLE_RINGS:
+		ret = ring->disabled ? 0 : -EBADFD;
+		ring->disabled = false;
+		break;
+	case IORING_REGISTER_EVENTFD:
+	case IORING_REGISTER_EVENTFD_ASYNC:
+		if (ring->eventfd >= 0)
+			return -EBUSY;
+		if (fault(20))
+			return -ENOMEM;
+		ring->eventfd = *(const int *)arg;
+		CHECK(file_of(ring->eventfd), "the eventfd to register is not open");
+		ret = 0;
+		break;
+	case IORING_UNREGISTER_EVENTFD:
+		ret = ring->eventfd >= 0 ? 0 : -ENXIO;
+		ring->eventfd = -1;
+		break;
+	case IORING_REGISTER_RING_FDS:
+		ret = register_ring_fd(ring, (void *)(uintptr_t)arg);
+		break;
+	case IORING_UNREGISTER_RING_FDS:
+		ret = ring->registered != ~0U ? (int)n_args : 0;
+		ring->registered = ~0U;
+		break;
+	}
+	TRACE("kernel: register %u: %d", opcode, ret);
+	return ret;
+}
+
+/* ---- Enter ------------------------------------------------------------------------------------ */
+
+static req_t *req_take(ring_t *ring, const struct io_uring_sqe *sqe)
+{
+	req_t *req;
+
+	CHECK(n_free_reqs, "%d requests in flight", MAX_REQS);
+	req = free_reqs[--n_free_reqs];
+	memset(req, 0, sizeof(*req));
+	req->sqe = *sqe;
+	req->op = (unsigned)((const uint64_t *)(const void *)sqe)[7];
+	req->index = ring->n_active;
+	ring->active[ring->n_active++] = req;
+	if (!opcode_known(sqe))
+		req->error = -EINVAL;
+	if (sqe->flags & IOSQE_CQE_SKIP_SUCCESS && kernel < KERNEL_5_18)
+		req->error = -EINVAL;
+	if (!req->op)
+		CHECK(!(sqe->flags & (IOSQE_IO_LINK | IOSQE_IO_HARDLINK | IOSQE_IO_DRAIN)),
+		      "iou's own SQE, opcode %u, has flags %#x", sqe->opcode, sqe->flags);
+	return req;
+}
+
+static void chain_start(ring_t *ring, req_t *head, bool bad)
+{
+	if (!bad) {
+		issue(ring, head);
+		return;
+	}
+	while (head) {
+		req_t *next = head->next;
+
+		head->next = NULL;
+		complete(ring, head, head->error ? head->error : -ECANCELED, 0, one_in(2));
+		head = next;
+	}
+}
+
+typedef struct chain_t {
+	req_t *head, *last;
+	bool bad;
+} chain_t;
+
+/* The next SQE: true when the submission stops after it. */
+static bool take_sqe(ring_t *ring, chain_t *chain, bool first)
+{
+	unsigned index = ring->array[ring->own_sq_head & ring->sq_mask];
+	req_t *req;
+	bool stop = false;
+
+	CHECK(index < ring->sq_entries, "SQ array holds %u", index);
+	req = req_take(ring, &ring->sqes[index]);
+	memset(&ring->sqes[index], 0xee, sizeof(struct io_uring_sqe));
+	ring->own_sq_head++;
+	TRACE("kernel: takes op %u, opcode %u, flags %#x", req->op, req->sqe.opcode, req->sqe.flags);
+	if (req->op)
+		model_taken(req->op, &req->sqe, first, chain->last ? chain->last->op : 0, chain->last != NULL,
+			    ring->cut_after != 0);
+	else if (chain->last)
+		model_own_in_chain(chain->last->op);
+	ring->cut_after = 0;
+	req->state = LINKED;
+	if (chain->last)
+		chain->last->next = req;
+	else
+		chain->head = req;
+	chain->last = req;
+	chain->bad |= req->error != 0;
+	if (!(req->sqe.flags & (IOSQE_IO_LINK | IOSQE_IO_HARDLINK))) {
+		stop = req->error && !(ring->flags & IORING_SETUP_SUBMIT_ALL);
+		chain_start(ring, chain->head, chain->bad);
+		*chain = (chain_t){ NULL, NULL, false };
+	}
+	return stop;
+}
+
+static int submit(ring_t *ring, unsigned to_submit)
+{
+	unsigned n = __atomic_load_n(&ring->sq_tail, __ATOMIC_ACQUIRE) - ring->own_sq_head;
+	chain_t chain = { NULL, NULL, false };
+	unsigned i = 0;
+	bool stop = false;
+
+	CHECK(n <= ring->sq_entries, "%u SQEs are published in an SQ of %u", n, ring->sq_entries);
+	CHECK(to_submit <= n, "%u SQEs are to be submitted of %u", to_submit, n);
+	while (i < to_submit && !stop) {
+		if (fault(40))
+			break;
+		stop = take_sqe(ring, &chain, i == 0);
+		i++;
+	}
+	if (chain.last) {
+		if (i == to_submit)
+			model_chain_left_open(chain.last->op);
+		else
+			ring->cut_after = chain.last->op;
+		chain_start(ring, chain.head, chain.bad);
+	}
+	__atomic_store_n(&ring->sq_head, ring->own_sq_head, __ATOMIC_RELEASE);
+	world.events += i;
+	return i || !to_submit ? (int)i : -EAGAIN;
+}
+
+/* One thing that happens while the loop sleeps. */
+static void time_passes(uint64_t until_ns, bool timed)
+{
+	uint64_t due_ns = kernel_due_ns(), job_ns = threads_due_ns();
+	unsigned first = pick(4);
+
+	if (first == 0 && poster_start())
+		return;
+	if (first < 2 && threads_step())
+		return;
+	if (kernel_step() || threads_step())
+		return;
+	if (!posters_idle()) /* blocked, which only a worker's going on can end */
+		FAIL("the posting threads hang");
+	model_sleeps(due_ns == NEVER && job_ns == NEVER && until_ns == NEVER && !timed);
+	if (job_ns < due_ns)
+		due_ns = job_ns;
+	if (until_ns < due_ns)
+		due_ns = until_ns;
+	if (due_ns == NEVER) {
+		model_rescue();
+		return;
+	}
+	if (due_ns > world.now_ns)
+		world.now_ns = due_ns;
+	if (one_in(4))
+		world.now_ns += pick(2000);
+}
+
+static int sleep_in(ring_t *ring, unsigned min_complete, uint64_t until_ns, bool timed)
+{
+	bool interrupted = false;
+
+	if (min_complete > ring->cq_entries)
+		min_complete = ring->cq_entries;
+	for (unsigned n = 0;; n++) {
+		work_run(ring, one_in(4) ? false : true);
+		overflow_flush(ring);
+		if (cq_ready(ring) >= min_complete)
+			return 0;
+		if (timed && world.now_ns >= until_ns)
+			return cq_ready(ring) ? 0 : -ETIME;
+		if (interrupted || fault(200))
+			return cq_ready(ring) ? 0 : -EINTR;
+		CHECK(n < 100000, "a sleep does not end");
+		time_passes(timed ? until_ns : NEVER, timed);
+		interrupted = one_in(50) && fault(4);
+	}
+}
+
+static int enter_events(ring_t *ring, unsigned min_complete, unsigned flags, const void *arg, size_t size)
+{
+	const struct io_uring_getevents_arg *ext = arg;
+	const struct __kernel_timespec *ts = NULL;
+	uint64_t until_ns = NEVER;
+
+	if (flags & IORING_ENTER_EXT_ARG && arg) {
+		if (size != sizeof(*ext))
+			return -EINVAL;
+		ts = (const void *)(uintptr_t)ext->ts;
+	}
+	if (ts) {
+		if (ts->tv_sec < 0 || ts->tv_nsec < 0)
+			until_ns = world.now_ns;
+		else if ((uint64_t)ts->tv_sec < UINT64_C(9000000000))
+			until_ns = world.now_ns + (uint64_t)ts->tv_sec * 1000000000 + (uint64_t)ts->tv_nsec;
+	}
+	return sleep_in(ring, min_complete, until_ns, ts && until_ns != NEVER);
+}
+
+int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned min_complete, unsigned flags, sigset_t *arg,
+			   size_t size);
+int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned min_complete, unsigned flags, sigset_t *arg,
+			   size_t size)
+{
+	static const int shortages[] = { -EAGAIN, -EBUSY, -ENOMEM };
+	uint64_t events = world.events;
+	ring_t *ring = NULL;
+	int ret = 0, waited;
+
+	sim_n_steps++;
+	sim_point();
+	CHECK(!on_other_thread(), "a worker or another thread enters the ring");
+	for (unsigned i = 0; flags & IORING_ENTER_REGISTERED_RING && i < n_rings; i++)
+		if (rings[i].open && rings[i].registered == fd)
+			ring = &rings[i];
+	if (!(flags & IORING_ENTER_REGISTERED_RING))
+		ring = ring_of((int)fd);
+	CHECK(ring, "enter on descriptor %u, which is no ring", fd);
+	if (flags & ~(IORING_ENTER_GETEVENTS | IORING_ENTER_SQ_WAKEUP | IORING_ENTER_SQ_WAIT | IORING_ENTER_EXT_ARG |
+		      IORING_ENTER_REGISTERED_RING | (kernel >= KERNEL_6_15 ? ENTER_NO_IOWAIT : 0)))
+		return -EINVAL;
+	if (ring->disabled)
+		return -EBADFD;
+	TRACE("kernel: enter, submits %u, waits for %u, flags %#x", to_submit, min_complete, flags);
+	kernel_entered();
+	if (fault(30))
+		return shortages[pick(3)];
+	if (to_submit) {
+		ret = submit(ring, to_submit);
+		if (ret != (int)to_submit) {
+			TRACE("kernel: enter returns %d", ret);
+			return ret;
+		}
+	}
+	if (flags & IORING_ENTER_GETEVENTS) {
+		uint64_t before_ns = world.now_ns;
+
+		waited = enter_events(ring, min_complete, flags, arg, size);
+		if (!ret)
+			ret = waited;
+		if (before_ns != world.now_ns || waited == -EINTR)
+			world.events++;
+	}
+	ring->n_idle_enters = events == world.events && !cq_ready(ring) ? ring->n_idle_enters + 1 : 0;
+	CHECK(ring->n_idle_enters < 24, "the loop spins: 24 enters in which nothing happened");
+	TRACE("kernel: enter returns %d", ret);
+	return ret;
+}
+
+/* ---- eventfd, close, clock -------------------------------------------------------------------- */
+
+int __wrap_eventfd(unsigned count, int flags);
+int __wrap_eventfd(unsigned count, int flags)
+{
+	int fd;
+
+	CHECK(flags & EFD_CLOEXEC, "an eventfd without EFD_CLOEXEC");
+	if (fault(100)) {
+		errno = EMFILE;
+		return -1;
+	}
+	fd = file_open(EVENTFD);
+	file_of(fd)->count = count;
+	TRACE("kernel: eventfd %d", fd);
+	return fd;
+}
+
+int __wrap_eventfd_write(int fd, eventfd_t value);
+int __wrap_eventfd_write(int fd, eventfd_t value)
+{
+	file_t *file;
+
+	sim_point();
+	file = file_of(fd);
+	CHECK(file && file->kind == EVENTFD, "eventfd_write on descriptor %d, which is not open", fd);
+	TRACE("thread %u: eventfd_write %d", thread_number(), fd);
+	world.events++;
+	file_write(file, value);
+	if (!on_other_thread())
+		kernel_entered();
+	sim_point();
+	return 0;
+}
+
+int __wrap_eventfd_read(int fd, eventfd_t *value);
+int __wrap_eventfd_read(int fd, eventfd_t *value)
+{
+	file_t *file;
+
+	sim_point();
+	file = file_of(fd);
+	CHECK(file && file->kind == EVENTFD, "eventfd_read on descriptor %d, which is not open", fd);
+	TRACE("thread %u: eventfd_read %d: %llu", thread_number(), fd, (unsigned long long)file->count);
+	if (!file->count) {
+		errno = EAGAIN;
+		return -1;
+	}
+	*value = file->count;
+	file->count = 0;
+	if (!on_other_thread())
+		kernel_entered();
+	sim_point();
+	return 0;
+}
+
+int __wrap_timerfd_create(int clock, int flags);
+int __wrap_timerfd_create(int clock, int flags)
+{
+	CHECK(clock == CLOCK_MONOTONIC && flags & TFD_CLOEXEC, "a timerfd of clock %d, flags %#x", clock, flags);
+	if (fault(20)) {
+		errno = EMFILE;
+		return -1;
+	}
+	return file_open(TIMERFD);
+}
+
+int __wrap_timerfd_settime(int fd, int flags, const struct itimerspec *new_value, struct itimerspec *old_value);
+int __wrap_timerfd_settime(int fd, int flags, const struct itimerspec *new_value, struct itimerspec *old_value)
+{
+	file_t *file = file_of(fd);
+	uint64_t ns = (uint64_t)new_value->it_value.tv_sec * 1000000000 + (uint64_t)new_value->it_value.tv_nsec;
+
+	CHECK(file && file->kind == TIMERFD, "timerfd_settime of descriptor %d", fd);
+	CHECK(!old_value && !new_value->it_interval.tv_sec && !new_value->it_interval.tv_nsec, "timerfd_settime");
+	if (new_value->it_value.tv_sec < 0 || new_value->it_value.tv_nsec < 0 ||
+	    new_value->it_value.tv_nsec >= 1000000000) {
+		errno = EINVAL;
+		return -1;
+	}
+	if (new_value->it_value.tv_sec > INT64_MAX / 1000000000)
+		ns = NEVER - 1;
+	TRACE("kernel: timerfd %d is set to %llu%s", fd, (unsigned long long)ns, flags & TFD_TIMER_ABSTIME ? "" : " from now");
+	file->count = 0;
+	file->due_ns = !ns ? NEVER : flags & TFD_TIMER_ABSTIME ? ns : world.now_ns + ns;
+	kernel_entered();
+	return 0;
+}
+
+int __real_close(int fd);
+int __wrap_close(int fd);
+int __wrap_close(int fd)
+{
+	file_t *file = file_of(fd);
+
+	if (fd < FD_READY)
+		return __real_close(fd);
+	CHECK(file, "close of descriptor %d, which is not open", fd);
+	CHECK(!ring_of(fd), "close of the ring's descriptor");
+	TRACE("kernel: close %d", fd);
+	file->open = false;
+	return 0;
+}

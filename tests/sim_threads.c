@@ -1,0 +1,571 @@
+/* SPDX-License-Identifier: MIT */
+
+/*
+ * The fake threads: coroutines, mutexes, conditions, the clock, and memory that can run short.
+ *
+ * The loop thread is the program's own stack. It steps the others where it calls something wrapped; a
+ * stepped one runs until it blocks, or until chance hands back at something that it calls. A mutex's and a
+ * condition's state stands in iou's own memory, as with the real ones.
+ */
+
+#include "sim.h"
+
+#include <malloc.h>
+#include <pthread.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <time.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#if SIM_ASAN
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#define N_POSTERS   2
+#define MAX_THREADS (1 + N_POSTERS + 16)
+#define STACK_SIZE  (SIM_ASAN ? 512 * 1024 : 64 * 1024)
+
+enum thread_state { NONE, PARKED, RUNS, WAITS_MUTEX, WAITS_COND, SLEEPS, ENDED };
+
+typedef struct fake_mutex_t {
+	unsigned owner; /* thread number + 1; 0: free */
+} fake_mutex_t;
+
+typedef struct thread_t {
+	enum thread_state state;
+	const void *waits_for;
+	bool signalled;
+	uint64_t until_ns;
+	const bool *flag;
+	void *(*main)(void *data);
+	void *data;
+	bool has_context;
+	jmp_buf jump;
+	ucontext_t context;
+	void *stack;
+	void *shadow_stack; /* ASan's */
+} thread_t;
+
+world_t world;
+
+static thread_t threads[MAX_THREADS];
+static unsigned n_threads = 1 + N_POSTERS, current;
+
+/* ---- Coroutines ------------------------------------------------------------------------------- */
+
+static void switch_to(unsigned to)
+{
+	thread_t *before = &threads[current], *after = &threads[to];
+
+	current = to;
+#if SIM_ASAN
+	__sanitizer_start_switch_fiber(&before->shadow_stack, after->stack, STACK_SIZE);
+	swapcontext(&before->context, &after->context);
+	__sanitizer_finish_switch_fiber(threads[current].shadow_stack, NULL, NULL);
+#else
+	if (_setjmp(before->jump) == 0) {
+		if (after->has_context)
+			_longjmp(after->jump, 1);
+		after->has_context = true;
+		setcontext(&after->context);
+	}
+#endif
+}
+
+static void thread_main(void)
+{
+#if SIM_ASAN
+	static bool known;
+	const void *bottom;
+	size_t size;
+
+	__sanitizer_finish_switch_fiber(NULL, &bottom, &size);
+	if (!known)
+		threads[0].stack = (void *)(uintptr_t)bottom;
+	known = true;
+#endif
+	for (;;) {
+		thread_t *thread = &threads[current];
+
+		thread->main(thread->data);
+		thread->state = ENDED;
+		world.events++;
+		switch_to(0);
+	}
+}
+
+static void *poster_main(void *data)
+{
+	unsigned number = (unsigned)(uintptr_t)data;
+
+	for (;;) {
+		threads[number].state = PARKED;
+		switch_to(0);
+		poster_act(number);
+	}
+	return NULL;
+}
+
+static void thread_prepare(unsigned number, void *(*main)(void *), void *data)
+{
+	thread_t *thread = &threads[number];
+
+	thread->main = main;
+	thread->data = data;
+	thread->state = RUNS;
+	if (thread->stack)
+		return;
+	thread->stack = aligned_alloc(4096, STACK_SIZE);
+	getcontext(&thread->context);
+	thread->context.uc_stack.ss_sp = thread->stack;
+	thread->context.uc_stack.ss_size = STACK_SIZE;
+	thread->context.uc_link = NULL;
+	makecontext(&thread->context, thread_main, 0);
+}
+
+void threads_reset(void)
+{
+	for (unsigned i = 1; i <= N_POSTERS; i++) {
+		if (!threads[i].stack) {
+			thread_prepare(i, poster_main, (void *)(uintptr_t)i);
+			switch_to(i); /* it parks */
+		}
+	}
+	n_threads = 1 + N_POSTERS;
+}
+
+static bool can_run(const thread_t *thread)
+{
+	switch (thread->state) {
+	case RUNS:
+		return true;
+	case WAITS_MUTEX:
+		return ((const fake_mutex_t *)thread->waits_for)->owner == 0;
+	case WAITS_COND:
+		return thread->signalled;
+	case SLEEPS:
+		return thread->until_ns <= world.now_ns || *thread->flag;
+	default:
+		return false;
+	}
+}
+
+bool threads_step(void)
+{
+	unsigned from;
+
+	CHECK(current == 0, "threads_step on thread %u", current);
+	if (n_threads == 1)
+		return false;
+	from = 1 + pick(n_threads - 1);
+	for (unsigned i = 1; i < n_threads; i++) {
+		unsigned at = from + i - 1 < n_threads ? from + i - 1 : from + i - n_threads;
+		thread_t *thread = &threads[at];
+
+		if (can_run(thread) || (thread->state == WAITS_COND && one_in(100))) {
+			thread->state = RUNS;
+			switch_to(at);
+			return true;
+		}
+	}
+	return false;
+}
+
+/* Hand back to the loop thread; this one goes on when it can. */
+static void thread_yield(enum thread_state state, const void *waits_for)
+{
+	threads[current].state = state;
+	threads[current].waits_for = waits_for;
+	switch_to(0);
+}
+
+void sim_point(void)
+{
+	unsigned n;
+
+	if (!world.running)
+		return;
+	if (current) {
+		if (one_in(3))
+			thread_yield(RUNS, NULL);
+		return;
+	}
+	n = pick(4 * world.step_one_in);
+	if (n < 2)
+		threads_step();
+	else if (n == 2)
+		kernel_step();
+	else if (n == 3 && poster_start())
+		threads_step();
+}
+
+bool on_other_thread(void)
+{
+	return current != 0;
+}
+
+unsigned thread_number(void)
+{
+	return current;
+}
+
+void thread_sleep(uint64_t until_ns, const bool *flag)
+{
+	threads[current].until_ns = until_ns;
+	threads[current].flag = flag;
+	thread_yield(SLEEPS, NULL);
+}
+
+uint64_t threads_due_ns(void)
+{
+	uint64_t due_ns = NEVER;
+
+	for (unsigned i = 1; i < n_threads; i++)
+		if (threads[i].state == SLEEPS && threads[i].until_ns < due_ns)
+			due_ns = threads[i].until_ns;
+	return due_ns;
+}
+
+unsigned threads_n_workers(void)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 1 + N_POSTERS; i < n_threads; i++)
+		n += threads[i].state != ENDED && threads[i].state != NONE;
+	return n;
+}
+
+unsigned threads_n_free(void)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 1 + N_POSTERS; i < n_threads; i++)
+		n += threads[i].state == WAITS_COND && !threads[i].signalled;
+	return n;
+}
+
+void threads_until(bool (*cond)(const void *data), const void *data, const char *what)
+{
+	for (unsigned n = 0; !cond(data); n++) {
+		uint64_t due_ns = threads_due_ns(), kernel_ns = kernel_due_ns();
+
+		CHECK(n < 100000, "%s does not come to an end", what);
+		if (threads_step() || kernel_step())
+			continue;
+		if (kernel_ns < due_ns)
+			due_ns = kernel_ns;
+		if (due_ns != NEVER && due_ns > world.now_ns)
+			world.now_ns = due_ns;
+		else if (due_ns == NEVER)
+			model_rescue();
+	}
+}
+
+bool poster_start(void)
+{
+	unsigned number = 1 + pick(N_POSTERS);
+
+	if (threads[number].state != PARKED)
+		return false;
+	threads[number].state = RUNS;
+	return true;
+}
+
+bool posters_idle(void)
+{
+	for (unsigned i = 1; i <= N_POSTERS; i++)
+		if (threads[i].state != PARKED)
+			return false;
+	return true;
+}
+
+void threads_check_end(void)
+{
+	CHECK(threads_n_workers() == 0, "%u workers are left", threads_n_workers());
+}
+
+/* ---- pthreads --------------------------------------------------------------------------------- */
+
+static bool has_ended(const void *data)
+{
+	return ((const thread_t *)data)->state == ENDED;
+}
+
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*main)(void *), void *data);
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*main)(void *), void *data)
+{
+	(void)attr;
+	if (fault(10))
+		return EAGAIN;
+	CHECK(current == 0, "a worker starts a thread");
+	CHECK(n_threads < MAX_THREADS, "%u threads", n_threads);
+	thread_prepare(n_threads, main, data);
+	TRACE("thread %u: started", n_threads);
+	*thread = n_threads++;
+	sim_point();
+	return 0;
+}
+
+int __wrap_pthread_join(pthread_t thread, void **result);
+int __wrap_pthread_join(pthread_t thread, void **result)
+{
+	(void)result;
+	CHECK(thread < n_threads && threads[thread].state != NONE, "pthread_join of no thread");
+	threads_until(has_ended, &threads[thread], "pthread_join");
+	threads[thread].state = NONE;
+	return 0;
+}
+
+int __wrap_pthread_setcancelstate(int state, int *old);
+int __wrap_pthread_setcancelstate(int state, int *old)
+{
+	(void)state;
+	(void)old;
+	return 0;
+}
+
+int __wrap_pthread_sigmask(int how, const sigset_t *set, sigset_t *old);
+int __wrap_pthread_sigmask(int how, const sigset_t *set, sigset_t *old)
+{
+	(void)how;
+	(void)set;
+	(void)old;
+	return 0;
+}
+
+int __wrap_pthread_setname_np(pthread_t thread, const char *name);
+int __wrap_pthread_setname_np(pthread_t thread, const char *name)
+{
+	(void)thread;
+	(void)name;
+	return 0;
+}
+
+int __wrap_sched_getaffinity(pid_t pid, size_t size, cpu_set_t *set);
+int __wrap_sched_getaffinity(pid_t pid, size_t size, cpu_set_t *set)
+{
+	(void)pid;
+	memset(set, 0, size);
+	CPU_SET(0, set);
+	CPU_SET(1, set);
+	return 0;
+}
+
+int __wrap_sched_yield(void);
+int __wrap_sched_yield(void)
+{
+	sim_n_steps++;
+	if (current)
+		thread_yield(RUNS, NULL);
+	else if (!threads_step())
+		FAIL("waits for a thread that does not run");
+	return 0;
+}
+
+int __wrap_pthread_mutex_init(pthread_mutex_t *mutex, const pthread_mutexattr_t *attr);
+int __wrap_pthread_mutex_init(pthread_mutex_t *mutex, const pthread_mutexattr_t *attr)
+{
+	(void)attr;
+	((fake_mutex_t *)mutex)->owner = 0;
+	return 0;
+}
+
+int __wrap_pthread_mutex_destroy(pthread_mutex_t *mutex);
+int __wrap_pthread_mutex_destroy(pthread_mutex_t *mutex)
+{
+	CHECK(((fake_mutex_t *)mutex)->owner == 0, "a locked mutex is destroyed");
+	((fake_mutex_t *)mutex)->owner = 0xdead;
+	return 0;
+}
+
+static void mutex_take(fake_mutex_t *mutex)
+{
+	CHECK(mutex->owner <= MAX_THREADS, "lock of a mutex that is gone");
+	CHECK(mutex->owner != current + 1, "a mutex is locked twice");
+	while (mutex->owner) {
+		if (current)
+			thread_yield(WAITS_MUTEX, mutex);
+		else if (!threads_step())
+			FAIL("deadlock: a mutex is held by thread %u", mutex->owner - 1);
+	}
+	mutex->owner = current + 1;
+}
+
+int __wrap_pthread_mutex_lock(pthread_mutex_t *mutex);
+int __wrap_pthread_mutex_lock(pthread_mutex_t *mutex)
+{
+	sim_point();
+	mutex_take((fake_mutex_t *)mutex);
+	sim_point();
+	return 0;
+}
+
+int __wrap_pthread_mutex_unlock(pthread_mutex_t *mutex);
+int __wrap_pthread_mutex_unlock(pthread_mutex_t *mutex)
+{
+	CHECK(((fake_mutex_t *)mutex)->owner == current + 1, "unlock of a mutex that thread %u holds",
+	      ((fake_mutex_t *)mutex)->owner - 1);
+	((fake_mutex_t *)mutex)->owner = 0;
+	sim_point();
+	return 0;
+}
+
+int __wrap_pthread_cond_init(pthread_cond_t *cond, const pthread_condattr_t *attr);
+int __wrap_pthread_cond_init(pthread_cond_t *cond, const pthread_condattr_t *attr)
+{
+	(void)cond;
+	(void)attr;
+	return 0;
+}
+
+int __wrap_pthread_cond_destroy(pthread_cond_t *cond);
+int __wrap_pthread_cond_destroy(pthread_cond_t *cond)
+{
+	for (unsigned i = 1; i < n_threads; i++)
+		CHECK(threads[i].state != WAITS_COND || threads[i].waits_for != cond, "a thread waits for a cond that goes");
+	return 0;
+}
+
+int __wrap_pthread_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex);
+int __wrap_pthread_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex)
+{
+	CHECK(current, "the loop thread waits for a condition");
+	CHECK(((fake_mutex_t *)mutex)->owner == current + 1, "cond_wait without the mutex");
+	((fake_mutex_t *)mutex)->owner = 0;
+	threads[current].signalled = false;
+	thread_yield(WAITS_COND, cond);
+	mutex_take((fake_mutex_t *)mutex);
+	return 0;
+}
+
+static void cond_wake(const pthread_cond_t *cond, bool all)
+{
+	unsigned from = pick(n_threads);
+
+	for (unsigned i = 0; i < n_threads; i++) {
+		thread_t *thread = &threads[(from + i) % n_threads];
+
+		if (thread->state == WAITS_COND && thread->waits_for == cond && !thread->signalled) {
+			thread->signalled = true;
+			if (!all)
+				return;
+		}
+	}
+}
+
+int __wrap_pthread_cond_signal(pthread_cond_t *cond);
+int __wrap_pthread_cond_signal(pthread_cond_t *cond)
+{
+	sim_point();
+	cond_wake(cond, false);
+	sim_point();
+	return 0;
+}
+
+int __wrap_pthread_cond_broadcast(pthread_cond_t *cond);
+int __wrap_pthread_cond_broadcast(pthread_cond_t *cond)
+{
+	sim_point();
+	cond_wake(cond, true);
+	sim_point();
+	return 0;
+}
+
+/* ---- Clock, chance, memory -------------------------------------------------------------------- */
+
+int __real_clock_gettime(clockid_t clock, struct timespec *ts);
+int __wrap_clock_gettime(clockid_t clock, struct timespec *ts);
+int __wrap_clock_gettime(clockid_t clock, struct timespec *ts)
+{
+	if (!world.running)
+		return __real_clock_gettime(clock, ts);
+	CHECK(clock == CLOCK_MONOTONIC, "clock %d is read", clock);
+	if (!world.clock_stands) {
+		sim_point();
+		if (current == 0)
+			world.now_ns += pick(16);
+	} else if (current) {
+		sim_point();
+	}
+	ts->tv_sec = (time_t)(world.now_ns / 1000000000);
+	ts->tv_nsec = (long)(world.now_ns % 1000000000);
+	return 0;
+}
+
+bool fault(unsigned n)
+{
+	if (!world.faults || !one_in(n))
+		return false;
+	world.faults--;
+	world.n_faults++;
+	TRACE("-- a fault");
+	return true;
+}
+
+static bool memory_is_short(void)
+{
+	CHECK(current || world.may_alloc, "iou allocates memory where it must not need any");
+	return fault(current ? 40 : 25);
+}
+
+static void *count(void *memory)
+{
+	world.n_allocs += memory != NULL;
+	return memory;
+}
+
+void *__real_malloc(size_t size);
+void *__wrap_malloc(size_t size);
+void *__wrap_malloc(size_t size)
+{
+	return !world.running ? __real_malloc(size) : memory_is_short() ? NULL : count(__real_malloc(size));
+}
+
+void *__real_calloc(size_t n, size_t size);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_calloc(size_t n, size_t size)
+{
+	return !world.running ? __real_calloc(n, size) : memory_is_short() ? NULL : count(__real_calloc(n, size));
+}
+
+void *__real_realloc(void *memory, size_t size);
+void *__wrap_realloc(void *memory, size_t size);
+void *__wrap_realloc(void *memory, size_t size)
+{
+	void *grown;
+
+	if (!world.running)
+		return __real_realloc(memory, size);
+	if (memory_is_short())
+		return NULL;
+	grown = __real_realloc(memory, size);
+	if (!memory)
+		count(grown);
+	return grown;
+}
+
+void *__real_aligned_alloc(size_t alignment, size_t size);
+void *__wrap_aligned_alloc(size_t alignment, size_t size);
+void *__wrap_aligned_alloc(size_t alignment, size_t size)
+{
+	if (!world.running)
+		return __real_aligned_alloc(alignment, size);
+	return memory_is_short() ? NULL : count(__real_aligned_alloc(alignment, size));
+}
+
+void __real_free(void *memory);
+void __wrap_free(void *memory);
+void __wrap_free(void *memory)
+{
+	if (world.running && memory) {
+		CHECK(world.n_allocs, "more memory is freed than was allocated");
+		world.n_allocs--;
+#if !SIM_ASAN
+		memset(memory, 0xdd, malloc_usable_size(memory) < 2048 ? malloc_usable_size(memory) : 2048);
+#endif
+	}
+	__real_free(memory);
+}

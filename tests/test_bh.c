@@ -1,0 +1,657 @@
+/* SPDX-License-Identifier: MIT */
+
+/* Bottom halves, with the scenarios QEMU tests its own loop with. */
+
+#include "helper.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <time.h>
+
+/* A bottom half, and what its callback does. */
+typedef struct half_t {
+	iou_t *iou;
+	iou_bh_t *bh;
+	struct half_t *other; /* that it deletes */
+	int n, max;           /* times run; it schedules itself again below max */
+	int id;
+} half_t;
+
+static int on_half(void *data)
+{
+	half_t *half = data;
+
+	ck_assert_int_lt(n_order, MAX_ORDER);
+	order[n_order++] = half->id;
+	if (++half->n < half->max)
+		iou_bh_schedule(half->bh);
+	return 0;
+}
+
+static void new_half(iou_t *iou, half_t *half, int id, int (*cb)(void *data))
+{
+	*half = (half_t){.iou = iou, .id = id};
+	half->bh = new_bh(iou, cb, half);
+}
+
+/* ---- Scheduling ------------------------------------------------------------------------------ */
+
+START_TEST(it_runs_once_however_often_scheduled)
+{
+	iou_t *iou = new_iou(4);
+	half_t half;
+
+	new_half(iou, &half, 0, on_half);
+	run(iou);
+	ck_assert_int_eq(half.n, 0);
+	for (int i = 0; i < 10; i++)
+		iou_bh_schedule(half.bh);
+	ck_assert_int_eq(half.n, 0);
+	ck_assert_int_eq(iou_poll(iou, -1), 1);
+	ck_assert_int_eq(iou_poll(iou, -1), 0);
+	ck_assert_int_eq(half.n, 1);
+	iou_bh_schedule(half.bh);
+	run(iou);
+	ck_assert_int_eq(half.n, 2);
+	ck_assert_uint_eq(get_stats(iou).posts, 2);
+	iou_bh_delete(half.bh);
+	done(iou);
+}
+END_TEST
+
+START_TEST(it_schedules_itself_ten_times)
+{
+	iou_t *iou = new_iou(4);
+	half_t half;
+
+	new_half(iou, &half, 0, on_half);
+	half.max = 10;
+	iou_bh_schedule(half.bh);
+	for (int i = 1; i <= 10; i++) {
+		ck_assert_int_eq(iou_poll(iou, -1), 1); /* a round each */
+		ck_assert_int_eq(half.n, i);
+	}
+	ck_assert_int_eq(iou_poll(iou, -1), 0);
+	half.n = 0;
+	iou_bh_schedule(half.bh);
+	run(iou);
+	ck_assert_int_eq(half.n, 10);
+	iou_bh_delete(half.bh);
+	done(iou);
+}
+END_TEST
+
+/* First scheduled, first run; a second schedule changes nothing; posts stand in the same line. */
+START_TEST(first_scheduled_first_run)
+{
+	enum { N = 100 };
+	iou_t *iou = new_iou(4);
+	half_t halves[N];
+	call_t calls[N];
+
+	for (int i = 0; i < N; i++)
+		new_half(iou, &halves[i], N - 1 - i, on_half);
+	for (int i = N - 1; i >= 0; i--) {
+		iou_bh_schedule(halves[i].bh);
+		iou_bh_schedule(halves[N - 1].bh);
+		calls[i] = (call_t){.id = 1000 + N - 1 - i};
+		post(iou, on_call, &calls[i]);
+	}
+	ck_assert_int_eq(iou_poll(iou, 0), 2 * N);
+	for (int i = 0; i < N; i++) {
+		ck_assert_int_eq(order[2 * i], i);
+		ck_assert_int_eq(order[2 * i + 1], 1000 + i);
+	}
+	done(iou); /* frees those left */
+}
+END_TEST
+
+START_TEST(schedule_keeps_errno)
+{
+	iou_t *iou = new_iou(4);
+	half_t half;
+
+	new_half(iou, &half, 0, on_half);
+	errno = 4711;
+	iou_bh_schedule(half.bh);
+	iou_bh_schedule_idle(half.bh);
+	ck_assert_int_eq(errno, 4711);
+	run(iou);
+	ck_assert_int_eq(half.n, 1);
+	done(iou);
+}
+END_TEST
+
+/* QEMU's: what a bottom half started is waited for. */
+static int on_start_job(void *data)
+{
+	half_t *half = data;
+
+	half->n++;
+	return iou_async(half->iou, on_nothing, NULL, on_half, half->other);
+}
+
+START_TEST(an_event_is_flushed)
+{
+	iou_t *iou = new_iou(4);
+	half_t half, event;
+
+	new_half(iou, &event, 0, on_half);
+	new_half(iou, &half, 1, on_start_job);
+	half.other = &event;
+	event.max = 2; /* the job's completion schedules it once more */
+	iou_bh_schedule(half.bh);
+	run(iou);
+	ck_assert_int_eq(half.n, 1);
+	ck_assert_int_eq(event.n, 2);
+	done(iou);
+}
+END_TEST
+
+/* ---- Cancelling and deleting ----------------------------------------------------------------- */
+
+START_TEST(it_is_cancelled)
+{
+	iou_t *iou = new_iou(4);
+	half_t half, next;
+
+	new_half(iou, &half, 0, on_half);
+	new_half(iou, &next, 1, on_half);
+	iou_bh_cancel(half.bh); /* not scheduled: nothing */
+	for (int i = 0; i < 3; i++) {
+		iou_bh_schedule(half.bh);
+		iou_bh_cancel(half.bh);
+		iou_bh_cancel(half.bh);
+	}
+	ck_assert_int_eq(iou_poll(iou, -1), 0); /* nothing is pending */
+	run(iou);
+	ck_assert_int_eq(half.n, 0);
+
+	iou_bh_schedule_idle(half.bh);
+	iou_bh_cancel(half.bh);
+	run(iou);
+	ck_assert_int_eq(half.n, 0);
+
+	iou_bh_schedule(half.bh);
+	iou_bh_schedule(next.bh);
+	iou_bh_cancel(half.bh);
+	iou_bh_schedule(half.bh); /* scheduled anew: it runs, once */
+	run(iou);
+	ck_assert_int_eq(half.n, 1);
+	ck_assert_int_eq(next.n, 1);
+	done(iou);
+}
+END_TEST
+
+static int on_cancel_other(void *data)
+{
+	half_t *half = data;
+
+	half->n++;
+	iou_bh_cancel(half->other->bh);
+	iou_bh_cancel(half->bh);
+	return 0;
+}
+
+START_TEST(it_is_cancelled_by_another)
+{
+	iou_t *iou = new_iou(4);
+	half_t first, second;
+
+	new_half(iou, &first, 0, on_cancel_other);
+	new_half(iou, &second, 1, on_half);
+	first.other = &second;
+	iou_bh_schedule(first.bh);
+	iou_bh_schedule(second.bh);
+	run(iou);
+	ck_assert_int_eq(first.n, 1);
+	ck_assert_int_eq(second.n, 0);
+	done(iou);
+}
+END_TEST
+
+START_TEST(it_is_deleted)
+{
+	iou_t *iou = new_iou(4);
+	half_t half, next;
+
+	iou_bh_delete(NULL);
+	for (int scheduled = 0; scheduled < 3; scheduled++) {
+		new_half(iou, &half, 0, on_half);
+		new_half(iou, &next, 0, on_half);
+		if (scheduled == 1)
+			iou_bh_schedule(half.bh);
+		if (scheduled == 2)
+			iou_bh_schedule_idle(half.bh);
+		iou_bh_schedule(next.bh);
+		iou_bh_delete(half.bh);
+		run(iou);
+		ck_assert_int_eq(half.n, 0);
+		ck_assert_int_eq(next.n, 1);
+		iou_bh_delete(next.bh);
+	}
+	new_half(iou, &half, 0, on_half);
+	iou_bh_schedule(half.bh);
+	iou_bh_delete(half.bh);
+	ck_assert_int_eq(iou_poll(iou, -1), 0); /* deleted is not pending */
+	done(iou);
+}
+END_TEST
+
+/* Schedules itself first, which the delete undoes. */
+static int on_delete_itself(void *data)
+{
+	half_t *half = data;
+
+	half->n++;
+	iou_bh_schedule(half->bh);
+	iou_bh_delete(half->bh);
+	return 0;
+}
+
+START_TEST(it_deletes_itself)
+{
+	iou_t *iou = new_iou(4);
+	half_t half;
+
+	new_half(iou, &half, 0, on_delete_itself);
+	iou_bh_schedule(half.bh);
+	run(iou);
+	ck_assert_int_eq(half.n, 1);
+	done(iou);
+}
+END_TEST
+
+static int on_delete_others(void *data)
+{
+	half_t *half = data;
+
+	half->n++;
+	for (int i = 0; i < 4; i++) {
+		iou_bh_delete(half->other[i].bh);
+		half->other[i].bh = NULL;
+	}
+	return 0;
+}
+
+/* QEMU's "delete many": one of four that are scheduled deletes all, itself included. */
+START_TEST(another_deletes_it)
+{
+	iou_t *iou = new_iou(4);
+	half_t halves[4];
+
+	for (int killer = 0; killer < 4; killer++) {
+		for (int i = 0; i < 4; i++) {
+			new_half(iou, &halves[i], i, i == killer ? on_delete_others : on_half);
+			halves[i].other = halves;
+			iou_bh_schedule(halves[i].bh);
+		}
+		run(iou);
+		for (int i = 0; i < 4; i++)
+			ck_assert_int_eq(halves[i].n, i <= killer);
+	}
+	done(iou);
+}
+END_TEST
+
+static int on_nested_delete(void *data)
+{
+	half_t *half = data;
+
+	if (half->n++ == 0) {
+		iou_bh_schedule(half->bh);
+		ck_assert_int_eq(iou_poll(half->iou, -1), 1); /* runs it inside itself, where it is deleted */
+		ck_assert_int_eq(half->n, 2);
+	} else {
+		iou_bh_delete(half->bh);
+	}
+	return 0;
+}
+
+START_TEST(it_is_deleted_inside_its_own_nested_call)
+{
+	iou_t *iou = new_iou(4);
+	half_t half;
+
+	new_half(iou, &half, 0, on_nested_delete);
+	iou_bh_schedule(half.bh);
+	run(iou);
+	ck_assert_int_eq(half.n, 2);
+	done(iou);
+}
+END_TEST
+
+static int never(void *data)
+{
+	(void)data;
+	abort();
+}
+
+START_TEST(those_left_are_freed)
+{
+	iou_t *iou = new_iou(4);
+
+	new_bh(iou, never, NULL);
+	iou_bh_schedule(new_bh(iou, never, NULL));
+	iou_bh_schedule_idle(new_bh(iou, never, NULL));
+	ck_assert_ptr_null(iou_free(iou));
+}
+END_TEST
+
+/* ---- Idle ------------------------------------------------------------------------------------ */
+
+START_TEST(an_idle_one_runs_when_nothing_else_does)
+{
+	iou_t *iou = new_iou(4);
+	half_t idle, busy;
+	call_t timer;
+
+	new_half(iou, &idle, 7, on_half);
+	new_half(iou, &busy, 1, on_half);
+	busy.max = 20;
+	iou_bh_schedule_idle(idle.bh);
+	iou_bh_schedule_idle(idle.bh);
+	iou_bh_schedule(busy.bh);
+	run(iou);
+	ck_assert_int_eq(idle.n, 1);
+	ck_assert_int_eq(n_order, 21);
+	ck_assert_int_eq(order[20], 7);
+
+	iou_bh_schedule_idle(idle.bh); /* counts as pending; runs also where the poll may not wait */
+	ck_assert_int_eq(iou_poll(iou, 0), 1);
+	ck_assert_int_eq(idle.n, 2);
+
+	call_op(iou, &timer, 0); /* the round does not sleep until the timer first */
+	iou_op_timer(iou, timer.op, 100 * SECOND, 0, on_call, &timer);
+	iou_bh_schedule_idle(idle.bh);
+	ck_assert_int_eq(iou_poll(iou, -1), 1);
+	ck_assert_int_eq(idle.n, 3);
+	ck_assert_int_eq(iou_op_cancel(iou, timer.op), 0);
+	run(iou);
+	done(iou);
+}
+END_TEST
+
+START_TEST(schedule_overrides_idle)
+{
+	iou_t *iou = new_iou(4);
+	half_t half, busy;
+
+	new_half(iou, &half, 7, on_half);
+	new_half(iou, &busy, 1, on_half);
+	busy.max = 5;
+	iou_bh_schedule(busy.bh);
+	iou_bh_schedule_idle(half.bh);
+	iou_bh_schedule(half.bh);
+	ck_assert_int_eq(iou_poll(iou, 0), 2);
+	ck_assert_int_eq(half.n, 1);
+	run(iou);
+	ck_assert_int_eq(half.n, 1);
+
+	busy.n = 0;
+	iou_bh_schedule(busy.bh);
+	iou_bh_schedule(half.bh);
+	iou_bh_schedule_idle(half.bh); /* and idle does not put off what is scheduled */
+	ck_assert_int_eq(iou_poll(iou, 0), 2);
+	ck_assert_int_eq(half.n, 2);
+	run(iou);
+	ck_assert_int_eq(half.n, 2);
+	done(iou);
+}
+END_TEST
+
+/* An idle one that schedules itself so again leaves room for all others. */
+static int on_idle_again(void *data)
+{
+	half_t *half = data;
+
+	if (++half->n < half->max)
+		iou_bh_schedule_idle(half->bh);
+	return 0;
+}
+
+START_TEST(idle_ones_starve_nobody)
+{
+	iou_t *iou = new_iou(4);
+	call_t timer;
+	half_t idle;
+
+	new_half(iou, &idle, 0, on_idle_again);
+	idle.max = 1 << 30;
+	call_op(iou, &timer, 0);
+	iou_op_timer(iou, timer.op, 5 * MSEC, 0, on_call, &timer);
+	iou_bh_schedule_idle(idle.bh);
+	while (!timer.n)
+		ck_assert_int_ge(iou_poll(iou, -1), 1);
+	ck_assert_int_ge(idle.n, 1);
+	iou_bh_delete(idle.bh);
+	run(iou);
+	done(iou);
+}
+END_TEST
+
+/* ---- Signals and threads --------------------------------------------------------------------- */
+
+static iou_t *the_iou;
+static half_t signal_half;
+static int n_signals; /* counted by the handler, before it schedules */
+static int n_noticed; /* as the callback saw it */
+
+static void schedule_in_handler(void)
+{
+	__atomic_fetch_add(&n_signals, 1, __ATOMIC_RELAXED);
+	iou_bh_schedule(signal_half.bh);
+}
+
+static int on_signal_half(void *data)
+{
+	(void)data;
+	n_noticed = __atomic_load_n(&n_signals, __ATOMIC_RELAXED);
+	return 0;
+}
+
+/* A schedule from a handler is never lost, wherever it interrupts the loop. */
+START_TEST(a_signal_handler_schedules)
+{
+	int n_max = is_slow() ? 100 : 500;
+
+	the_iou = new_iou(4);
+	n_signals = n_noticed = 0;
+	signal_half.bh = new_bh(the_iou, on_signal_half, NULL);
+	iou_hold(the_iou);
+	start_alarms(MSEC, schedule_in_handler);
+	while (n_noticed < n_max)
+		ck_assert_int_ge(iou_poll(the_iou, (int64_t)(5 * SECOND)), 1);
+	stop_alarms();
+	iou_unhold(the_iou);
+	run(the_iou);
+	ck_assert_int_eq(n_noticed, n_signals);
+	done(the_iou);
+}
+END_TEST
+
+/* A number that a thread raises before each schedule: the callback after it must see it. */
+typedef struct counter_t {
+	iou_bh_t *bh;
+	iou_t *iou;
+	int raised, seen, n_max, n_runs;
+} counter_t;
+
+static int on_counter(void *data)
+{
+	counter_t *counter = data;
+
+	__atomic_store_n(&counter->seen, __atomic_load_n(&counter->raised, __ATOMIC_RELAXED), __ATOMIC_RELEASE);
+	counter->n_runs++;
+	return 0;
+}
+
+static void *raise_counter(void *data)
+{
+	counter_t *counter = data;
+
+	for (int i = 1; i <= counter->n_max; i++) {
+		__atomic_store_n(&counter->raised, i, __ATOMIC_RELAXED);
+		iou_bh_schedule(counter->bh);
+		if (i % 100 == 0) /* wait for the answer: a schedule that was lost hangs here */
+			while (__atomic_load_n(&counter->seen, __ATOMIC_ACQUIRE) < i)
+				sched_yield();
+	}
+	iou_unhold(counter->iou);
+	return NULL;
+}
+
+START_TEST(threads_schedule)
+{
+	enum { N = 4 };
+	counter_t counters[N];
+	pthread_t threads[N];
+	iou_t *iou = new_iou(4);
+
+	for (int i = 0; i < N; i++) {
+		counters[i] = (counter_t){.iou = iou, .n_max = is_slow() ? 3000 : 30000};
+		counters[i].bh = new_bh(iou, on_counter, &counters[i]);
+		iou_hold(iou);
+	}
+	for (int i = 0; i < N; i++)
+		threads[i] = start_thread(raise_counter, &counters[i]);
+	run(iou);
+	for (int i = 0; i < N; i++) {
+		join_thread(threads[i]);
+		ck_assert_int_eq(counters[i].seen, counters[i].n_max);
+		ck_assert_int_le(counters[i].n_runs, counters[i].n_max);
+	}
+	done(iou);
+}
+END_TEST
+
+/* All threads schedule the same one: it still runs after each, and not more often than scheduled. */
+static counter_t shared;
+
+static void *schedule_shared(void *data)
+{
+	(void)data;
+	for (int i = 0; i < shared.n_max; i++) {
+		__atomic_fetch_add(&shared.raised, 1, __ATOMIC_RELAXED);
+		iou_bh_schedule(shared.bh);
+		if (i % 64 == 0)
+			sched_yield();
+	}
+	iou_unhold(shared.iou);
+	return NULL;
+}
+
+START_TEST(threads_schedule_the_same_one)
+{
+	enum { N = 4 };
+	pthread_t threads[N];
+
+	shared = (counter_t){.iou = new_iou(4), .n_max = is_slow() ? 5000 : 50000};
+	shared.bh = new_bh(shared.iou, on_counter, &shared);
+	for (int i = 0; i < N; i++) {
+		iou_hold(shared.iou);
+		threads[i] = start_thread(schedule_shared, NULL);
+	}
+	run(shared.iou);
+	for (int i = 0; i < N; i++)
+		join_thread(threads[i]);
+	ck_assert_int_eq(shared.seen, N * shared.n_max);
+	ck_assert_int_ge(shared.n_runs, 1);
+	ck_assert_int_le(shared.n_runs, N * shared.n_max);
+	done(shared.iou);
+}
+END_TEST
+
+/* Made, scheduled, cancelled and deleted on threads while the loop runs: none leaks, none runs twice. */
+static int n_short_runs;
+
+static int on_short_life(void *data)
+{
+	(void)data;
+	n_short_runs++;
+	return 0;
+}
+
+static void *short_lives(void *data)
+{
+	int n = *(int *)data;
+
+	for (int i = 0; i < n; i++) {
+		iou_bh_t *bh = new_bh(the_iou, on_short_life, NULL);
+
+		if (i % 4 != 0)
+			iou_bh_schedule(bh);
+		if (i % 4 == 2)
+			iou_bh_cancel(bh);
+		if (i % 8 == 7)
+			sched_yield();
+		if (i % 16 == 15)
+			iou_bh_schedule_idle(bh);
+		iou_bh_delete(bh);
+	}
+	iou_unhold(the_iou);
+	return NULL;
+}
+
+START_TEST(threads_make_and_delete)
+{
+	enum { N = 3 };
+	pthread_t threads[N];
+	int n = is_slow() ? 2000 : 20000;
+
+	the_iou = new_iou(4);
+	n_short_runs = 0;
+	for (int i = 0; i < N; i++) {
+		iou_hold(the_iou);
+		threads[i] = start_thread(short_lives, &n);
+	}
+	run(the_iou);
+	for (int i = 0; i < N; i++)
+		join_thread(threads[i]);
+	ck_assert_int_le(n_short_runs, N * n);
+	done(the_iou);
+}
+END_TEST
+
+static pid_t loop_tid;
+
+static void *schedule_idle_for_the_sleeper(void *data)
+{
+	WAIT_UNTIL(thread_sleeps(loop_tid));
+	iou_bh_schedule_idle(data);
+	return NULL;
+}
+
+/* A loop that sleeps has nothing else to do. */
+START_TEST(idle_from_a_thread_wakes)
+{
+	iou_t *iou = new_iou(4);
+	pthread_t thread;
+	half_t half;
+
+	new_half(iou, &half, 0, on_half);
+	loop_tid = gettid();
+	iou_hold(iou);
+	thread = start_thread(schedule_idle_for_the_sleeper, half.bh);
+	ck_assert_int_eq(iou_poll(iou, (int64_t)(20 * SECOND)), 1);
+	ck_assert_int_eq(half.n, 1);
+	join_thread(thread);
+	iou_unhold(iou);
+	done(iou);
+}
+END_TEST
+
+Suite *bh_suite(void)
+{
+	Suite *suite = suite_create("bh");
+
+	TEST_CASE(suite, "schedule", it_runs_once_however_often_scheduled, it_schedules_itself_ten_times,
+		  first_scheduled_first_run, schedule_keeps_errno, an_event_is_flushed);
+	TEST_CASE(suite, "end", it_is_cancelled, it_is_cancelled_by_another, it_is_deleted, it_deletes_itself,
+		  another_deletes_it, it_is_deleted_inside_its_own_nested_call, those_left_are_freed);
+	TEST_CASE(suite, "idle", an_idle_one_runs_when_nothing_else_does, schedule_overrides_idle,
+		  idle_ones_starve_nobody);
+	TEST_CASE(suite, "threads", a_signal_handler_schedules, threads_schedule, threads_schedule_the_same_one,
+		  threads_make_and_delete, idle_from_a_thread_wakes);
+	return suite;
+}

@@ -1,0 +1,936 @@
+/* SPDX-License-Identifier: MIT */
+
+/* Making an iou, its settings and errors; freeing it with anything in flight; resizing it. */
+
+#include "helper.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <netinet/in.h>
+#include <semaphore.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+
+static int never(void *data)
+{
+	(void)data;
+	abort();
+}
+
+static int never_handler(iou_handler_t *handler)
+{
+	(void)handler;
+	abort();
+}
+
+static void prep_nop(struct io_uring_sqe *sqe, void *opaque)
+{
+	(void)opaque;
+	io_uring_prep_nop(sqe);
+}
+
+/* ---- Settings -------------------------------------------------------------------------------- */
+
+static unsigned sq_entries(iou_t *iou)
+{
+	return iou_ring(iou)->sq.ring_entries;
+}
+
+START_TEST(entries_are_rounded_up)
+{
+	static const struct {
+		unsigned entries, expected;
+	} table[] = {{1, 1}, {2, 2}, {3, 4}, {64, 64}, {65, 128}, {1000, 1024}, {4096, 4096}};
+	iou_t *iou;
+
+	errno = 0;
+	ck_assert_ptr_null(iou_new(0));
+	ck_assert_int_eq(errno, EINVAL);
+	for (unsigned i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
+		iou = new_iou(table[i].entries);
+		ck_assert_uint_eq(sq_entries(iou), table[i].expected);
+		done(iou);
+	}
+	iou = new_iou_with(&(iou_config_t){0});
+	ck_assert_uint_eq(sq_entries(iou), 64);
+	done(iou);
+}
+END_TEST
+
+START_TEST(too_many_entries_are_clamped)
+{
+	static const unsigned many[] = {32768, 32769, 1U << 31, UINT32_MAX};
+	iou_t *iou;
+
+	for (unsigned i = 0; i < 4; i++) {
+		iou = new_iou(many[i]);
+		ck_assert_uint_eq(sq_entries(iou), 32768);
+		start(iou, CQE, on_nothing, NULL);
+		run(iou);
+		done(iou);
+	}
+}
+END_TEST
+
+START_TEST(a_bad_config_is_refused)
+{
+	iou_config_t config = {0};
+
+	errno = 0;
+	ck_assert_ptr_null(iou_new_with(NULL));
+	ck_assert_int_eq(errno, EINVAL);
+	for (int i = 0; i < 4; i++) {
+		config = (iou_config_t){0};
+		config.reserved[i] = UINT64_C(1) << 63;
+		errno = 0;
+		ck_assert_ptr_null(iou_new_with(&config));
+		ck_assert_int_eq(errno, EINVAL);
+	}
+	config = (iou_config_t){.reserved0 = 1};
+	errno = 0;
+	ck_assert_ptr_null(iou_new_with(&config));
+	ck_assert_int_eq(errno, EINVAL);
+}
+END_TEST
+
+#define ALLOWED_FLAGS \
+	(IORING_SETUP_CLAMP | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG | \
+	 IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SQPOLL)
+
+START_TEST(unknown_setup_flags_are_refused)
+{
+	for (int bit = 0; bit < 32; bit++) {
+		iou_config_t config = {.setup_flags = 1U << bit};
+
+		if (config.setup_flags & ALLOWED_FLAGS)
+			continue;
+		errno = 0;
+		ck_assert_ptr_null(iou_new_with(&config));
+		ck_assert_int_eq(errno, EINVAL);
+		config.setup_flags |= IORING_SETUP_CLAMP;
+		ck_assert_ptr_null(iou_new_with(&config));
+		ck_assert_int_eq(errno, EINVAL);
+	}
+}
+END_TEST
+
+static int on_round_trip(void *data)
+{
+	++*(int *)data;
+	return 0;
+}
+
+/* Each set of flags that the kernel takes is used as given, and all of the loop works with it. */
+START_TEST(setup_flags_are_used_as_given)
+{
+	static const unsigned table[] = {
+		IORING_SETUP_CLAMP,
+		IORING_SETUP_CLAMP | IORING_SETUP_SUBMIT_ALL,
+		IORING_SETUP_COOP_TASKRUN,
+		IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+		IORING_SETUP_SINGLE_ISSUER,
+		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
+		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+		IORING_SETUP_SQPOLL,
+		IORING_SETUP_SQPOLL | IORING_SETUP_SINGLE_ISSUER,
+	};
+
+	for (unsigned i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
+		iou_t *iou = iou_new_with(&(iou_config_t){.entries = 4, .setup_flags = table[i]});
+		int fds[2], n = 0, n_all = 0;
+		call_t read;
+
+		if (!iou) {
+			ck_assert_int_eq(errno, EINVAL); /* an older kernel */
+			continue;
+		}
+		ck_assert_uint_eq(iou_ring(iou)->flags & ALLOWED_FLAGS & ~IORING_SETUP_CLAMP,
+				  table[i] & ~IORING_SETUP_CLAMP);
+		for (int round = 0; round < 50; round++)
+			for (int kind = 0; kind < N_KINDS; kind++)
+				if (kind != ENDED) {
+					start(iou, (kind_t)kind, on_round_trip, &n);
+					n_all++;
+				}
+		run(iou);
+		ck_assert_int_eq(n, n_all);
+		new_pipe(fds);
+		call_read(iou, &read, 0, fds[0]); /* and is cancelled by iou_free(), or comes */
+		ck_assert_int_eq(iou_poll(iou, (int64_t)MSEC), 0);
+		if (i % 2) {
+			ck_assert_int_eq(write(fds[1], "x", 1), 1);
+			run(iou);
+			ck_assert_int_eq(read.result, 1);
+		}
+		ck_assert_ptr_null(iou_free(iou));
+		close_pair(fds);
+	}
+}
+END_TEST
+
+START_TEST(the_version_is_the_headers)
+{
+	char version[64];
+
+	snprintf(version, sizeof(version), "%d.%d.%d", IOU_VERSION_MAJOR, IOU_VERSION_MINOR, IOU_VERSION_PATCH);
+	ck_assert_str_eq(iou_version(), version);
+}
+END_TEST
+
+START_TEST(descriptors_are_close_on_exec)
+{
+	iou_t *iou = new_iou(4);
+	call_t call = {0};
+
+	ck_assert_int_ge(iou_fd(iou), 0);
+	for (int kind = 0; kind < N_KINDS; kind++)
+		make_ready(iou, (kind_t)kind, on_call, &call);
+	run(iou);
+	for (int fd = 3; fd < 1000; fd++) {
+		char path[64], target[256] = "";
+		int flags = fcntl(fd, F_GETFD);
+
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+		if (flags < 0 || readlink(path, target, sizeof(target) - 1) < 0)
+			continue;
+		if (strncmp(target, "anon_inode:", 11) == 0) /* the ring, its eventfd, timers */
+			ck_assert_msg(flags & FD_CLOEXEC, "%s stays open", target);
+	}
+	done(iou);
+}
+END_TEST
+
+/* ---- Where it cannot be made ------------------------------------------------------------------- */
+
+static int n_open(void)
+{
+	int n = 0;
+
+	for (int fd = 0; fd < 64; fd++)
+		n += fcntl(fd, F_GETFD) >= 0;
+	return n;
+}
+
+/* Fewer and fewer descriptors: EMFILE, or an iou that works; none is left open. */
+static void few_descriptors(void *data)
+{
+	int n_before = n_open(), n_failed = 0, highest = 0;
+
+	(void)data;
+	for (int fd = 0; fd < 64; fd++)
+		if (fcntl(fd, F_GETFD) >= 0)
+			highest = fd;
+	for (int spare = 0; spare < 8; spare++) {
+		iou_t *iou;
+		int n = 0;
+
+		EXPECT(setrlimit(RLIMIT_NOFILE, &(struct rlimit){(rlim_t)(highest + 1 + spare), 20000}) == 0);
+		for (int fd = 0; fd < highest; fd++) /* fill the gaps */
+			if (fcntl(fd, F_GETFD) < 0)
+				EXPECT(dup2(0, fd) == fd);
+		n_before = n_open();
+		errno = 0;
+		iou = iou_new(4);
+		if (!iou) {
+			EXPECT(errno == EMFILE);
+			n_failed++;
+		} else {
+			start(iou, JOB, on_round_trip, &n);
+			start(iou, CQE, on_round_trip, &n);
+			EXPECT(iou_run(iou) == 0 && n == 2);
+			n = iou_fd(iou);
+			EXPECT(n >= 0 || n == -EMFILE);
+			EXPECT(iou_free(iou) == NULL);
+		}
+		EXPECT(n_open() == n_before);
+	}
+	EXPECT(n_failed >= 1 && n_failed < 8);
+}
+
+START_TEST(no_descriptors_left)
+{
+	in_good_child(few_descriptors, NULL);
+}
+END_TEST
+
+/* Answer one system call with an error. */
+static void deny(int nr, int error)
+{
+	struct sock_filter filter[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)nr, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (unsigned)error),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog prog = {.len = 4, .filter = filter};
+
+	EXPECT(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+	EXPECT(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog) == 0);
+}
+
+typedef struct denied_t {
+	int nr, error, expected;
+} denied_t;
+
+static void make_one_denied(void *data)
+{
+	denied_t *denied = data;
+	int n_before = n_open(), n = 0;
+	iou_t *iou;
+
+	deny(denied->nr, denied->error);
+	errno = 0;
+	iou = iou_new(4);
+	if (denied->expected) {
+		EXPECT(iou == NULL);
+		EXPECT(errno == denied->expected);
+	} else {
+		EXPECT(iou != NULL); /* made means that it works */
+		for (int kind = 0; kind < N_KINDS; kind++)
+			if (kind != ENDED)
+				start(iou, (kind_t)kind, on_round_trip, &n);
+		EXPECT(iou_run(iou) == 0);
+		EXPECT(n == N_KINDS - 1);
+		EXPECT(iou_free(iou) == NULL);
+	}
+	EXPECT(n_open() == n_before);
+}
+
+START_TEST(io_uring_is_refused)
+{
+	denied_t table[] = {
+		{SYS_io_uring_setup, EPERM, EPERM},   {SYS_io_uring_setup, ENOSYS, ENOSYS},
+		{SYS_io_uring_setup, ENOMEM, ENOMEM}, {SYS_io_uring_enter, EPERM, EPERM},
+		{SYS_io_uring_enter, ENOSYS, ENOSYS}, {SYS_io_uring_register, EPERM, 0},
+		{SYS_io_uring_register, ENOSYS, 0},
+	};
+
+	for (unsigned i = 0; i < sizeof(table) / sizeof(table[0]); i++)
+		in_good_child(make_one_denied, &table[i]);
+}
+END_TEST
+
+/* RLIMIT_MEMLOCK of nothing: refused with ENOMEM where the kernel counts rings, else it works. */
+static void without_memory(void *data)
+{
+	int n_before, n = 0;
+	iou_t *iou;
+
+	(void)data;
+	EXPECT(setgroups(0, NULL) == 0 && setresgid(65534, 65534, 65534) == 0 && setresuid(65534, 65534, 65534) == 0);
+	EXPECT(setrlimit(RLIMIT_MEMLOCK, &(struct rlimit){0, 0}) == 0);
+	n_before = n_open();
+	for (int i = 0; i < 3; i++) {
+		errno = 0;
+		iou = iou_new(32768);
+		if (iou) {
+			start(iou, CQE, on_round_trip, &n);
+			EXPECT(iou_run(iou) == 0 && n == i + 1);
+			iou_free(iou);
+		} else {
+			EXPECT(errno == ENOMEM);
+			n++;
+		}
+		EXPECT(n_open() == n_before);
+	}
+}
+
+START_TEST(no_memory_to_lock)
+{
+	if (geteuid() != 0)
+		SKIP("needs root, to become a user with limits");
+	in_good_child(without_memory, NULL);
+}
+END_TEST
+
+/* ---- iou_free -------------------------------------------------------------------------------- */
+
+START_TEST(free_of_nothing)
+{
+	ck_assert_ptr_null(iou_free(NULL));
+	for (int i = 0; i < 20; i++)
+		ck_assert_ptr_null(iou_free(new_iou(4))); /* never run */
+}
+END_TEST
+
+/* One of everything, in every state; no callback is called, nothing is left (the fixture, ASan look). */
+START_TEST(free_drops_everything)
+{
+	for (int flushed = 0; flushed < 3; flushed++) {
+		static iou_handler_t handler = {.cb = never_handler};
+		iou_t *iou = new_iou(4);
+		iou_op_t *op;
+		int fds[2];
+		char buf[64];
+
+		new_socketpair(fds);
+		new_op(iou);
+		ck_assert_ptr_nonnull(iou_op_env(new_op(iou), 1000));
+		for (int kind = 0; kind < N_KINDS; kind++) {
+			if (flushed)
+				make_ready(iou, (kind_t)kind, never, NULL);
+			else if (kind != ENDED)
+				start(iou, (kind_t)kind, never, NULL);
+		}
+		for (int i = 0; i < 20; i++) {
+			op = new_op(iou);
+			io_uring_prep_recv(op->sqe, fds[0], buf, sizeof(buf), 0);
+			op->sqe->flags = i % 3 == 1 ? IOSQE_ASYNC : i % 3 == 2 ? IOSQE_IO_LINK : 0;
+			ck_assert_ptr_nonnull(iou_op_env(op, 1000));
+			iou_op_deadline(iou, op, (uint64_t)i * SECOND);
+			iou_op_queue(iou, op, never, NULL);
+		}
+		op = new_op(iou);
+		io_uring_prep_nop(op->sqe);
+		op->sqe->flags = IOSQE_IO_DRAIN;
+		iou_op_queue(iou, op, never, NULL);
+		start(iou, CQE, never, NULL);
+		iou_op_timer(iou, new_op(iou), SECOND, SECOND, never, NULL);
+		iou_op_timer(iou, new_op(iou), UINT64_MAX, 0, never, NULL);
+		ck_assert_int_eq(iou_add_sqe(iou, prep_nop, NULL, &handler), 0);
+		iou_hold(iou);
+		iou_quit(iou);
+		if (flushed == 2) {
+			flush(iou);
+			ck_assert_int_ge(iou_fd(iou), 0);
+		}
+		ck_assert_ptr_null(iou_free(iou));
+		close_pair(fds);
+	}
+}
+END_TEST
+
+/* Reads of a disk that are under way when the iou is freed: the kernel has let go of every byte. */
+#define N_READS   64
+#define READ_SIZE (1 << 20)
+
+static bool is_untouched(const unsigned char *mem, size_t size)
+{
+	return mem[0] == 0xa5 && memcmp(mem, mem + 1, size - 1) == 0;
+}
+
+START_TEST(no_byte_is_written_after_free)
+{
+	size_t size = (size_t)N_READS * READ_SIZE;
+	unsigned char *mem = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int n_rounds = is_full() ? 100 : is_slow() ? 5 : 15, fd;
+	const char *path = scratch_path("disk");
+
+	ck_assert_ptr_ne(mem, MAP_FAILED);
+	memset(mem, 1, size);
+	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_DIRECT, 0600);
+	if (fd < 0) {
+		munmap(mem, size);
+		SKIP("needs O_DIRECT where TMPDIR is");
+	}
+	for (int i = 0; i < N_READS; i++)
+		ck_assert_int_eq(pwrite(fd, mem, READ_SIZE, (off_t)i * READ_SIZE), READ_SIZE);
+	for (int round = 0; round < n_rounds; round++) {
+		iou_t *iou = new_iou(N_READS);
+
+		for (int i = 0; i < N_READS; i++) {
+			iou_op_t *op = new_op(iou);
+
+			io_uring_prep_read(op->sqe, fd, mem + (size_t)i * READ_SIZE, READ_SIZE, (__u64)i * READ_SIZE);
+			op->sqe->flags = round % 3 == 2 ? IOSQE_ASYNC : 0;
+			iou_op_queue(iou, op, never, NULL);
+		}
+		flush(iou);
+		ck_assert_ptr_null(iou_free(iou));
+		memset(mem, 0xa5, size);
+		nap();
+		ck_assert_msg(is_untouched(mem, size), "the kernel wrote after iou_free(), round %d", round);
+	}
+	nanosleep(&(struct timespec){.tv_nsec = 50 * 1000 * 1000}, NULL);
+	ck_assert(is_untouched(mem, size));
+	close(fd);
+	munmap(mem, size);
+}
+END_TEST
+
+/* An op in flight holds its file: freed, the other side sees the end at once. */
+START_TEST(peers_see_the_end_at_once)
+{
+	for (int i = 0; i < (is_slow() ? 20 : 100); i++) {
+		iou_t *iou = new_iou(4);
+		iou_op_t *op = new_op(iou);
+		char buf[16];
+		int fds[2];
+
+		new_socketpair(fds);
+		io_uring_prep_recv(op->sqe, fds[0], buf, sizeof(buf), 0);
+		op->sqe->flags = i % 2 ? IOSQE_ASYNC : 0;
+		iou_op_queue(iou, op, never, NULL);
+		flush(iou);
+		if (i % 4 >= 2)
+			nap(); /* io-wq has it */
+		close(fds[0]);
+		ck_assert_int_eq(recv(fds[1], buf, 1, MSG_DONTWAIT), -1);
+		ck_assert_ptr_null(iou_free(iou));
+		ck_assert_int_eq(recv(fds[1], buf, 1, MSG_DONTWAIT), 0);
+		close(fds[1]);
+	}
+}
+END_TEST
+
+static int new_listener(struct sockaddr_in *addr)
+{
+	socklen_t len = sizeof(*addr);
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	*addr = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	ck_assert_int_eq(bind(fd, (struct sockaddr *)addr, len), 0);
+	ck_assert_int_eq(listen(fd, 16), 0);
+	ck_assert_int_eq(getsockname(fd, (struct sockaddr *)addr, &len), 0);
+	return fd;
+}
+
+/* Opened, accepted, created, and not yet delivered: closed by iou_free(), as the fixture sees. What is
+ * not a descriptor is left alone: a read's length, an index in the ring's own table. */
+START_TEST(descriptors_still_returned_are_closed)
+{
+	struct sockaddr_in addr;
+	int listener = new_listener(&addr), clients[4], fds[2];
+	iou_t *iou = new_iou(32);
+	char buf[64];
+	iou_op_t *op;
+
+	new_pipe(fds);
+	ck_assert_int_eq(write(fds[1], buf, (size_t)fds[1]), fds[1]); /* the read's result is an open descriptor */
+	for (int i = 0; i < 16; i++) {
+		op = new_op(iou);
+		if (i % 4 == 0)
+			io_uring_prep_openat(op->sqe, AT_FDCWD, "/dev/null", O_RDONLY | O_CLOEXEC, 0);
+		else if (i % 4 == 1)
+			io_uring_prep_accept(op->sqe, listener, NULL, NULL, SOCK_CLOEXEC);
+		else if (i % 4 == 2)
+			io_uring_prep_socket(op->sqe, AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0, 0);
+		else if (i == 3)
+			io_uring_prep_read(op->sqe, fds[0], buf, sizeof(buf), 0);
+		else
+			io_uring_prep_nop(op->sqe);
+		op->sqe->flags = i >= 8 && i % 4 == 0 ? IOSQE_ASYNC : 0;
+		iou_op_queue(iou, op, never, NULL);
+	}
+	flush(iou);
+	for (int i = 0; i < 4; i++) {
+		clients[i] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+		ck_assert_int_eq(connect(clients[i], (struct sockaddr *)&addr, sizeof(addr)), 0);
+	}
+	ck_assert_ptr_null(iou_free(iou));
+	ck_assert_int_ge(fcntl(fds[1], F_GETFD), 0);
+	for (int i = 0; i < 4; i++)
+		close(clients[i]);
+	close(listener);
+	close_pair(fds);
+}
+END_TEST
+
+START_TEST(a_multishot_accept_is_closed_too)
+{
+	struct sockaddr_in addr;
+	int listener = new_listener(&addr), clients[8];
+	iou_t *iou = new_iou(32);
+	iou_op_t *op;
+	char c;
+
+	op = new_op(iou);
+	io_uring_prep_multishot_accept(op->sqe, listener, NULL, NULL, SOCK_CLOEXEC);
+	iou_op_queue(iou, op, never, NULL);
+	flush(iou);
+	for (int i = 0; i < 8; i++) {
+		clients[i] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+		ck_assert_int_eq(connect(clients[i], (struct sockaddr *)&addr, sizeof(addr)), 0);
+	}
+	ck_assert_ptr_null(iou_free(iou));
+	close(listener);
+	for (int i = 0; i < 8; i++) { /* none is accepted and forgotten */
+		ck_assert_int_le(recv(clients[i], &c, 1, 0), 0);
+		close(clients[i]);
+	}
+}
+END_TEST
+
+/* An index of the ring's table of direct descriptors is no descriptor: 0 is not standard input. */
+START_TEST(direct_descriptors_are_left_alone)
+{
+	iou_t *iou = new_iou(8);
+	struct stat before, after;
+	iou_op_t *op;
+	int fds[4] = {-1, -1, -1, -1};
+
+	flush(iou);
+	if (io_uring_register_files(iou_ring(iou), fds, 4) != 0) {
+		iou_free(iou);
+		SKIP("needs IORING_REGISTER_FILES");
+	}
+	ck_assert_int_eq(fstat(0, &before), 0);
+	for (unsigned i = 0; i < 4; i++) {
+		op = new_op(iou);
+		io_uring_prep_openat_direct(op->sqe, AT_FDCWD, "/dev/null", O_RDONLY, 0,
+					    i < 2 ? i : (unsigned)IORING_FILE_INDEX_ALLOC);
+		iou_op_queue(iou, op, never, NULL);
+	}
+	flush(iou);
+	ck_assert_ptr_null(iou_free(iou));
+	ck_assert_int_eq(fstat(0, &after), 0);
+	ck_assert_uint_eq(before.st_ino, after.st_ino);
+	for (int fd = 0; fd < 3; fd++)
+		ck_assert_int_ge(fcntl(fd, F_GETFD), 0);
+}
+END_TEST
+
+/* ---- iou_free and jobs ----------------------------------------------------------------------- */
+
+static sem_t job_started, job_may_end;
+static bool job_ended;
+
+static int long_job(void *data)
+{
+	(void)data;
+	sem_post(&job_started);
+	sem_wait(&job_may_end);
+	job_ended = true;
+	return 0;
+}
+
+static void *let_end(void *data)
+{
+	pid_t *tid = data;
+
+	WAIT_UNTIL(thread_sleeps(*tid));
+	sem_post(&job_may_end);
+	return NULL;
+}
+
+START_TEST(free_waits_for_running_jobs_and_drops_the_rest)
+{
+	iou_t *iou = new_iou_with(&(iou_config_t){.entries = 4, .workers = 1});
+	pid_t tid = gettid();
+	pthread_t thread;
+
+	sem_init(&job_started, 0, 0);
+	sem_init(&job_may_end, 0, 0);
+	job_ended = false;
+	ck_assert_int_eq(iou_async(iou, long_job, NULL, never, NULL), 0);
+	for (int i = 0; i < 10; i++)
+		start_job(iou, new_op(iou), never, NULL, never, NULL);
+	sem_wait(&job_started);
+	thread = start_thread(let_end, &tid);
+	ck_assert_ptr_null(iou_free(iou));
+	ck_assert(job_ended);
+	join_thread(thread);
+	sem_destroy(&job_started);
+	sem_destroy(&job_may_end);
+}
+END_TEST
+
+static int posting_job(void *data)
+{
+	iou_t *iou = data;
+	iou_bh_t *bh;
+
+	sem_post(&job_started);
+	for (int i = 0; i < 100; i++) {
+		bh = new_bh(iou, never, NULL);
+		post(iou, never, NULL);
+		iou_bh_schedule(bh);
+		iou_quit(iou);
+		if (i % 2)
+			iou_bh_delete(bh);
+	}
+	return 0;
+}
+
+/* The job may call whatever any thread may, until it returns. */
+START_TEST(a_running_job_still_posts)
+{
+	sem_init(&job_started, 0, 0);
+	for (int i = 0; i < 20; i++) {
+		iou_t *iou = new_iou_with(&(iou_config_t){.entries = 4, .workers = 2});
+
+		ck_assert_int_eq(iou_async(iou, posting_job, iou, never, NULL), 0);
+		ck_assert_int_eq(iou_async(iou, posting_job, iou, never, NULL), 0);
+		sem_wait(&job_started);
+		ck_assert_ptr_null(iou_free(iou));
+	}
+	sem_destroy(&job_started);
+}
+END_TEST
+
+/* ---- iou_free by others ---------------------------------------------------------------------- */
+
+static void free_it(void *data)
+{
+	EXPECT(iou_free(data) == NULL);
+}
+
+static void *run_it(void *data)
+{
+	EXPECT(iou_run(data) == 0);
+	return NULL;
+}
+
+START_TEST(another_thread_frees_an_idle_iou)
+{
+	int n = 0;
+	iou_t *iou = new_iou(4);
+
+	in_thread(free_it, iou); /* never run */
+	iou = new_iou(4);
+	for (int kind = 0; kind < N_KINDS; kind++)
+		if (kind != ENDED)
+			start(iou, (kind_t)kind, on_round_trip, &n);
+	run(iou);
+	start(iou, POST, never, NULL);
+	iou_op_timer(iou, new_op(iou), SECOND, 0, never, NULL);
+	in_thread(free_it, iou);
+
+	iou = new_iou(4);
+	post(iou, on_round_trip, &n);
+	join_thread(start_thread(run_it, iou)); /* its owner has ended */
+	ck_assert_ptr_null(iou_free(iou));
+}
+END_TEST
+
+static void free_in_vain(void *data)
+{
+	errno = 0;
+	EXPECT(iou_free(data) == NULL);
+	EXPECT(errno == EEXIST);
+}
+
+START_TEST(another_thread_may_not_free_a_busy_iou)
+{
+	iou_t *iou = new_iou(4);
+	call_t call, post_call = {0};
+	int fds[2];
+
+	new_pipe(fds);
+	call_read(iou, &call, 0, fds[0]);
+	flush(iou);
+	post(iou, on_call, &post_call);
+	in_thread(free_in_vain, iou);
+	ck_assert_int_eq(write(fds[1], "x", 1), 1);
+	run(iou); /* nothing was done to it */
+	ck_assert_int_eq(call.result, 1);
+	ck_assert_int_eq(post_call.n, 1);
+	close_pair(fds);
+	done(iou);
+}
+END_TEST
+
+/* ---- iou_resize ------------------------------------------------------------------------------ */
+
+static void round_trips(iou_t *iou)
+{
+	int n = 0, n_all = 0;
+
+	for (int i = 0; i < 20; i++)
+		for (int kind = 0; kind < N_KINDS; kind++)
+			if (kind != ENDED) {
+				start(iou, (kind_t)kind, on_round_trip, &n);
+				n_all++;
+			}
+	run(iou);
+	ck_assert_int_eq(n, n_all);
+}
+
+START_TEST(resize_changes_the_sq)
+{
+	static const struct {
+		unsigned entries, expected;
+	} table[] = {{1, 1}, {100, 128}, {3, 4}, {32768, 32768}, {UINT32_MAX, 32768}, {8, 8}, {8, 8}};
+	iou_t *iou = new_iou(4);
+
+	for (int started = 0; started < 2; started++) {
+		for (unsigned i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
+			ck_assert_int_eq(iou_resize(iou, table[i].entries), 0);
+			ck_assert_uint_eq(sq_entries(iou), table[i].expected);
+			if (started)
+				round_trips(iou);
+		}
+		ck_assert_int_eq(iou_resize(iou, 0), -EINVAL);
+		round_trips(iou);
+	}
+	done(iou);
+}
+END_TEST
+
+/* What is queued, timed, working or posted goes on; what is in flight forbids it. */
+START_TEST(resize_carries_what_is_queued)
+{
+	iou_t *iou = new_iou(4);
+	call_t read, calls[30], timer, posted = {0};
+	uint64_t submitted;
+	int fds[2];
+
+	new_pipe(fds);
+	round_trips(iou);
+	call_read(iou, &read, 0, fds[0]);
+	flush(iou);
+	ck_assert_int_eq(iou_resize(iou, 64), -EBUSY);
+	ck_assert_uint_eq(sq_entries(iou), 4);
+	ck_assert_int_eq(write(fds[1], "x", 1), 1);
+	run(iou);
+	ck_assert_int_eq(read.result, 1);
+
+	submitted = get_stats(iou).submitted;
+	for (int i = 0; i < 30; i++) {
+		io_uring_prep_nop(call_op(iou, &calls[i], i));
+		call_queue(iou, &calls[i]);
+	}
+	call_op(iou, &timer, 100);
+	iou_op_timer(iou, timer.op, MSEC, 0, on_call, &timer);
+	post(iou, on_call, &posted);
+	ck_assert_int_eq(iou_resize(iou, 16), 0);
+	run(iou);
+	for (int i = 0; i < 30; i++)
+		ck_assert_int_eq(calls[i].n, 1);
+	ck_assert_int_eq(timer.n, 1);
+	ck_assert_int_eq(posted.n, 1);
+	ck_assert_uint_ge(get_stats(iou).submitted, submitted + 30); /* the counters go on */
+	close_pair(fds);
+	done(iou);
+}
+END_TEST
+
+/* The program registers on the new ring right away: iou needs none of its places. */
+START_TEST(resize_forgets_registrations)
+{
+	iou_t *iou = new_iou(4);
+	char buf[1];
+	call_t call;
+	int fds[2];
+
+	new_pipe(fds);
+	for (int i = 0; i < 2; i++) {
+		flush(iou);
+		ck_assert_int_eq(io_uring_register_files(iou_ring(iou), fds, 2), 0);
+		ck_assert_int_eq(write(fds[1], "x", 1), 1);
+		io_uring_prep_read(call_op(iou, &call, 0), 0, buf, 1, 0);
+		call.op->sqe->flags = IOSQE_FIXED_FILE;
+		call_queue(iou, &call);
+		run(iou);
+		ck_assert_int_eq(call.result, 1);
+		ck_assert_int_eq(iou_resize(iou, 8), 0);
+	}
+	io_uring_prep_read(call_op(iou, &call, 0), 0, buf, 1, 0);
+	call.op->sqe->flags = IOSQE_FIXED_FILE;
+	call_queue(iou, &call);
+	run(iou);
+	ck_assert_int_eq(call.result, -EBADF);
+	close_pair(fds);
+	done(iou);
+}
+END_TEST
+
+static pid_t loop_tid;
+
+static void *post_to_the_sleeper(void *data)
+{
+	WAIT_UNTIL(thread_sleeps(loop_tid));
+	post(data, on_nothing, NULL);
+	return NULL;
+}
+
+START_TEST(resize_keeps_the_wake_up)
+{
+	iou_t *iou = new_iou(4);
+	pthread_t thread;
+
+	loop_tid = gettid();
+	iou_hold(iou);
+	for (unsigned i = 0; i < 10; i++) {
+		thread = start_thread(post_to_the_sleeper, iou);
+		ck_assert_int_eq(iou_poll(iou, (int64_t)(20 * SECOND)), 1);
+		join_thread(thread);
+		ck_assert_int_eq(iou_resize(iou, 1U << i), 0);
+	}
+	iou_unhold(iou);
+	done(iou);
+}
+END_TEST
+
+static void resize_without_descriptors(void *data)
+{
+	iou_t *iou = iou_new(4);
+	int n = 0, fd;
+
+	(void)data;
+	EXPECT(iou != NULL);
+	start(iou, CQE, on_round_trip, &n);
+	EXPECT(iou_run(iou) == 0 && n == 1);
+	fd = dup(0);
+	EXPECT(setrlimit(RLIMIT_NOFILE, &(struct rlimit){(rlim_t)fd, 20000}) == 0);
+	start(iou, CQE, on_round_trip, &n);
+	EXPECT(iou_resize(iou, 16) == -EMFILE);
+	EXPECT(sq_entries(iou) == 4);
+	start(iou, JOB, on_round_trip, &n);
+	EXPECT(iou_run(iou) == 0 && n == 3);
+	EXPECT(setrlimit(RLIMIT_NOFILE, &(struct rlimit){1024, 20000}) == 0);
+	EXPECT(iou_resize(iou, 16) == 0);
+	start(iou, CQE, on_round_trip, &n);
+	EXPECT(iou_run(iou) == 0 && n == 4);
+	EXPECT(iou_free(iou) == NULL);
+}
+
+START_TEST(a_failed_resize_changes_nothing)
+{
+	in_good_child(resize_without_descriptors, NULL);
+}
+END_TEST
+
+static iou_t *the_iou;
+
+static int on_resize(void *data)
+{
+	call_t *call = data;
+
+	on_call(call);
+	ck_assert_int_eq(iou_resize(the_iou, 4U << call->n), 0);
+	if (call->n < 8)
+		start(the_iou, (kind_t)(call->n % 4), on_resize, call);
+	return 0;
+}
+
+START_TEST(resize_in_a_callback)
+{
+	call_t call = {0};
+
+	the_iou = new_iou(4);
+	start(the_iou, CQE, on_resize, &call);
+	run(the_iou);
+	ck_assert_int_eq(call.n, 8);
+	ck_assert_uint_eq(sq_entries(the_iou), 1024);
+	done(the_iou);
+}
+END_TEST
+
+Suite *life_suite(void)
+{
+	Suite *suite = suite_create("life");
+
+	TEST_CASE(suite, "config", entries_are_rounded_up, too_many_entries_are_clamped, a_bad_config_is_refused,
+		  unknown_setup_flags_are_refused, setup_flags_are_used_as_given, the_version_is_the_headers,
+		  descriptors_are_close_on_exec);
+	TEST_CASE(suite, "errors", no_descriptors_left, io_uring_is_refused, no_memory_to_lock);
+	TEST_CASE(suite, "free", free_of_nothing, free_drops_everything, no_byte_is_written_after_free,
+		  peers_see_the_end_at_once, descriptors_still_returned_are_closed, a_multishot_accept_is_closed_too,
+		  direct_descriptors_are_left_alone, free_waits_for_running_jobs_and_drops_the_rest,
+		  a_running_job_still_posts, another_thread_frees_an_idle_iou, another_thread_may_not_free_a_busy_iou);
+	TEST_CASE(suite, "resize", resize_changes_the_sq, resize_carries_what_is_queued, resize_forgets_registrations,
+		  resize_keeps_the_wake_up, a_failed_resize_changes_nothing, resize_in_a_callback);
+	return suite;
+}
