@@ -1150,28 +1150,41 @@ static void spin_pause(void)
 #endif
 }
 
-/* Before sleeping, with the lock held: look for a job for a while without it. */
-static void worker_spin(pool_t *pool)
+/* How long to look the next time: twice as long where it paid, else half, from 1 us (or a 64th) to the limit. */
+static uint64_t spin_next(uint64_t ns, uint64_t max_ns, bool found)
+{
+	uint64_t least_ns = max_ns / 64 > 1000 ? max_ns / 64 : 1000;
+
+	ns = found ? add_ns(ns, ns) : ns / 2;
+	ns = ns > least_ns ? ns : least_ns;
+	return ns < max_ns ? ns : max_ns;
+}
+
+/* Before sleeping, with the lock held: look for a job for a while without it. Returns how long the next time. */
+static uint64_t worker_spin(pool_t *pool, uint64_t spin_ns)
 {
 	uint64_t until_ns;
+	bool found;
 
 	pool->n_looking++;
 	pthread_mutex_unlock(&pool->lock);
-	until_ns = add_ns(now_ns(), pool->spin_ns);
-	while (!atomic_load_explicit(&pool->n_queued, memory_order_relaxed) && !atomic_load(&pool->stop) &&
-	       now_ns() < until_ns)
+	until_ns = add_ns(now_ns(), spin_ns);
+	do {
 		spin_pause();
+		found = atomic_load_explicit(&pool->n_queued, memory_order_relaxed) || atomic_load(&pool->stop);
+	} while (!found && now_ns() < until_ns);
 	pthread_mutex_lock(&pool->lock);
 	pool->n_looking--;
+	return spin_next(spin_ns, pool->spin_ns, found);
 }
 
 /* With the lock held: the next job, or NULL when it is time to go. */
-static op_t *worker_next(pool_t *pool)
+static op_t *worker_next(pool_t *pool, uint64_t *spin_ns)
 {
 	op_t *op;
 
 	if (pool->spin_ns && list_empty(&pool->queue) && !pool->stop)
-		worker_spin(pool);
+		*spin_ns = worker_spin(pool, *spin_ns);
 	while (list_empty(&pool->queue) && !pool->stop) {
 		pool->n_idle++;
 		pthread_cond_wait(&pool->cond, &pool->lock);
@@ -1191,12 +1204,13 @@ static op_t *worker_next(pool_t *pool)
 static void *worker_main(void *data)
 {
 	pool_t *pool = data;
+	uint64_t spin_ns = spin_next(0, pool->spin_ns, false);
 	op_t *op;
 
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
 	pthread_mutex_lock(&pool->lock);
 	pool->n_starting--;
-	while ((op = worker_next(pool))) {
+	while ((op = worker_next(pool, &spin_ns))) {
 		pthread_mutex_unlock(&pool->lock);
 		op->pub.result = op->as.job.work(op->as.job.work_data);
 		pool->finish(op);
@@ -1471,11 +1485,7 @@ static void spin(iou_t *iou)
 		spin_pause();
 		found = cq_ready(iou) || has_mail(iou) || sq_flags(iou) & IORING_SQ_TASKRUN;
 	} while (!found && now_ns() < (until_ns < due_ns ? until_ns : due_ns));
-	iou->spin_ns = found ? iou->spin_ns * 2 : iou->spin_ns / 2;
-	if (iou->spin_ns > iou->spin_max_ns)
-		iou->spin_ns = iou->spin_max_ns;
-	if (iou->spin_ns < iou->spin_max_ns / 16 + 1)
-		iou->spin_ns = iou->spin_max_ns / 16 + 1;
+	iou->spin_ns = spin_next(iou->spin_ns, iou->spin_max_ns, found);
 }
 
 /* The kernel could not take or give anything for now. 0: try again. */
@@ -1844,7 +1854,6 @@ static void free_memory(iou_t *iou, bool ops)
 		}
 	}
 	free(iou->heap);
-	free(iou->pool.threads);
 	free(iou);
 }
 
@@ -1901,7 +1910,8 @@ static iou_t *iou_alloc(const iou_config_t *config)
 	iou->heap_end = HEAP_ROOT;
 	iou->clock_due_ns = NEVER;
 	iou->retry_ns = NS_PER_MS;
-	iou->spin_max_ns = iou->spin_ns = config->spin_ns;
+	iou->spin_max_ns = config->spin_ns;
+	iou->spin_ns = spin_next(0, config->spin_ns, false);
 	return iou;
 }
 
@@ -1983,6 +1993,7 @@ iou_t *iou_free(iou_t *iou)
 	if (!is_here(iou)) { /* a child's copy: the ring's memory is not mapped here, locks may be held, threads are the parent's */
 		close(iou->ring.io.ring_fd);
 		close_fds(iou);
+		free(iou->pool.threads);
 		free_memory(iou, true);
 		return NULL;
 	}
@@ -2128,6 +2139,10 @@ void *iou_op_env(iou_op_t *pub, size_t size)
 		errno = EINVAL;
 		return NULL;
 	}
+	if (op->state == OP_JOB ? !is_here(op->iou) : !is_mine(op->iou)) {
+		errno = EEXIST;
+		return NULL;
+	}
 	MUST(op->state != OP_FREE, "op was given back");
 	if (op->env) {
 		errno = EEXIST;
@@ -2271,10 +2286,11 @@ int iou_op_cancel(iou_t *iou, iou_op_t *pub)
 	op_t *op = (op_t *)pub;
 	int ret;
 
-	if (!iou || !op || op->iou != iou)
+	if (!iou || !op)
 		return -EINVAL;
 	if (!is_mine(iou))
 		return -EEXIST;
+	MUST(op->iou == iou, "op of another iou");
 	ret = cancel(op);
 	touch(iou);
 	return ret;

@@ -52,6 +52,7 @@ struct lane {
 	iou_op_t *reader;   /* opens and reads; NULL: nothing under way */
 	iou_op_t *hasher;   /* the same */
 	int fd;
+	bool is_stdin;
 	bool at_end;        /* nothing more is read: that was all, or there was an error */
 	int error;
 	unsigned n_read;    /* chunks; the i-th lies in chunks[i % 2] */
@@ -160,51 +161,137 @@ static void print_done(struct sum *sum)
 }
 
 
-/* ---- Lanes ------------------------------------------------------------------------------------ */
+/* ---- A lane ----------------------------------------------------------------------------------- */
 
 static void start_files(struct sum *sum);
-static int go_on(struct lane *lane);
+static void go_on(struct lane *lane);
+
+/* The end of each callback. */
+static int goes_on(struct lane *lane)
+{
+	go_on(lane);
+	start_files(lane->sum);
+	return 0;
+}
+
+/* Nothing more is read, and what was read is of no use. */
+static void fail(struct lane *lane, int error)
+{
+	lane->at_end = true;
+	lane->error = error;
+}
+
+static int hash_chunk(void *data) /* on a worker thread */
+{
+	struct lane *lane = data;
+	unsigned i = lane->n_hashed % 2;
+
+	return EVP_DigestUpdate(lane->digest, lane->chunks[i], lane->sizes[i]) ? 0 : -EIO;
+}
+
+static void hashed(struct lane *lane, int result)
+{
+	lane->n_hashed++;
+	if (result < 0)
+		fail(lane, result);
+}
+
+static int on_hashed(void *data)
+{
+	struct lane *lane = data;
+	int result = lane->hasher->result;
+
+	lane->hasher = NULL;
+	hashed(lane, result);
+	return goes_on(lane);
+}
+
+static void hash_next(struct lane *lane)
+{
+	iou_t *iou = lane->sum->iou;
+
+	if (lane->sizes[lane->n_hashed % 2] > SMALL) {
+		lane->hasher = iou_op_new(iou);
+		if (lane->hasher && iou_op_async(iou, lane->hasher, hash_chunk, lane, on_hashed, lane) == 0)
+			return;
+		iou_op_free(iou, lane->hasher); /* no memory or no thread is no reason to fail */
+		lane->hasher = NULL;
+	}
+	hashed(lane, hash_chunk(lane));
+}
+
+static int on_read(void *data)
+{
+	struct lane *lane = data;
+	int result = lane->reader->result;
+
+	lane->reader = NULL;
+	if (result > 0)
+		lane->sizes[lane->n_read++ % 2] = (size_t)result;
+	else if (result == 0)
+		lane->at_end = true;
+	else
+		fail(lane, result);
+	return goes_on(lane);
+}
+
+static void read_next(struct lane *lane)
+{
+	iou_op_t *op = iou_op_new(lane->sum->iou);
+
+	if (!op) {
+		fail(lane, -ENOMEM);
+		return;
+	}
+	/* at the file's own position: the same for files, pipes, and terminals */
+	io_uring_prep_read(op->sqe, lane->fd, lane->chunks[lane->n_read % 2], CHUNK, (uint64_t)-1);
+	iou_op_queue(lane->sum->iou, op, on_read, lane);
+	lane->reader = op;
+}
 
 static void open_file(struct lane *lane);
 
-/* The file is done, and the lane free for the next. */
 static void finish(struct lane *lane)
 {
 	struct sum *sum = lane->sum;
 	struct lane *waiting = sum->waiting;
 
-	if (lane->fd == STDIN_FILENO)
-		sum->stdin_is_read = false;
-	else if (lane->fd > 0 && sum->n_open--)
-		close(lane->fd);
 	if (!lane->error && !EVP_DigestFinal_ex(lane->digest, lane->file->sum, NULL))
 		lane->error = -EIO;
 	lane->file->error = lane->error;
 	lane->file->done = true;
+	if (lane->is_stdin) {
+		sum->stdin_is_read = false;
+	} else if (lane->fd >= 0) {
+		close(lane->fd);
+		sum->n_open--;
+	}
 	lane->next = sum->idle;
 	sum->idle = lane;
 
 	sum->waiting = NULL;
 	while (waiting) {
-		struct lane *next = waiting->next;
-
-		open_file(waiting);
-		waiting = next;
+		lane = waiting;
+		waiting = lane->next;
+		open_file(lane);
 	}
+}
+
+/* Start whatever the lane can do now. It hashes and reads at the same time, each in the order of the file. */
+static void go_on(struct lane *lane)
+{
+	while (!lane->hasher && !lane->error && lane->n_hashed < lane->n_read)
+		hash_next(lane);
+	if (!lane->reader && !lane->at_end && lane->n_read - lane->n_hashed < 2)
+		read_next(lane);
+	if (!lane->reader && !lane->hasher && lane->at_end)
+		finish(lane);
 }
 
 static void wait_for_another(struct lane *lane)
 {
 	lane->next = lane->sum->waiting;
 	lane->sum->waiting = lane;
-}
-
-/* No more is read; what has been read is of no use either. */
-static void fail(struct lane *lane, int error)
-{
-	lane->at_end = true;
-	if (!lane->error)
-		lane->error = error;
 }
 
 static int on_open(void *data)
@@ -223,29 +310,249 @@ static int on_open(void *data)
 		lane->fd = result;
 		lane->sum->n_open++;
 	}
-	return go_on(lane);
+	return goes_on(lane);
 }
 
 static void open_file(struct lane *lane)
 {
 	struct sum *sum = lane->sum;
+	const char *name = lane->file->name;
 
-	if (strcmp(lane->file->name, "-") == 0) {
+	if (strcmp(name, "-") == 0) {
 		if (sum->stdin_is_read) {
 			wait_for_another(lane);
 			return;
 		}
-		sum->stdin_is_read = true;
+		sum->stdin_is_read = lane->is_stdin = true;
 		lane->fd = STDIN_FILENO;
-		go_on(lane);
-		return;
-	}
-	lane->reader = iou_op_new(sum->iou);
-	if (!lane->reader) {
+	} else {
+		lane->reader = iou_op_new(sum->iou);
+		if (lane->reader) {
+			io_uring_prep_openat(lane->reader->sqe, AT_FDCWD, name, O_RDONLY | O_CLOEXEC | O_NOCTTY, 0);
+			iou_op_queue(sum->iou, lane->reader, on_open, lane);
+			return;
+		}
 		fail(lane, -ENOMEM);
-		finish(lane);
+	}
+	go_on(lane);
+}
+
+static void new_file(struct lane *lane, struct file *file)
+{
+	lane->file = file;
+	lane->fd = -1;
+	lane->is_stdin = lane->at_end = false;
+	lane->error = 0;
+	lane->n_read = lane->n_hashed = 0;
+	if (!EVP_DigestInit_ex2(lane->digest, lane->sum->sha256, NULL))
+		fail(lane, -ENOMEM);
+}
+
+static bool add_lane(struct sum *sum)
+{
+	struct lane *lane = sum->n_lanes < MAX_LANES ? calloc(1, sizeof(*lane)) : NULL;
+
+	if (!lane)
+		return false;
+	lane->sum = sum;
+	lane->digest = EVP_MD_CTX_new();
+	lane->chunks[0] = aligned_alloc(4096, 2 * CHUNK);
+	if (!lane->digest || !lane->chunks[0]) {
+		EVP_MD_CTX_free(lane->digest);
+		free(lane->chunks[0]);
+		free(lane);
+		return false;
+	}
+	lane->chunks[1] = lane->chunks[0] + CHUNK;
+	sum->lanes[sum->n_lanes++] = lane;
+	lane->next = sum->idle;
+	sum->idle = lane;
+	return true;
+}
+
+static void free_lanes(struct sum *sum)
+{
+	for (unsigned i = 0; i < sum->n_lanes; i++) {
+		EVP_MD_CTX_free(sum->lanes[i]->digest);
+		free(sum->lanes[i]->chunks[0]);
+		free(sum->lanes[i]);
+	}
+}
+
+
+/* ---- Names, from the arguments or from a list ------------------------------------------------- */
+
+static int hex_value(char c)
+{
+	return isdigit((unsigned char)c) ? c - '0' : isxdigit((unsigned char)c) ? (c | 32) - 'a' + 10 : -1;
+}
+
+/* Undo put_escaped() in place. */
+static bool unescape(char *name)
+{
+	char *to = name;
+
+	for (char *from = name; *from; from++) {
+		if (*from == '\\') {
+			from++;
+			if (*from != 'n' && *from != 'r' && *from != '\\')
+				return false;
+			*to++ = *from == 'n' ? '\n' : *from == 'r' ? '\r' : '\\';
+		} else {
+			*to++ = *from;
+		}
+	}
+	*to = '\0';
+	return true;
+}
+
+/* A line of a list: the sum, a space, a space or (binary, which means nothing) an asterisk, the name. */
+static bool parse(char *line, struct file *file)
+{
+	bool escaped;
+
+	line += strspn(line, " \t");
+	escaped = *line == '\\';
+	line += escaped;
+	for (int i = 0; i < SUM_SIZE; i++, line += 2) {
+		int high = hex_value(line[0]), low = high < 0 ? -1 : hex_value(line[1]);
+
+		if (low < 0)
+			return false;
+		file->expected[i] = (unsigned char)(high << 4 | low);
+	}
+	if (line[0] != ' ' || (line[1] != ' ' && line[1] != '*') || !line[2])
+		return false;
+	file->name = line + 2;
+	return !escaped || unescape(line + 2);
+}
+
+static bool next_in_list(struct sum *sum, struct file *file)
+{
+	size_t room = 0;
+	ssize_t n;
+
+	while ((n = getline(&file->line, &room, sum->list)) >= 0) {
+		char *line = file->line;
+
+		while (n > 0 && (line[n - 1] == '\n' || line[n - 1] == '\r'))
+			line[--n] = '\0';
+		if (n == 0 || line[0] == '#')
+			continue;
+		/* standard input cannot be the list and in the list */
+		if (parse(line, file) && !(sum->list == stdin && strcmp(file->name, "-") == 0))
+			return true;
+		sum->n_malformed++;
+	}
+	free(file->line);
+	return false;
+}
+
+static bool next_argument(struct sum *sum, struct file *file)
+{
+	file->name = *sum->names;
+	return *sum->names && sum->names++;
+}
+
+static void start_files(struct sum *sum)
+{
+	for (;;) {
+		struct file *file = &sum->window[sum->tail % WINDOW];
+		struct lane *lane;
+
+		print_done(sum);
+		if (sum->tail - sum->head == WINDOW || (!sum->idle && !add_lane(sum)))
+			return;
+		*file = (struct file){ .name = NULL };
+		if (!(sum->list ? next_in_list(sum, file) : next_argument(sum, file)))
+			return;
+		sum->tail++;
+		lane = sum->idle;
+		sum->idle = lane->next;
+		new_file(lane, file);
+		open_file(lane);
+	}
+}
+
+
+/* ---- The program ------------------------------------------------------------------------------ */
+
+static void run(struct sum *sum)
+{
+	int result;
+
+	start_files(sum);
+	result = iou_run(sum->iou);
+	if (result < 0)
+		complain(sum, "io_uring", strerror(-result));
+}
+
+static void warn(uint64_t n, const char *one, const char *many)
+{
+	if (n)
+		fprintf(stderr, "sum: WARNING: %" PRIu64 " %s\n", n, n == 1 ? one : many);
+}
+
+static void check_list(struct sum *sum, const char *name)
+{
+	bool is_stdin = strcmp(name, "-") == 0;
+
+	sum->list = is_stdin ? stdin : fopen(name, "re");
+	if (!sum->list) {
+		complain(sum, name, strerror(errno));
 		return;
 	}
-	io_uring_prep_openat(lane->reader->sqe, AT_FDCWD, lane->file->name, O_RDONLY | O_CLOEXEC | O_NOCTTY, 0);
-	iou_op_queue(sum->iou, lane->reader, on_open, lane);
+	name = is_stdin ? "standard input" : name;
+	sum->n_good = sum->n_bad = sum->n_unread = sum->n_malformed = 0;
+	run(sum);
+	fflush(stdout); /* before what is said about it */
+	if (ferror(sum->list)) {
+		complain(sum, name, "read error");
+	} else if (sum->n_good + sum->n_bad + sum->n_unread == 0) {
+		complain(sum, name, "no properly formatted checksum lines found");
+	} else {
+		warn(sum->n_malformed, "line is improperly formatted", "lines are improperly formatted");
+		warn(sum->n_unread, "listed file could not be read", "listed files could not be read");
+		warn(sum->n_bad, "computed checksum did NOT match", "computed checksums did NOT match");
+		sum->failed |= sum->n_bad > 0;
+	}
+	if (!is_stdin)
+		fclose(sum->list);
+	sum->list = NULL;
+}
+
+int main(int argc, char **argv)
+{
+	static const char usage[] = "usage: sum [FILE...]\n       sum -c [LIST...]\n";
+	static char dash[] = "-", *standard_input[] = { dash, NULL };
+	static struct sum sum;
+	bool check = false;
+	char **names;
+	int opt;
+
+	while ((opt = getopt(argc, argv, "ch")) != -1) {
+		if (opt != 'c') {
+			fputs(usage, opt == 'h' ? stdout : stderr);
+			return opt != 'h';
+		}
+		check = true;
+	}
+	names = optind < argc ? argv + optind : standard_input;
+	sum.sha256 = EVP_MD_fetch(NULL, "SHA256", NULL);
+	sum.iou = sum.sha256 ? iou_new(2 * MAX_LANES) : NULL;
+	if (!sum.iou || !add_lane(&sum)) {
+		complain(&sum, "start", sum.sha256 ? strerror(errno) : "no SHA-256 in libcrypto");
+	} else if (check) {
+		for (; *names; names++)
+			check_list(&sum, *names);
+	} else {
+		sum.names = names;
+		run(&sum);
+	}
+	iou_free(sum.iou);
+	free_lanes(&sum);
+	EVP_MD_free(sum.sha256);
+	if (fflush(stdout) != 0 || ferror(stdout))
+		complain(&sum, "write error", strerror(errno));
+	return sum.failed ? EXIT_FAILURE : EXIT_SUCCESS;
 }

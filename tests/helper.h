@@ -17,6 +17,7 @@
 
 #include <check.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -220,5 +221,27 @@ unsigned random_below(uint64_t *seed, unsigned n);
 /* SIGALRM at this interval, with a handler that calls func (NULL: nothing) until stop_alarms(). */
 void start_alarms(uint64_t interval_ns, void (*func)(void));
 void stop_alarms(void);
+
+/* ---- Blocking, starving ---------------------------------------------------------------------- */
+
+/* A job that runs until its gate is opened; gate_job(gate) is its work. A gate opens for one job at a time. */
+typedef struct gate_t {
+	sem_t entered, open;
+	int result; /* what the job returns */
+} gate_t;
+
+void gate_init(gate_t *gate);
+int gate_job(void *gate);
+void gate_wait(gate_t *gate); /* until a job is in it */
+void gate_open(gate_t *gate);
+
+/* Queue the jobs that keep all of `n` workers busy with the gate, and wait until they do: on_nothing is called
+ * back for each. Then open the gate n times. */
+void block_workers(iou_t *iou, gate_t *gate, int n);
+void unblock_workers(gate_t *gate, int n);
+
+/* From starve() to feed() no allocation works, not the smallest. Nothing of Check's may be called in between. */
+void starve(void);
+void feed(void);
 
 #endif

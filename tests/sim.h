@@ -93,6 +93,7 @@ typedef struct world_t {
 	unsigned faults;       /* how many more calls may fail */
 	unsigned n_faults;     /* how many have */
 	unsigned n_allocs;     /* memory that iou holds */
+	bool posters;          /* the posting threads may start something */
 	bool may_alloc;        /* the call that is going on may allocate */
 	unsigned step_one_in;  /* how often the others run while the loop thread computes */
 } world_t;
@@ -119,7 +120,7 @@ void threads_until(bool (*cond)(const void *data), const void *data, const char 
 void threads_check_end(void);
 /* What a posting thread does when told to (sim.c); and telling one. */
 void poster_act(unsigned number);
-bool poster_start(void);
+bool poster_start(bool forced);
 bool posters_idle(void);
 
 /* Decide whether this call fails, at a chance of one in n, while there are faults left. */
@@ -168,6 +169,9 @@ const char *kernel_where(unsigned op);
 /* The kernel's side of it. `op` is the number that the program put in the SQE's last word; 0: iou's own. */
 void model_taken(unsigned op, const struct io_uring_sqe *sqe, bool first_in_enter, unsigned previous, bool linked,
 		 bool cut);
+void model_chain_cut(unsigned last);
+void model_supply_is_short(bool is_short);
+void model_cancel_seen(uint64_t user_data);
 void model_own_in_chain(unsigned previous);
 void model_chain_left_open(unsigned previous);
 void model_posted(unsigned op, int res, unsigned flags);

@@ -11,6 +11,7 @@
 
 #include "sim.h"
 
+#include <limits.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/timerfd.h>
@@ -92,6 +93,9 @@ typedef struct file_t {
 	uint64_t due_ns; /* of a timerfd */
 } file_t;
 
+/* Starting an op gave no result yet. */
+#define UNDER_WAY INT_MIN
+
 static ring_t rings[MAX_RINGS];
 static file_t files[MAX_FILES];
 static req_t reqs[MAX_REQS];
@@ -99,7 +103,7 @@ static req_t *free_reqs[MAX_REQS];
 static unsigned n_free_reqs;
 static unsigned n_rings, n_files_used;
 static unsigned kernel;
-static bool refuse_register;
+static bool refuse_register, submitting;
 static unsigned sq_entries_now, sq_entries_min;
 
 /* ---- Files ------------------------------------------------------------------------------------ */
@@ -260,7 +264,7 @@ static void complete(ring_t *ring, req_t *req, int res, unsigned flags, bool now
 			req->failed = true;
 	}
 	world.events++;
-	if (now && !ring->n_work) {
+	if (now && submitting && !ring->n_work) {
 		post(ring, &wait);
 		return;
 	}
@@ -365,6 +369,8 @@ static int cancel(ring_t *ring, const req_t *by)
 	bool all = flags & (IORING_ASYNC_CANCEL_ALL | IORING_ASYNC_CANCEL_ANY);
 	int ret = -ENOENT, n = 0;
 
+	if (!by->op)
+		model_cancel_seen(by->sqe.addr);
 	if (is_cancel && flags && kernel < KERNEL_5_19)
 		return -EINVAL;
 	if (flags & ~(IORING_ASYNC_CANCEL_ALL | IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_FD |
@@ -435,7 +441,7 @@ static void behave(req_t *req, int full)
 	}
 }
 
-/* What the fd-less and the failing ones come to at once; 1: it is under way. */
+/* What it comes to at once, or UNDER_WAY. */
 static int start(ring_t *ring, req_t *req)
 {
 	struct io_uring_sqe *sqe = &req->sqe;
@@ -446,13 +452,13 @@ static int start(ring_t *ring, req_t *req)
 		behave(req, 0);
 		req->ends = SOON;
 		req->place = UNSTOPPABLE;
-		return one_in(4) ? 1 : 0;
+		return one_in(4) ? UNDER_WAY : 0;
 	case IORING_OP_TIMEOUT:
 		req->ends = AT_DUE;
 		req->res = -ETIME;
 		req->place = ARMED;
 		req->due_ns = time_of(sqe);
-		return 1;
+		return UNDER_WAY;
 	case IORING_OP_LINK_TIMEOUT: /* not behind an op that runs */
 		return -EINVAL;
 	case IORING_OP_ASYNC_CANCEL:
@@ -491,9 +497,9 @@ static int start(ring_t *ring, req_t *req)
 		CHECK(file_polls(file), "op on descriptor %d", sqe->fd);
 		req->ends = EVENT;
 		req->event = file->count > 0;
-		return 1;
+		return UNDER_WAY;
 	}
-	return sqe->fd == FD_READY && !req->n_shots && sqe->opcode != IORING_OP_SEND_ZC ? req->res : 1;
+	return sqe->fd == FD_READY && !req->n_shots && sqe->opcode != IORING_OP_SEND_ZC ? req->res : UNDER_WAY;
 }
 
 static int result(req_t *req)
@@ -534,11 +540,9 @@ static void issue(ring_t *ring, req_t *req)
 		guard->place = UNSTOPPABLE;
 		guard->due_ns = time_of(&guard->sqe);
 	}
-	TRACE("kernel: starts op %u (%s), opcode %d fd %d", req->op, ret == 1 ? "under way" : "done", req->sqe.opcode,
-	      req->sqe.fd);
-	if (ret == 1 && req->sqe.opcode != IORING_OP_OPENAT && req->sqe.opcode != IORING_OP_ACCEPT)
-		return;
-	if (ret == 1 && req->sqe.fd != FD_READY)
+	TRACE("kernel: starts op %u, opcode %d fd %d%s", req->op, req->sqe.opcode, req->sqe.fd,
+	      ret == UNDER_WAY ? ", under way" : "");
+	if (ret == UNDER_WAY)
 		return;
 	if (ret >= 0 && req->sqe.opcode != IORING_OP_ASYNC_CANCEL)
 		ret = result(req);
@@ -625,8 +629,8 @@ bool kernel_step(void)
 				return true;
 			}
 		}
-		if (ring->open && ring->n_work &&
-		    !(ring->flags & (IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN))) {
+		if (ring->open && ring->n_work && !(ring->flags & IORING_SETUP_DEFER_TASKRUN) &&
+		    (!(ring->flags & IORING_SETUP_COOP_TASKRUN) || one_in(4))) {
 			work_run(ring, false);
 			return true;
 		}
@@ -862,7 +866,8 @@ int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *uring, 
 		n_rings++;
 	ring = &rings[at];
 	memset(ring, 0, offsetof(ring_t, array));
-	memset(ring->array, 0, sizeof(ring->array));
+	for (unsigned i = 0; i < MAX_SQ; i++) /* as liburing does, from 2.3 on */
+		ring->array[i] = i;
 	ring->open = true;
 	ring->fd = file_open(RINGFD);
 	ring->eventfd = -1;
@@ -1080,6 +1085,7 @@ static int submit(ring_t *ring, unsigned to_submit)
 
 	CHECK(n <= ring->sq_entries, "%u SQEs are published in an SQ of %u", n, ring->sq_entries);
 	CHECK(to_submit <= n, "%u SQEs are to be submitted of %u", to_submit, n);
+	submitting = true;
 	while (i < to_submit && !stop) {
 		if (fault(40))
 			break;
@@ -1090,9 +1096,10 @@ static int submit(ring_t *ring, unsigned to_submit)
 		if (i == to_submit)
 			model_chain_left_open(chain.last->op);
 		else
-			ring->cut_after = chain.last->op;
+			model_chain_cut(ring->cut_after = chain.last->op);
 		chain_start(ring, chain.head, chain.bad);
 	}
+	submitting = false;
 	__atomic_store_n(&ring->sq_head, ring->own_sq_head, __ATOMIC_RELEASE);
 	world.events += i;
 	return i || !to_submit ? (int)i : -EAGAIN;
@@ -1104,7 +1111,7 @@ static void time_passes(uint64_t until_ns, bool timed)
 	uint64_t due_ns = kernel_due_ns(), job_ns = threads_due_ns();
 	unsigned first = pick(4);
 
-	if (first == 0 && poster_start())
+	if (first == 0 && poster_start(false))
 		return;
 	if (first < 2 && threads_step())
 		return;
@@ -1195,13 +1202,13 @@ int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned min_complet
 	TRACE("kernel: enter, submits %u, waits for %u, flags %#x", to_submit, min_complete, flags);
 	kernel_entered();
 	if (fault(30))
-		return shortages[pick(3)];
-	if (to_submit) {
+		ret = shortages[pick(3)];
+	else if (to_submit)
 		ret = submit(ring, to_submit);
-		if (ret != (int)to_submit) {
-			TRACE("kernel: enter returns %d", ret);
-			return ret;
-		}
+	if (ret < 0 || ret < (int)to_submit) {
+		TRACE("kernel: enter returns %d", ret);
+		model_supply_is_short(true);
+		return ret;
 	}
 	if (flags & IORING_ENTER_GETEVENTS) {
 		uint64_t before_ns = world.now_ns;
@@ -1212,6 +1219,7 @@ int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned min_complet
 		if (before_ns != world.now_ns || waited == -EINTR)
 			world.events++;
 	}
+	model_supply_is_short(false);
 	ring->n_idle_enters = events == world.events && !cq_ready(ring) ? ring->n_idle_enters + 1 : 0;
 	CHECK(ring->n_idle_enters < 24, "the loop spins: 24 enters in which nothing happened");
 	TRACE("kernel: enter returns %d", ret);

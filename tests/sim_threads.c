@@ -66,10 +66,10 @@ static void switch_to(unsigned to)
 	swapcontext(&before->context, &after->context);
 	__sanitizer_finish_switch_fiber(threads[current].shadow_stack, NULL, NULL);
 #else
+	before->has_context = true;
 	if (_setjmp(before->jump) == 0) {
 		if (after->has_context)
 			_longjmp(after->jump, 1);
-		after->has_context = true;
 		setcontext(&after->context);
 	}
 #endif
@@ -198,7 +198,7 @@ void sim_point(void)
 		threads_step();
 	else if (n == 2)
 		kernel_step();
-	else if (n == 3 && poster_start())
+	else if (n == 3 && poster_start(false))
 		threads_step();
 }
 
@@ -264,11 +264,11 @@ void threads_until(bool (*cond)(const void *data), const void *data, const char 
 	}
 }
 
-bool poster_start(void)
+bool poster_start(bool forced)
 {
 	unsigned number = 1 + pick(N_POSTERS);
 
-	if (threads[number].state != PARKED)
+	if ((!forced && !world.posters) || threads[number].state != PARKED)
 		return false;
 	threads[number].state = RUNS;
 	return true;
@@ -362,6 +362,17 @@ int __wrap_sched_yield(void)
 		thread_yield(RUNS, NULL);
 	else if (!threads_step())
 		FAIL("waits for a thread that does not run");
+	return 0;
+}
+
+int __wrap_nanosleep(const struct timespec *time, struct timespec *rest);
+int __wrap_nanosleep(const struct timespec *time, struct timespec *rest)
+{
+	(void)rest;
+	CHECK(current == 0, "a worker sleeps");
+	world.now_ns += (uint64_t)time->tv_sec * 1000000000 + (uint64_t)time->tv_nsec;
+	sim_n_steps++;
+	sim_point();
 	return 0;
 }
 
@@ -514,6 +525,7 @@ static bool memory_is_short(void)
 static void *count(void *memory)
 {
 	world.n_allocs += memory != NULL;
+	TRACE("memory %p", memory);
 	return memory;
 }
 
@@ -563,6 +575,7 @@ void __wrap_free(void *memory)
 	if (world.running && memory) {
 		CHECK(world.n_allocs, "more memory is freed than was allocated");
 		world.n_allocs--;
+		TRACE("free %p", memory);
 #if !SIM_ASAN
 		memset(memory, 0xdd, malloc_usable_size(memory) < 2048 ? malloc_usable_size(memory) : 2048);
 #endif
