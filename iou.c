@@ -1311,7 +1311,7 @@ static int pool_init(pool_t *pool, unsigned max, uint64_t spin_ns, void (*finish
 }
 
 /* Waits for the running jobs; what is queued stays so. */
-static void pool_exit(pool_t *pool)
+static void pool_stop(pool_t *pool)
 {
 	pthread_mutex_lock(&pool->lock);
 	atomic_store(&pool->stop, true);
@@ -1319,6 +1319,10 @@ static void pool_exit(pool_t *pool)
 	pthread_cond_broadcast(&pool->cond);
 	while (pool->n_threads)
 		pthread_join(pool->threads[--pool->n_threads], NULL);
+}
+
+static void pool_exit(pool_t *pool)
+{
 	pthread_cond_destroy(&pool->cond);
 	pthread_mutex_destroy(&pool->lock);
 	free(pool->threads);
@@ -1467,6 +1471,12 @@ static bool is_ready(iou_t *iou)
 	       has_mail(iou) || (iou->heap_end > HEAP_ROOT && heap_due_ns(iou) <= now_ns());
 }
 
+/* Or the contrary: nothing to wait for, or iou_quit() was called. */
+static bool may_wait(iou_t *iou, bool quits)
+{
+	return is_pending(iou) && !(quits && atomic_load(&iou->quit));
+}
+
 /* When the clock has something for the loop. */
 static uint64_t next_due_ns(const iou_t *iou)
 {
@@ -1476,15 +1486,17 @@ static uint64_t next_due_ns(const iou_t *iou)
 }
 
 /* Look for completions for a while, before sleeping: longer the next time if one came, else shorter. */
-static void spin(iou_t *iou)
+static void spin(iou_t *iou, bool quits, uint64_t until_ns)
 {
-	uint64_t until_ns = add_ns(now_ns(), iou->spin_ns), due_ns = next_due_ns(iou);
+	uint64_t spin_until_ns = add_ns(now_ns(), iou->spin_ns);
 	bool found;
 
+	if (until_ns > spin_until_ns)
+		until_ns = spin_until_ns;
 	do {
 		spin_pause();
 		found = cq_ready(iou) || has_mail(iou) || sq_flags(iou) & IORING_SQ_TASKRUN;
-	} while (!found && now_ns() < (until_ns < due_ns ? until_ns : due_ns));
+	} while (!found && may_wait(iou, quits) && now_ns() < until_ns);
 	iou->spin_ns = spin_next(iou->spin_ns, iou->spin_max_ns, found);
 }
 
@@ -1504,18 +1516,19 @@ static int submit(iou_t *iou, bool quits, uint64_t until_ns)
 
 	for (;;) {
 		bool more = fill(iou, until_ns), wait = until_ns && !more && !is_ready(iou) && list_empty(&iou->idle);
-		uint64_t due_ns;
+		uint64_t due_ns = until_ns;
 		int ret;
 
+		if (wait && next_due_ns(iou) < due_ns)
+			due_ns = next_due_ns(iou);
 		if (wait && may_spin && enter(iou, SUBMIT, 0) == 0) {
 			may_spin = false;
-			spin(iou);
+			spin(iou, quits, due_ns);
 			continue;
 		}
 		if (wait) {
-			wait = doze(iou) && is_pending(iou) && !(quits && atomic_load(&iou->quit));
-			due_ns = next_due_ns(iou);
-			ret = enter(iou, wait ? SUBMIT | WAIT : SUBMIT, until_ns < due_ns ? until_ns : due_ns);
+			wait = doze(iou) && may_wait(iou, quits);
+			ret = enter(iou, wait ? SUBMIT | WAIT : SUBMIT, due_ns);
 			atomic_store(&iou->sleeping, false);
 		} else {
 			ret = enter(iou, SUBMIT, 0);
@@ -1824,23 +1837,27 @@ static bool config_valid(const iou_config_t *config)
 	       memcmp(config->reserved, zero, sizeof(zero)) == 0;
 }
 
+/* What is in the inbox, but for the bottom halves themselves. */
+static void free_posts(iou_t *iou)
+{
+	take_inbox(iou);
+	take_idle(iou, true);
+	while (!list_empty(&iou->inbox)) {
+		entry_t *entry = container_of(iou->inbox.next, entry_t, node);
+
+		list_unlink(&entry->node);
+		if (entry->cb)
+			free(entry);
+	}
+}
+
 /* All memory of its own; the ops too, unless the kernel may still use what they refer to. */
 static void free_memory(iou_t *iou, bool ops)
 {
 	node_t *node, *next;
 	chunk_t *chunk;
 
-	for (node = stack_take(&iou->inbox_top); node; node = next) {
-		next = node->next;
-		list_append(&iou->inbox, node);
-	}
-	for (node = iou->inbox.next; node != &iou->inbox; node = next) {
-		entry_t *entry = container_of(node, entry_t, node);
-
-		next = node->next;
-		if (entry->cb)
-			free(entry);
-	}
+	free_posts(iou);
 	for (node = iou->bhs.next; node != &iou->bhs; node = next) {
 		next = node->next;
 		free(container_of(node, iou_bh_t, in_bhs));
@@ -1867,13 +1884,13 @@ static void close_fds(const iou_t *iou)
 	}
 }
 
-/* In mirror order. The workers first: they use all the rest. */
+/* In mirror order, once no worker is there. */
 static void destroy(iou_t *iou, bool ring, bool by_owner, bool ops)
 {
-	pool_exit(&iou->pool);
 	if (ring)
 		ring_close(&iou->ring, by_owner);
 	close_fds(iou);
+	pool_exit(&iou->pool);
 	pthread_mutex_destroy(&iou->bhs_lock);
 	free_memory(iou, ops);
 }
@@ -2010,14 +2027,10 @@ iou_t *iou_free(iou_t *iou)
 		op->cb_data = op;
 		cancel(op);
 	}
-	while (!list_empty(&iou->inbox)) { /* dropped: back to where free_memory() finds them, unseen by rounds */
-		node_t *node = iou->inbox.next;
-
-		list_unlink(node);
-		if (container_of(node, entry_t, node)->cb)
-			free(container_of(node, entry_t, node));
-	}
-	list_init(&iou->idle);
+	fill(iou, false);
+	enter(iou, SUBMIT, 0); /* the cancels, before waiting for jobs */
+	pool_stop(&iou->pool);
+	free_posts(iou);
 	drained = drain(iou);
 	destroy(iou, true, owner, drained);
 	return NULL;

@@ -54,6 +54,8 @@ world_t world;
 static thread_t threads[MAX_THREADS];
 static unsigned n_threads = 1 + N_POSTERS, current;
 
+void *__real_aligned_alloc(size_t alignment, size_t size);
+
 /* ---- Coroutines ------------------------------------------------------------------------------- */
 
 static void switch_to(unsigned to)
@@ -118,7 +120,7 @@ static void thread_prepare(unsigned number, void *(*main)(void *), void *data)
 	thread->state = RUNS;
 	if (thread->stack)
 		return;
-	thread->stack = aligned_alloc(4096, STACK_SIZE);
+	thread->stack = __real_aligned_alloc(4096, STACK_SIZE);
 	getcontext(&thread->context);
 	thread->context.uc_stack.ss_sp = thread->stack;
 	thread->context.uc_stack.ss_size = STACK_SIZE;
@@ -559,7 +561,6 @@ void *__wrap_realloc(void *memory, size_t size)
 	return grown;
 }
 
-void *__real_aligned_alloc(size_t alignment, size_t size);
 void *__wrap_aligned_alloc(size_t alignment, size_t size);
 void *__wrap_aligned_alloc(size_t alignment, size_t size)
 {
