@@ -260,6 +260,9 @@ typedef struct pool_t {
 	void (*finish)(op_t *op);
 } pool_t;
 
+/* How a waker reaches the loop: not needed; by the watched eventfd; by the program, which waits on iou_fd(). */
+enum sleep { AWAKE, ASLEEP, RESTING };
+
 struct iou_t {
 	ring_t ring;
 	unsigned setup_flags; /* the program's choice, or 0 */
@@ -290,13 +293,14 @@ struct iou_t {
 	int fd;                /* iou_fd(), or -1 */
 	watch_t wake, clock;   /* the eventfd that wakers write; the timerfd behind iou_fd() */
 	uint64_t clock_due_ns; /* what the timerfd is set to */
+	uint64_t n_signalled;  /* stats.completed when the eventfd was registered last */
 	uint64_t spin_ns, spin_max_ns;
 	iou_stats_t stats;
 	pool_t pool;
 
 	_Alignas(64) stack_t_ inbox_top;
 	stack_t_ done_top;
-	atomic_bool sleeping;  /* pairs with the stacks, quit and holds: see doze() and wake() */
+	atomic_int sleeping;   /* enum sleep; pairs with the stacks, quit and holds: see doze() and wake() */
 	atomic_bool quit;
 	atomic_llong n_holds;
 	atomic_uint n_visitors; /* threads inside iou_quit() or iou_unhold(): iou_free() waits for them */
@@ -1336,11 +1340,15 @@ static void pool_exit(pool_t *pool)
 static void wake(iou_t *iou)
 {
 	int saved = errno;
+	enum sleep was;
 
-	if (!atomic_load(&iou->sleeping) || !atomic_exchange(&iou->sleeping, false))
+	if (likely(atomic_load(&iou->sleeping) == AWAKE))
+		return;
+	was = (enum sleep)atomic_exchange(&iou->sleeping, AWAKE);
+	if (was == AWAKE)
 		return;
 	atomic_fetch_add_explicit(&iou->n_wakeups, 1, memory_order_relaxed);
-	eventfd_write(iou->wake.fd, 1);
+	eventfd_write(was == ASLEEP ? iou->wake.fd : iou->fd, 1);
 	errno = saved;
 }
 
@@ -1350,17 +1358,17 @@ static bool has_mail(iou_t *iou)
 	return atomic_load(&iou->inbox_top) || atomic_load(&iou->done_top);
 }
 
-/* Set `sleeping`, then look: false if something came meanwhile. Who called clears it again. */
-static bool doze(iou_t *iou)
+/* Set `sleeping`, then look: false if something came meanwhile. Who called sets it back. */
+static bool doze(iou_t *iou, enum sleep how)
 {
-	atomic_store(&iou->sleeping, true);
+	atomic_store(&iou->sleeping, how);
 	return !has_mail(iou);
 }
 
 /* The loop thread changed something while the program waits on iou_fd(): make that readable. */
 static void touch(iou_t *iou)
 {
-	if (unlikely(iou->fd >= 0) && !iou->depth && atomic_exchange(&iou->sleeping, false))
+	if (unlikely(iou->fd >= 0) && !iou->depth && atomic_exchange(&iou->sleeping, AWAKE) != AWAKE)
 		eventfd_write(iou->fd, 1);
 }
 
@@ -1527,9 +1535,9 @@ static int submit(iou_t *iou, bool quits, uint64_t until_ns)
 			continue;
 		}
 		if (wait) {
-			wait = doze(iou) && may_wait(iou, quits);
+			wait = doze(iou, ASLEEP) && may_wait(iou, quits);
 			ret = enter(iou, wait ? SUBMIT | WAIT : SUBMIT, due_ns);
-			atomic_store(&iou->sleeping, false);
+			atomic_store(&iou->sleeping, AWAKE);
 		} else {
 			ret = enter(iou, SUBMIT, 0);
 		}
@@ -1753,7 +1761,7 @@ static int round_run(iou_t *iou, bool quits, uint64_t until_ns)
 	int ret;
 
 	if (unlikely(iou->fd >= 0))
-		atomic_store(&iou->sleeping, false);
+		atomic_store(&iou->sleeping, AWAKE);
 	ret = submit(iou, quits, iou->broken ? 0 : until_ns);
 	if (unlikely(iou->fd >= 0))
 		eventfd_read(iou->fd, &ignored);
@@ -1797,6 +1805,12 @@ static void rest(iou_t *iou)
 
 	if (likely(iou->fd < 0) || iou->depth)
 		return;
+	if (iou->n_ring && iou->ring.flags & IORING_SETUP_DEFER_TASKRUN && iou->n_signalled != iou->stats.completed) {
+		/* Of completions that the write of another eventfd brings about, 6.18 signals only the first. */
+		io_uring_register((unsigned)iou->ring.io.ring_fd, IORING_UNREGISTER_EVENTFD, NULL, 0);
+		io_uring_register((unsigned)iou->ring.io.ring_fd, IORING_REGISTER_EVENTFD, &iou->fd, 1);
+		iou->n_signalled = iou->stats.completed;
+	}
 	if (due_ns != iou->clock_due_ns) {
 		struct itimerspec at = {0};
 
@@ -1806,8 +1820,8 @@ static void rest(iou_t *iou)
 		iou->clock_due_ns = due_ns;
 	}
 	if (fill(iou, false) || sq_room(iou) != iou->ring.io.sq.ring_entries || !list_empty(&iou->idle) || is_ready(iou) ||
-	    sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW) || !doze(iou)) {
-		atomic_store(&iou->sleeping, false);
+	    sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW) || !doze(iou, RESTING)) {
+		atomic_store(&iou->sleeping, AWAKE);
 		eventfd_write(iou->fd, 1);
 	}
 }
