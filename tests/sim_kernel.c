@@ -586,7 +586,7 @@ static void req_step(ring_t *ring, req_t *req)
 		complete(ring, req, result(req), IORING_CQE_F_MORE, false);
 		if (!req->n_shots && req->op) {
 			req->res = req->sqe.opcode == IORING_OP_RECV ? one_in(2) ? 0 : -ENOBUFS : req->res;
-			req->ends = one_in(2) ? SOON : FED;
+			req->ends = req->place == WQ_HARD || one_in(2) ? SOON : FED;
 		}
 		return;
 	}
@@ -1185,7 +1185,7 @@ int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned min_complet
 	ring_t *ring = NULL;
 	int ret = 0, waited;
 
-	sim_n_steps++;
+	CHECK(++sim_n_steps < 100000, "a run does not come to an end");
 	sim_point();
 	CHECK(!on_other_thread(), "a worker or another thread enters the ring");
 	for (unsigned i = 0; flags & IORING_ENTER_REGISTERED_RING && i < n_rings; i++)
