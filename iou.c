@@ -90,6 +90,7 @@
 #define container_of(pointer, type, member) ((type *)(void *)((char *)(pointer) - offsetof(type, member)))
 
 #define NEVER         UINT64_MAX
+#define NOBODY        UINT64_MAX
 #define NS_PER_SEC    UINT64_C(1000000000)
 #define NS_PER_MS     UINT64_C(1000000)
 #define LONGEST_NS    ((uint64_t)INT64_MAX / 4)  /* a wait, so that the kernel's sums do not overflow */
@@ -99,7 +100,7 @@
 #define SHORTAGES_MAX 8   /* fruitless tries, with naps of 1 to 64 ms between them, before the program is told */
 #define RETRY_MAX_NS  (128 * NS_PER_MS)
 
-static void misuse(const char *function, const char *rule)
+__attribute__((noreturn, cold, noinline)) static void misuse(const char *function, const char *rule)
 {
 	char line[256];
 	int n = snprintf(line, sizeof(line), "iou: %s: %s\n", function, rule);
@@ -147,6 +148,7 @@ enum op_bits {
 	OP_DEADLINE = 1,  /* iou_op_deadline() was called; before queueing, seq holds its after_ns */
 	OP_EXPIRED = 2,   /* cancelled by its deadline */
 	OP_CHAIN_END = 4, /* its link flag no longer holds what was queued after it */
+	OP_CHAINED = 8,   /* in the ring, linked to another: as.chain tells which */
 };
 
 typedef struct op_t {
@@ -275,11 +277,14 @@ struct iou_t {
 	unsigned n_runs;      /* iou_run() calls active */
 	unsigned n_shortages; /* fruitless enters in a row */
 	unsigned poll_flags;  /* of the watches: IORING_POLL_ADD_MULTI where known */
-	_Atomic(uint64_t) owner; /* a thread_id(), or 0: nobody's (yet) */
+	_Atomic(uint64_t) owner; /* a thread_key(), or NOBODY (yet) */
 	uint64_t process;     /* *process_token of the process that made it */
 
 	node_t backlog, lane, asked, done, ended, inbox, idle;
+	uint64_t n_backlog, n_backlog_max;
 	uint64_t n_ring;      /* ops in the SQ or the kernel */
+	uint64_t n_other;     /* ops pending elsewhere */
+	uint64_t n_own_cqes;  /* of n_reaped, those of no op */
 	uint64_t n_cancels;   /* CANCEL SQEs out; an op that is HELD has one */
 	uint64_t n_done_in, n_done_out, n_ended_in, n_ended_out, n_reaped;
 	uint64_t inbox_seq, timer_seq;
@@ -294,7 +299,7 @@ struct iou_t {
 	int fd;                /* iou_fd(), or -1 */
 	watch_t wake, clock;   /* the eventfd that wakers write; the timerfd behind iou_fd() */
 	uint64_t clock_due_ns; /* what the timerfd is set to */
-	uint64_t n_signalled;  /* stats.completed when the eventfd was registered last */
+	uint64_t n_signalled;  /* n_reaped when the eventfd was registered last */
 	uint64_t spin_ns, spin_max_ns;
 	iou_stats_t stats;
 	pool_t pool;
@@ -314,7 +319,7 @@ _Static_assert(sizeof(op_t) == 240, "an op, its environment and its heap entry a
 _Static_assert(offsetof(op_t, small_env) == offsetof(op_t, self) + sizeof(op_t *), "iou_op_of()");
 _Static_assert(sizeof(chunk_t) <= CHUNK_SIZE, "a chunk");
 
-static _Thread_local uint64_t this_thread;  /* 0: not numbered yet */
+static _Thread_local uint64_t this_thread;  /* its number << 32; 0: none yet */
 static _Thread_local iou_t *current_iou;    /* whose callback runs */
 static atomic_ullong n_threads_numbered;
 
@@ -335,11 +340,12 @@ static void map_process_token(void)
 		munmap(page, (size_t)sysconf(_SC_PAGESIZE));
 }
 
-static uint64_t thread_id(void)
+/* Of this thread in this process: what an iou's owner is known by. */
+static uint64_t thread_key(void)
 {
 	if (unlikely(!this_thread))
-		this_thread = atomic_fetch_add(&n_threads_numbered, 1) + 1;
-	return this_thread;
+		this_thread = (atomic_fetch_add(&n_threads_numbered, 1) + 1) << 32;
+	return this_thread + atomic_load_explicit(process_token, memory_order_relaxed);
 }
 
 /* In the process that made it? */
@@ -348,12 +354,16 @@ static bool is_here(const iou_t *iou)
 	return likely(atomic_load_explicit(process_token, memory_order_relaxed) == iou->process);
 }
 
-/* And on the thread that may use it? */
-static bool is_mine(const iou_t *iou)
+static inline bool is_owner(const iou_t *iou)
 {
-	uint64_t owner = atomic_load_explicit(&iou->owner, memory_order_relaxed);
+	return likely(this_thread + atomic_load_explicit(process_token, memory_order_relaxed) ==
+		      atomic_load_explicit(&iou->owner, memory_order_relaxed));
+}
 
-	return is_here(iou) && likely(owner == this_thread || !owner);
+/* On the thread that may use it? */
+static inline bool is_mine(const iou_t *iou)
+{
+	return is_owner(iou) || (atomic_load_explicit(&iou->owner, memory_order_relaxed) == NOBODY && is_here(iou));
 }
 
 
@@ -453,15 +463,18 @@ static op_t *op_take(iou_t *iou)
 			if (!pool_grow(iou))
 				return NULL;
 		op = &iou->chunks->ops[iou->chunks->n_used++];
+		op->pub.sqe = &op->sqe;
 		op->iou = iou;
 		op->self = op;
 		op->env = NULL;
+		op->cancel = CANCEL_NONE;
+		op->bits = 0;
 		op->n_calls = 0;
 		op->heap_index = 0;
 	}
-	op->pub = (iou_op_t){.sqe = &op->sqe};
+	op->pub.result = 0;
+	op->pub.flags = 0;
 	memset(&op->sqe, 0, sizeof(op->sqe));
-	op->bits = 0;
 	op->state = OP_OWNED;
 	return op;
 }
@@ -475,8 +488,9 @@ static void env_free(op_t *op)
 
 static void op_release(op_t *op)
 {
-	if (op->env)
+	if (unlikely(op->env))
 		env_free(op);
+	op->bits = 0; /* a deadline that was never used */
 	op->state = OP_FREE;
 	op->node.next = op->iou->free_ops;
 	op->iou->free_ops = &op->node;
@@ -491,9 +505,6 @@ static void op_accept(op_t *op, enum op_state state, int (*cb)(void *), void *cb
 	op->cb = cb;
 	op->cb_data = cb_data;
 	op->state = (uint8_t)state;
-	op->cancel = CANCEL_NONE;
-	op->bits &= OP_DEADLINE;
-	op->iou->stats.pending++;
 }
 
 /* Its end came about inside iou, not by a CQE: it is delivered from `ended`. */
@@ -503,6 +514,7 @@ static void op_end(op_t *op, int result)
 
 	if (result == -ECANCELED && op->bits & OP_EXPIRED)
 		result = -ETIME;
+	iou->n_other += op->state != OP_TIMER;
 	op->pub.result = result;
 	op->state = OP_ENDED;
 	list_append(&iou->ended, &op->node);
@@ -609,7 +621,7 @@ static void heap_remove(op_t *op)
 }
 
 /* Begin to count: for a timer, and for the deadline of an op that is being queued. */
-static void timer_start(op_t *op, uint64_t after_ns)
+__attribute__((noinline)) static void timer_start(op_t *op, uint64_t after_ns)
 {
 	op->seq = op->iou->timer_seq++;
 	heap_set(op, add_ns(now_ns(), after_ns));
@@ -646,6 +658,12 @@ static enum job_phase job_withdraw(pool_t *pool, op_t *op);
 static void take_done(iou_t *iou);
 static void done_append(iou_t *iou, op_t *op);
 
+static void note_backlog(iou_t *iou)
+{
+	if (iou->n_backlog > iou->n_backlog_max)
+		iou->n_backlog_max = iou->n_backlog;
+}
+
 /* In the backlog: the op and those linked after it end; those before it are a chain of their own. */
 static void cancel_in_backlog(op_t *op)
 {
@@ -653,13 +671,14 @@ static void cancel_in_backlog(op_t *op)
 	node_t *before = op->node.prev, *next;
 	bool linked;
 
+	note_backlog(iou);
 	if (before != &iou->backlog && is_linked(op_at(before)))
 		op_at(before)->bits |= OP_CHAIN_END;
 	do {
 		linked = is_linked(op);
 		next = op->node.next;
 		list_unlink(&op->node);
-		iou->stats.backlog--;
+		iou->n_backlog--;
 		op_end(op, -ECANCELED);
 		op = op_at(next);
 	} while (linked && next != &iou->backlog);
@@ -667,7 +686,7 @@ static void cancel_in_backlog(op_t *op)
 
 static int cancel_in_ring(op_t *op)
 {
-	if (op->as.chain.prev) {
+	if (op->bits & OP_CHAINED && op->as.chain.prev) {
 		op->cancel = CANCEL_WANTED;
 		return -EALREADY;
 	}
@@ -755,13 +774,13 @@ static void cancel_again(iou_t *iou)
 }
 
 /* The kernel has done with the op: leave its chain and the lists of cancels. */
-static void leave_ring(op_t *op)
+static void leave_lists(op_t *op)
 {
 	iou_t *iou = op->iou;
-	op_t *prev = op->as.chain.prev, *next = op->as.chain.next;
 
-	iou->n_ring--;
-	if (unlikely(prev || next)) {
+	if (op->bits & OP_CHAINED) {
+		op_t *prev = op->as.chain.prev, *next = op->as.chain.next;
+
 		if (prev)
 			prev->as.chain.next = next;
 		if (next) {
@@ -770,11 +789,18 @@ static void leave_ring(op_t *op)
 				cancel_in_ring(next);
 		}
 	}
-	if (unlikely(op->cancel == CANCEL_LANE || op->cancel == CANCEL_ASKED)) {
+	if (op->cancel == CANCEL_LANE || op->cancel == CANCEL_ASKED) {
 		list_unlink(&op->node);
 		if (list_empty(&iou->asked) && list_empty(&iou->lane) && !iou->n_cancels)
 			iou->retry_ns = NS_PER_MS;
 	}
+}
+
+static void leave_ring(op_t *op)
+{
+	op->iou->n_ring--;
+	if (unlikely(op->bits | op->cancel))
+		leave_lists(op);
 }
 
 
@@ -963,9 +989,32 @@ static struct io_uring_sqe *op_send(iou_t *iou, op_t *op)
 	*sqe = op->sqe;
 	list_unlink(&op->node);
 	op->state = OP_RING;
-	iou->stats.backlog--;
+	iou->n_backlog--;
 	iou->n_ring++;
 	return sqe;
+}
+
+/* The ops at the backlog's front up to one that is linked or drained, or to the SQ's end. */
+static void plain_send(iou_t *iou, unsigned room)
+{
+	struct io_uring_sq *sq = &iou->ring.io.sq;
+	node_t *node = iou->backlog.next;
+	unsigned tail = sq->sqe_tail, n;
+
+	for (n = 0; n < room && node != &iou->backlog; n++) {
+		op_t *op = op_at(node);
+
+		if (unlikely(op->sqe.flags & (LINKS | IOSQE_IO_DRAIN)))
+			break;
+		sq->sqes[tail++ & sq->ring_mask] = op->sqe;
+		op->state = OP_RING;
+		node = node->next;
+	}
+	iou->backlog.next = node;
+	node->prev = &iou->backlog;
+	sq->sqe_tail = tail;
+	iou->n_backlog -= n;
+	iou->n_ring += n;
 }
 
 enum sent { SENT, NO_ROOM, BARRED };
@@ -986,7 +1035,7 @@ static enum sent chain_send(iou_t *iou, op_t *op)
 		while (n--) {
 			op = op_at(iou->backlog.next);
 			list_unlink(&op->node);
-			iou->stats.backlog--;
+			iou->n_backlog--;
 			op_end(op, -E2BIG);
 		}
 		return SENT;
@@ -1000,7 +1049,9 @@ static enum sent chain_send(iou_t *iou, op_t *op)
 		op = op_at(iou->backlog.next);
 		sqe = op_send(iou, op);
 		sqe->flags &= (uint8_t)~IOSQE_IO_DRAIN;
+		op->bits |= OP_CHAINED;
 		op->as.chain.prev = prev;
+		op->as.chain.next = NULL;
 		if (prev)
 			prev->as.chain.next = op;
 		prev = op;
@@ -1027,28 +1078,24 @@ static bool fill(iou_t *iou, bool may_sleep)
 	}
 	if (list_empty(&iou->backlog))
 		return false;
+	note_backlog(iou);
 	if (is_linked(op_at(iou->backlog.prev))) /* what is queued from now on is another chain */
 		op_at(iou->backlog.prev)->bits |= OP_CHAIN_END;
 	do {
-		op_t *op = op_at(iou->backlog.next);
+		enum sent sent;
 
 		if (unlikely(iou->barrier)) {
 			if (iou->n_ring)
 				return false;
 			iou->barrier = false;
 		}
-		if (unlikely(op->sqe.flags & (LINKS | IOSQE_IO_DRAIN))) {
-			enum sent sent = chain_send(iou, op);
-
-			if (sent != SENT)
-				return sent == NO_ROOM;
-			room = sq_room(iou);
-		} else {
-			if (!room)
-				return true;
-			op_send(iou, op);
-			room--;
-		}
+		plain_send(iou, room);
+		if (list_empty(&iou->backlog))
+			return false;
+		sent = chain_send(iou, op_at(iou->backlog.next));
+		if (sent != SENT)
+			return sent == NO_ROOM;
+		room = sq_room(iou);
 	} while (!list_empty(&iou->backlog));
 	return false;
 }
@@ -1368,10 +1415,16 @@ static bool doze(iou_t *iou, enum sleep how)
 }
 
 /* The loop thread changed something while the program waits on iou_fd(): make that readable. */
-static void touch(iou_t *iou)
+__attribute__((noinline)) static void touch_fd(iou_t *iou)
 {
-	if (unlikely(iou->fd >= 0) && !iou->depth && atomic_exchange(&iou->sleeping, AWAKE) != AWAKE)
+	if (!iou->depth && atomic_exchange(&iou->sleeping, AWAKE) != AWAKE)
 		eventfd_write(iou->fd, 1);
+}
+
+static inline void touch(iou_t *iou)
+{
+	if (unlikely(iou->fd >= 0))
+		touch_fd(iou);
 }
 
 static void inbox_push(iou_t *iou, entry_t *entry)
@@ -1470,7 +1523,7 @@ static void bh_free(iou_bh_t *bh)
 
 static bool is_pending(iou_t *iou)
 {
-	return iou->stats.pending || atomic_load(&iou->n_holds) > 0 || !list_empty(&iou->inbox) || !list_empty(&iou->idle) ||
+	return iou->n_ring || iou->n_backlog || iou->n_other || atomic_load(&iou->n_holds) > 0 || !list_empty(&iou->inbox) || !list_empty(&iou->idle) ||
 	       atomic_load(&iou->inbox_top);
 }
 
@@ -1539,7 +1592,7 @@ static int submit(iou_t *iou, bool quits, uint64_t until_ns)
 		if (wait) {
 			wait = doze(iou, ASLEEP) && may_wait(iou, quits);
 			ret = enter(iou, wait ? SUBMIT | WAIT : SUBMIT, due_ns);
-			atomic_store(&iou->sleeping, AWAKE);
+			atomic_store_explicit(&iou->sleeping, AWAKE, memory_order_relaxed);
 		} else {
 			ret = enter(iou, SUBMIT, 0);
 		}
@@ -1558,6 +1611,11 @@ static int submit(iou_t *iou, bool quits, uint64_t until_ns)
 	}
 }
 
+static bool goes_on(iou_t *iou, const round_t *round, int ret)
+{
+	return likely(ret >= 0) && !(unlikely(atomic_load_explicit(&iou->quit, memory_order_relaxed)) && round->quits);
+}
+
 /* The one place that calls user code. */
 static int call(round_t *round, int (*cb)(void *cb_data), void *cb_data)
 {
@@ -1565,7 +1623,7 @@ static int call(round_t *round, int (*cb)(void *cb_data), void *cb_data)
 	return cb(cb_data);
 }
 
-static int deliver(iou_t *iou, round_t *round, op_t *op, int result, unsigned flags)
+static int deliver(round_t *round, op_t *op, int result, unsigned flags)
 {
 	int ret;
 
@@ -1573,10 +1631,12 @@ static int deliver(iou_t *iou, round_t *round, op_t *op, int result, unsigned fl
 	op->pub.flags = flags;
 	if (likely(!(flags & IORING_CQE_F_MORE))) {
 		op->state = OP_LAST;
-		iou->stats.pending--;
-		if (unlikely(op->heap_index))
-			heap_remove(op);
-		op->bits = 0;
+		if (unlikely(op->bits | op->cancel)) {
+			if (op->heap_index)
+				heap_remove(op);
+			op->bits = 0;
+			op->cancel = CANCEL_NONE;
+		}
 	}
 	op->n_calls++;
 	ret = call(round, op->cb, op->cb_data);
@@ -1585,82 +1645,101 @@ static int deliver(iou_t *iou, round_t *round, op_t *op, int result, unsigned fl
 	return ret;
 }
 
-static bool deliver_timer(iou_t *iou, round_t *round, int *ret)
+static int deliver_timers(iou_t *iou, round_t *round)
 {
-	uint64_t due_ns = heap_due_ns(iou);
-	op_t *op;
-	int n;
+	int ret = 0;
 
-	if (due_ns > round->now_ns || iou->heap_end == HEAP_ROOT)
-		return false;
-	op = iou->heap[HEAP_ROOT].op;
-	if (op->seq >= round->timer_seq)
-		return false;
-	if (op->state != OP_TIMER) {
-		deadline_expire(op);
-		return true;
+	while (goes_on(iou, round, ret) && heap_due_ns(iou) <= round->now_ns) {
+		op_t *op = iou->heap[HEAP_ROOT].op;
+		int n;
+
+		if (op->seq >= round->timer_seq)
+			break;
+		if (op->state != OP_TIMER) {
+			deadline_expire(op);
+			continue;
+		}
+		n = timer_expire(op, heap_due_ns(iou), round->now_ns);
+		iou->stats.timers++;
+		iou->n_other -= !op->heap_index;
+		ret = deliver(round, op, n, op->heap_index ? IORING_CQE_F_MORE : 0);
 	}
-	n = timer_expire(op, due_ns, round->now_ns);
-	iou->stats.timers++;
-	*ret = deliver(iou, round, op, n, op->heap_index ? IORING_CQE_F_MORE : 0);
-	return true;
+	return ret;
 }
 
-static bool deliver_inbox(iou_t *iou, round_t *round, int *ret)
+/* Off the inbox. Returns the callback to call, or NULL where it was cancelled or deleted meanwhile. */
+static int (*inbox_next(entry_t *entry, void **cb_data))(void *)
 {
-	entry_t *entry = container_of(iou->inbox.next, entry_t, node);
-	int (*cb)(void *) = NULL;
-	void *cb_data;
+	int (*cb)(void *) = entry->cb;
+	iou_bh_t *bh;
+	unsigned bits;
 
-	if (list_empty(&iou->inbox) || entry->seq >= round->inbox_seq)
-		return false;
 	list_unlink(&entry->node);
-	if (entry->cb) {
-		cb = entry->cb;
-		cb_data = entry->cb_data;
-		free(entry);
-	} else {
-		iou_bh_t *bh = bh_of(entry);
-		unsigned bits;
-
-		bh->linked = false;
-		bits = atomic_fetch_and(&bh->bits, ~(unsigned)(BH_SCHEDULED | BH_IDLE | BH_QUEUED));
-		cb_data = bh->cb_data;
-		if (bits & BH_DELETED)
-			bh_free(bh);
-		else if (bits & (BH_SCHEDULED | BH_IDLE))
-			cb = bh->cb;
-	}
 	if (cb) {
-		iou->stats.posts++;
-		*ret = call(round, cb, cb_data);
+		*cb_data = entry->cb_data;
+		free(entry);
+		return cb;
 	}
-	return true;
+	bh = bh_of(entry);
+	bh->linked = false;
+	*cb_data = bh->cb_data;
+	bits = atomic_fetch_and(&bh->bits, ~(unsigned)(BH_SCHEDULED | BH_IDLE | BH_QUEUED));
+	if (bits & BH_DELETED) {
+		bh_free(bh);
+		return NULL;
+	}
+	return bits & (BH_SCHEDULED | BH_IDLE) ? bh->cb : NULL;
 }
 
-static bool deliver_job(iou_t *iou, round_t *round, int *ret)
+static int deliver_inbox(iou_t *iou, round_t *round)
 {
-	op_t *op = op_at(iou->done.next);
+	int ret = 0;
 
-	if (iou->n_done_out >= round->n_done)
-		return false;
-	list_unlink(&op->node);
-	iou->n_done_out++;
-	iou->stats.jobs++;
-	*ret = deliver(iou, round, op, op->pub.result, 0);
-	return true;
+	while (goes_on(iou, round, ret) && !list_empty(&iou->inbox)) {
+		entry_t *entry = container_of(iou->inbox.next, entry_t, node);
+		int (*cb)(void *);
+		void *cb_data;
+
+		if (entry->seq >= round->inbox_seq)
+			break;
+		cb = inbox_next(entry, &cb_data);
+		if (!cb)
+			continue;
+		iou->stats.posts++;
+		ret = call(round, cb, cb_data);
+	}
+	return ret;
 }
 
-static bool deliver_ended(iou_t *iou, round_t *round, int *ret)
+static int deliver_jobs(iou_t *iou, round_t *round)
 {
-	op_t *op = op_at(iou->ended.next);
+	int ret = 0;
 
-	if (iou->n_ended_out >= round->n_ended)
-		return false;
-	list_unlink(&op->node);
-	iou->n_ended_out++;
-	*ret = deliver(iou, round, op, op->pub.result, 0);
-	return true;
+	while (goes_on(iou, round, ret) && iou->n_done_out < round->n_done) {
+		op_t *op = op_at(iou->done.next);
+
+		list_unlink(&op->node);
+		iou->n_done_out++;
+		iou->n_other--;
+		iou->stats.jobs++;
+		ret = deliver(round, op, op->pub.result, 0);
+	}
+	return ret;
+}
+
+static int deliver_ended(iou_t *iou, round_t *round)
+{
+	int ret = 0;
+
+	while (goes_on(iou, round, ret) && iou->n_ended_out < round->n_ended) {
+		op_t *op = op_at(iou->ended.next);
+
+		list_unlink(&op->node);
+		iou->n_ended_out++;
+		iou->n_other--;
+		ret = deliver(round, op, op->pub.result, 0);
+	}
+	return ret;
 }
 
 /* What a result means to the program: io-wq's and the kernel's inner codes are a cancel's. */
@@ -1678,56 +1757,62 @@ static op_t *reap_own(iou_t *iou, uint64_t user_data, int result, unsigned flags
 {
 	op_t *op = (op_t *)(uintptr_t)(user_data & ~(uint64_t)UD_CANCEL);
 
+	iou->n_own_cqes++;
 	if (user_data == UD_WAKE) {
 		watch_reap(iou, &iou->wake, result, flags);
 	} else if (user_data == UD_CLOCK) {
 		watch_reap(iou, &iou->clock, result, flags);
 	} else if (user_data > UD_VOID) {
 		iou->n_cancels--;
-		if (op->state == OP_HELD)
+		if (op->state == OP_HELD) {
+			iou->n_other--;
 			return op;
+		}
 		cancel_answered(op, result);
 	}
 	return NULL;
 }
 
-static bool deliver_cqe(iou_t *iou, round_t *round, int *ret)
+static int deliver_cqes(iou_t *iou, round_t *round)
 {
-	struct io_uring_cq *cq = &iou->ring.io.cq;
-	unsigned head = *cq->khead, flags;
-	const struct io_uring_cqe *cqe = &cq->cqes[head & cq->ring_mask];
-	uint64_t user_data;
-	op_t *op;
-	int result;
+	int ret = 0;
 
-	if (iou->n_reaped >= round->n_cqes || head == __atomic_load_n(cq->ktail, __ATOMIC_ACQUIRE))
-		return false;
-	user_data = cqe->user_data;
-	result = cqe->res;
-	flags = cqe->flags;
-	__atomic_store_n(cq->khead, head + 1, __ATOMIC_RELEASE);
-	iou->n_reaped++;
-	op = (op_t *)(uintptr_t)user_data;
-	if (unlikely(user_data & 1 || !user_data)) {
-		op = reap_own(iou, user_data, result, flags);
-		if (!op)
-			return true;
-		result = op->pub.result;
-		flags = op->pub.flags;
-	} else {
-		iou->stats.completed++;
-		if (likely(!(flags & IORING_CQE_F_MORE))) {
+	while (goes_on(iou, round, ret) && iou->n_reaped < round->n_cqes) {
+		struct io_uring_cq *cq = &iou->ring.io.cq; /* the callback may have resized it, or reaped in a nested round */
+		unsigned head = *cq->khead;
+		const struct io_uring_cqe *cqe = &cq->cqes[head & cq->ring_mask];
+		uint64_t user_data;
+		int result;
+		unsigned flags;
+		op_t *op;
+
+		if (head == __atomic_load_n(cq->ktail, __ATOMIC_ACQUIRE))
+			break;
+		user_data = cqe->user_data;
+		result = cqe->res;
+		flags = cqe->flags;
+		__atomic_store_n(cq->khead, head + 1, __ATOMIC_RELEASE);
+		iou->n_reaped++;
+		op = (op_t *)(uintptr_t)user_data;
+		if (unlikely(user_data & 1 || !user_data)) {
+			op = reap_own(iou, user_data, result, flags);
+			if (!op)
+				continue;
+			result = op->pub.result;
+			flags = op->pub.flags;
+		} else if (likely(!(flags & IORING_CQE_F_MORE))) {
 			leave_ring(op);
 			if (unlikely(op->cancel == CANCEL_SENT)) {
 				op->state = OP_HELD;
+				iou->n_other++;
 				op->pub.result = result;
 				op->pub.flags = flags;
-				return true;
+				continue;
 			}
 		}
+		ret = deliver(round, op, op_result(op, result), flags);
 	}
-	*ret = deliver(iou, round, op, op_result(op, result), flags);
-	return true;
+	return ret;
 }
 
 /* What is ready now is this round's; what comes later is the next one's. */
@@ -1737,7 +1822,7 @@ static void round_begin(iou_t *iou, round_t *round)
 	take_done(iou);
 	if (unlikely(!list_empty(&iou->idle)) && !is_ready(iou))
 		take_idle(iou, true);
-	round->now_ns = iou->heap_end > HEAP_ROOT ? now_ns() : 0;
+	round->now_ns = iou->heap_end > HEAP_ROOT ? now_ns() : 0; /* NEVER is later */
 	round->timer_seq = iou->timer_seq;
 	round->inbox_seq = iou->inbox_seq;
 	round->n_done = iou->n_done_in;
@@ -1745,17 +1830,12 @@ static void round_begin(iou_t *iou, round_t *round)
 	round->n_cqes = iou->n_reaped + cq_ready(iou);
 }
 
-static bool goes_on(iou_t *iou, const round_t *round, int ret)
-{
-	return likely(ret >= 0) && !(round->quits && unlikely(atomic_load_explicit(&iou->quit, memory_order_relaxed)));
-}
-
 /* Submit, sleep if nothing is ready, deliver. Returns the number of callbacks run, or an error: a callback's, or
  * the kernel's where nothing was ready. */
 static int round_run(iou_t *iou, bool quits, uint64_t until_ns)
 {
-	static bool (*const deliver_from[])(iou_t *, round_t *, int *) = {
-		deliver_timer, deliver_inbox, deliver_job, deliver_ended, deliver_cqe,
+	static int (*const deliver_from[])(iou_t *, round_t *) = {
+		deliver_timers, deliver_inbox, deliver_jobs, deliver_ended, deliver_cqes,
 	};
 	round_t round = {.quits = quits};
 	iou_t *outer = current_iou;
@@ -1775,9 +1855,8 @@ static int round_run(iou_t *iou, bool quits, uint64_t until_ns)
 	round_begin(iou, &round);
 	current_iou = iou;
 	iou->depth++;
-	for (unsigned i = 0; i < sizeof(deliver_from) / sizeof(*deliver_from); i++)
-		while (goes_on(iou, &round, ret) && deliver_from[i](iou, &round, &ret))
-			;
+	for (unsigned i = 0; ret >= 0 && i < sizeof(deliver_from) / sizeof(*deliver_from); i++)
+		ret = deliver_from[i](iou, &round);
 	iou->depth--;
 	current_iou = outer;
 	return ret < 0 ? ret : round.n_calls;
@@ -1795,7 +1874,7 @@ static int own(iou_t *iou)
 		return ret;
 	iou->bound = true;
 	if (!iou->handed)
-		atomic_store(&iou->owner, thread_id());
+		atomic_store(&iou->owner, thread_key());
 	return 0;
 }
 
@@ -1807,11 +1886,11 @@ static void rest(iou_t *iou)
 
 	if (likely(iou->fd < 0) || iou->depth)
 		return;
-	if (iou->n_ring && iou->ring.flags & IORING_SETUP_DEFER_TASKRUN && iou->n_signalled != iou->stats.completed) {
+	if (iou->n_ring && iou->ring.flags & IORING_SETUP_DEFER_TASKRUN && iou->n_signalled != iou->n_reaped) {
 		/* Of completions that the write of another eventfd brings about, 6.18 signals only the first. */
 		io_uring_register((unsigned)iou->ring.io.ring_fd, IORING_UNREGISTER_EVENTFD, NULL, 0);
 		io_uring_register((unsigned)iou->ring.io.ring_fd, IORING_REGISTER_EVENTFD, &iou->fd, 1);
-		iou->n_signalled = iou->stats.completed;
+		iou->n_signalled = iou->n_reaped;
 	}
 	if (due_ns != iou->clock_due_ns) {
 		struct itimerspec at = {0};
@@ -1936,6 +2015,7 @@ static iou_t *iou_alloc(const iou_config_t *config)
 	for (unsigned i = 0; i < sizeof(lists) / sizeof(*lists); i++)
 		list_init(lists[i]);
 	iou->process = process_number();
+	atomic_init(&iou->owner, NOBODY);
 	iou->setup_flags = config->setup_flags;
 	iou->handed = config->setup_flags && !(config->setup_flags & IORING_SETUP_SINGLE_ISSUER);
 	iou->fd = iou->clock.fd = iou->wake.fd = -1;
@@ -2108,6 +2188,14 @@ struct io_uring *iou_ring(iou_t *iou)
 		MUST((op)->state != OP_FREE, "op was given back"); \
 	} while (0)
 
+#define MUST_QUEUE(iou, op, cb) \
+	do { \
+		MUST_OWN(iou); \
+		MUST_OP(iou, op); \
+		MUST(op_is_programs(op), "op is queued already"); \
+		MUST(cb, "cb is NULL"); \
+	} while (0)
+
 iou_op_t *iou_op_new(iou_t *iou)
 {
 	op_t *op;
@@ -2143,17 +2231,12 @@ void iou_op_queue(iou_t *iou, iou_op_t *pub, int (*cb)(void *cb_data), void *cb_
 {
 	op_t *op = (op_t *)pub;
 
-	MUST_OWN(iou);
-	MUST_OP(iou, op);
-	MUST(op_is_programs(op), "op is queued already");
-	MUST(cb, "cb is NULL");
+	MUST_QUEUE(iou, op, cb);
 	op_accept(op, OP_BACKLOG, cb, cb_data);
 	op->sqe.user_data = (uintptr_t)op;
 	op->sqe.flags &= (uint8_t)~IOSQE_CQE_SKIP_SUCCESS;
-	op->as.chain.prev = op->as.chain.next = NULL;
 	list_append(&iou->backlog, &op->node);
-	if (++iou->stats.backlog > iou->stats.backlog_max)
-		iou->stats.backlog_max = iou->stats.backlog;
+	iou->n_backlog++;
 	if (unlikely(op->bits & OP_DEADLINE))
 		timer_start(op, op->seq);
 	touch(iou);
@@ -2204,8 +2287,7 @@ int iou_op_async(iou_t *iou, iou_op_t *pub, int (*work)(void *work_data), void *
 		 void *cb_data)
 {
 	op_t *op = (op_t *)pub;
-	enum op_state was;
-	uint8_t bits;
+	uint8_t was;
 	int ret;
 
 	if (!iou || !op || !work || !cb)
@@ -2215,18 +2297,16 @@ int iou_op_async(iou_t *iou, iou_op_t *pub, int (*work)(void *work_data), void *
 	MUST_OP(iou, op);
 	MUST(op_is_programs(op), "op is queued already");
 	was = op->state;
-	bits = op->bits;
 	op_accept(op, OP_JOB, cb, cb_data);
 	op->as.job.work = work;
 	op->as.job.work_data = work_data;
 	ret = job_queue(&iou->pool, op);
 	if (ret < 0) {
-		op->state = (uint8_t)was;
-		op->bits = bits;
-		iou->stats.pending--;
+		op->state = was;
 		return ret;
 	}
-	if (unlikely(bits & OP_DEADLINE))
+	iou->n_other++;
+	if (unlikely(op->bits & OP_DEADLINE))
 		timer_start(op, op->seq);
 	touch(iou);
 	return 0;
@@ -2293,6 +2373,7 @@ void iou_op_timer(iou_t *iou, iou_op_t *pub, uint64_t after_ns, uint64_t period_
 	} else {
 		op_accept(op, OP_TIMER, cb, cb_data);
 		op->bits = 0;
+		iou->n_other++;
 	}
 	op->as.period_ns = period_ns;
 	timer_start(op, after_ns);
@@ -2572,7 +2653,7 @@ void iou_bh_cancel(iou_bh_t *bh)
 	iou = bh->iou;
 	if (!is_here(iou))
 		return;
-	if (this_thread && atomic_load(&iou->owner) == this_thread && atomic_load(&bh->bits) & BH_QUEUED) {
+	if (is_owner(iou) && atomic_load(&bh->bits) & BH_QUEUED) {
 		take_inbox(iou);
 		if (bh->linked) { /* off the list, so that scheduling it again puts it at the end */
 			bh->linked = false;
@@ -2598,6 +2679,10 @@ void iou_stats(const iou_t *iou, iou_stats_t *stats)
 	MUST_OWN(iou);
 	MUST(stats, "stats is NULL");
 	*stats = iou->stats;
+	stats->completed = iou->n_reaped - iou->n_own_cqes;
+	stats->pending = iou->n_ring + iou->n_backlog + iou->n_other;
+	stats->backlog = iou->n_backlog;
+	stats->backlog_max = iou->n_backlog > iou->n_backlog_max ? iou->n_backlog : iou->n_backlog_max;
 	stats->wakeups = atomic_load_explicit(&iou->n_wakeups, memory_order_relaxed);
 }
 
@@ -2657,7 +2742,7 @@ void iou_dump(const iou_t *iou, FILE *out)
 	MUST(out, "out is NULL");
 	FOR_EACH_OP(iou, chunk, op)
 		dump_op((iou_t *)iou, op, out);
-	fprintf(out, "%llu ops pending, %lld holds%s\n", (unsigned long long)iou->stats.pending,
+	fprintf(out, "%llu ops pending, %lld holds%s\n", (unsigned long long)(iou->n_ring + iou->n_backlog + iou->n_other),
 		atomic_load(&((iou_t *)iou)->n_holds),
 		list_empty(&iou->inbox) && list_empty(&iou->idle) && !atomic_load(&((iou_t *)iou)->inbox_top)
 			? "" : ", posts or bottom halves");

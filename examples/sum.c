@@ -13,7 +13,7 @@
  * A lane takes one file at a time. It reads through the ring into one of its two chunks while a worker
  * hashes the other, so that even a single file keeps the disk and a CPU busy; many lanes keep all CPUs busy.
  * The window says how far the reading may be ahead of the output. So memory has a bound whatever the files
- * are: MAX_LANES pairs of chunks (8 MiB), and WINDOW names and sums.
+ * are: MAX_LANES pairs of chunks (16 MiB), and WINDOW names and sums.
  */
 
 #define _GNU_SOURCE
@@ -29,7 +29,7 @@
 
 enum {
 	CHUNK = 256 << 10,
-	MAX_LANES = 16,
+	MAX_LANES = 32,
 	WINDOW = 1024,
 	SMALL = 8 << 10, /* hashed on the spot: handing it to a worker would take longer */
 	SUM_SIZE = 32,
@@ -73,8 +73,8 @@ struct sum {
 	uint64_t tail;  /* the file that is started next */
 	struct file window[WINDOW];
 
-	unsigned n_lanes;
-	struct lane *lanes[MAX_LANES];
+	struct lane lanes[MAX_LANES];
+	unsigned char *chunks; /* of all lanes */
 	struct lane *idle;
 	struct lane *waiting; /* for another lane to end: out of descriptors, or it reads standard input */
 	unsigned n_open;
@@ -348,35 +348,31 @@ static void new_file(struct lane *lane, struct file *file)
 		fail(lane, -ENOMEM);
 }
 
-static bool add_lane(struct sum *sum)
+static bool new_lanes(struct sum *sum)
 {
-	struct lane *lane = sum->n_lanes < MAX_LANES ? calloc(1, sizeof(*lane)) : NULL;
+	unsigned char *chunks = aligned_alloc(4096, MAX_LANES * 2 * CHUNK);
 
-	if (!lane)
-		return false;
-	lane->sum = sum;
-	lane->digest = EVP_MD_CTX_new();
-	lane->chunks[0] = aligned_alloc(4096, 2 * CHUNK);
-	if (!lane->digest || !lane->chunks[0]) {
-		EVP_MD_CTX_free(lane->digest);
-		free(lane->chunks[0]);
-		free(lane);
-		return false;
+	sum->chunks = chunks; /* those that are not used take no memory */
+	for (int i = MAX_LANES - 1; chunks && i >= 0; i--) {
+		struct lane *lane = &sum->lanes[i];
+
+		lane->sum = sum;
+		lane->chunks[0] = chunks + 2 * i * CHUNK;
+		lane->chunks[1] = lane->chunks[0] + CHUNK;
+		lane->digest = EVP_MD_CTX_new();
+		if (!lane->digest)
+			return false;
+		lane->next = sum->idle;
+		sum->idle = lane;
 	}
-	lane->chunks[1] = lane->chunks[0] + CHUNK;
-	sum->lanes[sum->n_lanes++] = lane;
-	lane->next = sum->idle;
-	sum->idle = lane;
-	return true;
+	return chunks != NULL;
 }
 
 static void free_lanes(struct sum *sum)
 {
-	for (unsigned i = 0; i < sum->n_lanes; i++) {
-		EVP_MD_CTX_free(sum->lanes[i]->digest);
-		free(sum->lanes[i]->chunks[0]);
-		free(sum->lanes[i]);
-	}
+	for (int i = 0; i < MAX_LANES; i++)
+		EVP_MD_CTX_free(sum->lanes[i].digest);
+	free(sum->chunks);
 }
 
 
@@ -461,7 +457,7 @@ static void start_files(struct sum *sum)
 		struct lane *lane;
 
 		print_done(sum);
-		if (sum->tail - sum->head == WINDOW || (!sum->idle && !add_lane(sum)))
+		if (sum->tail - sum->head == WINDOW || !sum->idle)
 			return;
 		*file = (struct file){ .name = NULL };
 		if (!(sum->list ? next_in_list(sum, file) : next_argument(sum, file)))
@@ -540,7 +536,7 @@ int main(int argc, char **argv)
 	names = optind < argc ? argv + optind : standard_input;
 	sum.sha256 = EVP_MD_fetch(NULL, "SHA256", NULL);
 	sum.iou = sum.sha256 ? iou_new(2 * MAX_LANES) : NULL;
-	if (!sum.iou || !add_lane(&sum)) {
+	if (!sum.iou || !new_lanes(&sum)) {
 		complain(&sum, "start", sum.sha256 ? strerror(errno) : "no SHA-256 in libcrypto");
 	} else if (check) {
 		for (; *names; names++)

@@ -462,6 +462,15 @@ bool is_slow(void)
 #endif
 }
 
+bool is_tsan(void)
+{
+#if defined(__SANITIZE_THREAD__) || __has_feature(thread_sanitizer)
+	return true;
+#else
+	return false;
+#endif
+}
+
 bool is_full(void)
 {
 	const char *full = getenv("IOU_TEST_FULL");

@@ -164,6 +164,7 @@ void ck_defined(const void *data, size_t size);
 
 /* True under ASan, TSan or valgrind: for tests whose size should shrink there. */
 bool is_slow(void);
+bool is_tsan(void);
 
 /* True with IOU_TEST_FULL=1 in the environment: tests that are scaled down run at full size. */
 bool is_full(void);

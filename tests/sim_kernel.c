@@ -779,6 +779,12 @@ void kernel_check_end(void)
 		      files[i].kind == OPENED ? "the result of an op" : "iou's own");
 }
 
+/* The program's number for the op that this is an SQE of; 0: one of iou's own. */
+static unsigned op_number(const struct io_uring_sqe *sqe)
+{
+	return (unsigned)sqe->__pad2[0];
+}
+
 /* ---- Rings: what iou calls -------------------------------------------------------------------- */
 
 static const unsigned known_flags[N_KERNELS] = {
@@ -924,8 +930,8 @@ void __wrap_io_uring_queue_exit(struct io_uring *uring)
 		CHECK(!req->op, "the ring is closed while op %u is %s in the kernel", req->op, kernel_where(req->op));
 		CHECK(req->sqe.opcode != IORING_OP_READ, "the ring is closed while iou's own read is in flight");
 	}
-	CHECK(__atomic_load_n(&ring->sq_tail, __ATOMIC_RELAXED) == ring->own_sq_head,
-	      "the ring is closed with SQEs published");
+	for (unsigned at = ring->own_sq_head; at != __atomic_load_n(&ring->sq_tail, __ATOMIC_RELAXED); at++)
+		CHECK(!op_number(&ring->sqes[at & ring->sq_mask]), "the ring is closed with an op published");
 	for (unsigned i = 0; i < ring->n_active; i++)
 		free_reqs[n_free_reqs++] = ring->active[i];
 	ring->open = false;
@@ -1010,7 +1016,7 @@ static req_t *req_take(ring_t *ring, const struct io_uring_sqe *sqe)
 	req = free_reqs[--n_free_reqs];
 	memset(req, 0, sizeof(*req));
 	req->sqe = *sqe;
-	req->op = (unsigned)((const uint64_t *)(const void *)sqe)[7];
+	req->op = op_number(sqe);
 	req->index = ring->n_active;
 	ring->active[ring->n_active++] = req;
 	if (!opcode_known(sqe))
@@ -1052,7 +1058,6 @@ static bool take_sqe(ring_t *ring, chain_t *chain, bool first)
 
 	CHECK(index < ring->sq_entries, "SQ array holds %u", index);
 	req = req_take(ring, &ring->sqes[index]);
-	memset(&ring->sqes[index], 0xee, sizeof(struct io_uring_sqe));
 	ring->own_sq_head++;
 	TRACE("kernel: takes op %u, opcode %u, flags %#x", req->op, req->sqe.opcode, req->sqe.flags);
 	if (req->op)
@@ -1201,7 +1206,7 @@ int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned min_complet
 		return -EBADFD;
 	TRACE("kernel: enter, submits %u, waits for %u, flags %#x", to_submit, min_complete, flags);
 	kernel_entered();
-	if (fault(30))
+	if ((to_submit || flags & IORING_ENTER_GETEVENTS) && fault(to_submit ? 30 : 120))
 		ret = shortages[pick(3)];
 	else if (to_submit)
 		ret = submit(ring, to_submit);
@@ -1268,7 +1273,7 @@ int __wrap_eventfd_read(int fd, eventfd_t *value)
 
 	sim_point();
 	file = file_of(fd);
-	CHECK(file && file->kind == EVENTFD, "eventfd_read on descriptor %d, which is not open", fd);
+	CHECK(file_polls(file), "eventfd_read on descriptor %d, which is not open", fd);
 	TRACE("thread %u: eventfd_read %d: %llu", thread_number(), fd, (unsigned long long)file->count);
 	if (!file->count) {
 		errno = EAGAIN;

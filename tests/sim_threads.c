@@ -498,8 +498,7 @@ int __wrap_clock_gettime(clockid_t clock, struct timespec *ts)
 	CHECK(clock == CLOCK_MONOTONIC, "clock %d is read", clock);
 	if (!world.clock_stands) {
 		sim_point();
-		if (current == 0)
-			world.now_ns += pick(16);
+		world.now_ns += pick(16);
 	} else if (current) {
 		sim_point();
 	}

@@ -473,10 +473,11 @@ START_TEST(peers_see_the_end_at_once)
 		op->sqe->flags = i % 2 ? IOSQE_ASYNC : 0;
 		iou_op_queue(iou, op, never, NULL);
 		flush(iou);
-		if (i % 4 >= 2)
-			nap(); /* io-wq has it */
+		if (i % 4 == 3)
+			nap(); /* io-wq has it; before, the kernel may not have looked the descriptor up */
 		close(fds[0]);
-		ck_assert_int_eq(recv(fds[1], buf, 1, MSG_DONTWAIT), -1);
+		if (i % 2 == 0)
+			ck_assert_int_eq(recv(fds[1], buf, 1, MSG_DONTWAIT), -1);
 		ck_assert_ptr_null(iou_free(iou));
 		ck_assert_int_eq(recv(fds[1], buf, 1, MSG_DONTWAIT), 0);
 		close(fds[1]);

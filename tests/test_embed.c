@@ -1,0 +1,646 @@
+/* SPDX-License-Identifier: MIT */
+
+/* iou_fd(): an iou inside another event loop, driven by nothing but its descriptor. */
+
+#include "helper.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <time.h>
+
+#ifdef HAVE_GLIB
+#include <glib-unix.h>
+#endif
+
+/* An iou in an epoll set. */
+typedef struct host_t {
+	iou_t *iou;
+	int epoll_fd;
+	int n_polls; /* times iou_poll() was called */
+	int pipe[2];
+} host_t;
+
+static void new_host(host_t *host)
+{
+	struct epoll_event event = {.events = EPOLLIN};
+	int fd;
+
+	host->iou = new_iou(4);
+	host->n_polls = 0;
+	new_pipe(host->pipe);
+	host->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	ck_assert_int_ge(host->epoll_fd, 0);
+	fd = iou_fd(host->iou);
+	ck_assert_int_ge(fd, 0);
+	ck_assert_int_eq(epoll_ctl(host->epoll_fd, EPOLL_CTL_ADD, fd, &event), 0);
+}
+
+static void end_host(host_t *host)
+{
+	close(host->epoll_fd);
+	close_pair(host->pipe);
+	done(host->iou);
+}
+
+static int wait_for(host_t *host, int timeout_ms)
+{
+	struct epoll_event event;
+	int n;
+
+	do
+		n = epoll_wait(host->epoll_fd, &event, 1, timeout_ms);
+	while (n < 0 && errno == EINTR);
+	return n;
+}
+
+/* What the surrounding loop does: wait for the descriptor, then poll without waiting. */
+static void turn(host_t *host)
+{
+	ck_assert_msg(wait_for(host, 20000) == 1, "the descriptor does not become readable");
+	host->n_polls++;
+	ck_assert_int_ge(iou_poll(host->iou, 0), 0);
+}
+
+/* Turns until nothing is there to do; then it is quiet. */
+static void settle(host_t *host)
+{
+	for (int i = 0; i < 10 && wait_for(host, 0) == 1; i++)
+		turn(host);
+	ck_assert_int_eq(wait_for(host, 0), 0);
+}
+
+#define TURN_UNTIL(host, cond) \
+	do { \
+		while (!(cond)) \
+			turn(host); \
+	} while (0)
+
+/* ---- Each source by itself ------------------------------------------------------------------- */
+
+/* _i: the kind. Started from outside, with no other call than the turns; again after it was quiet. */
+START_TEST(it_drives_each_kind)
+{
+	host_t host;
+
+	new_host(&host);
+	for (int i = 0; i < 20; i++) {
+		call_t call = {0};
+
+		if (_i == ENDED)
+			make_ready(host.iou, ENDED, on_call, &call);
+		else
+			start(host.iou, (kind_t)_i, on_call, &call);
+		TURN_UNTIL(&host, call.n);
+		ck_assert_int_eq(call.n, 1);
+		if (i % 2)
+			settle(&host);
+	}
+	end_host(&host);
+}
+END_TEST
+
+static pid_t loop_tid;
+
+typedef struct wake_t {
+	host_t *host;
+	kind_t kind;
+	iou_bh_t *bh;
+	call_t call;
+	bool idle;
+} wake_t;
+
+/* On another thread, once the surrounding loop sleeps in epoll_wait(). */
+static int wake_it(void *data)
+{
+	wake_t *wake = data;
+
+	WAIT_UNTIL(thread_sleeps(loop_tid));
+	if (wake->kind == CQE)
+		EXPECT(write(wake->host->pipe[1], "x", 1) == 1);
+	else if (wake->kind == POST)
+		post(wake->host->iou, on_call, &wake->call);
+	else if (wake->kind == BH && wake->idle)
+		iou_bh_schedule_idle(wake->bh);
+	else if (wake->kind == BH)
+		iou_bh_schedule(wake->bh);
+	return 0;
+}
+
+static void *wake_thread(void *data)
+{
+	wake_it(data);
+	return NULL;
+}
+
+/* _i: the kind. What happens elsewhere while the surrounding loop sleeps wakes it. */
+START_TEST(it_wakes_the_surrounding_loop)
+{
+	wake_t wake = {.kind = (kind_t)_i};
+	pthread_t thread = 0;
+	host_t host;
+
+	new_host(&host);
+	loop_tid = gettid();
+	wake.host = &host;
+	wake.bh = new_bh(host.iou, on_call, &wake.call);
+	for (int i = 0; i < 10; i++) {
+		wake.call = (call_t){0};
+		wake.idle = i % 2;
+		if (_i == CQE)
+			call_read(host.iou, &wake.call, 0, host.pipe[0]);
+		else if (_i == TIMER)
+			iou_op_timer(host.iou, new_op(host.iou), 5 * MSEC, 0, on_call, &wake.call);
+		else if (_i == JOB)
+			thread = 0;
+		settle(&host);
+		if (_i == JOB)
+			start_job(host.iou, new_op(host.iou), wake_it, &wake, on_call, &wake.call);
+		else if (_i != TIMER)
+			thread = start_thread(wake_thread, &wake);
+		TURN_UNTIL(&host, wake.call.n);
+		ck_assert_int_eq(wake.call.n, 1);
+		if (_i != JOB && _i != TIMER)
+			join_thread(thread);
+	}
+	settle(&host);
+	end_host(&host);
+}
+END_TEST
+
+static void *write_eventfd(void *data)
+{
+	uint64_t one = 1;
+
+	WAIT_UNTIL(thread_sleeps(loop_tid));
+	EXPECT(write(*(int *)data, &one, sizeof(one)) == sizeof(one));
+	return NULL;
+}
+
+/* An eventfd that the program waits for through the ring. Its write may not signal another eventfd at once, and
+ * kernels from 6.11 on do it one single time. */
+START_TEST(an_eventfd_of_the_program_wakes)
+{
+	int fd = eventfd(0, EFD_CLOEXEC);
+	pthread_t thread;
+	uint64_t value;
+	host_t host;
+	call_t call;
+
+	new_host(&host);
+	loop_tid = gettid();
+	for (int i = 0; i < 5; i++) {
+		io_uring_prep_read(call_op(host.iou, &call, 0), fd, &value, sizeof(value), 0);
+		call_queue(host.iou, &call);
+		settle(&host);
+		thread = start_thread(write_eventfd, &fd);
+		TURN_UNTIL(&host, call.n);
+		join_thread(thread);
+		ck_assert_int_eq(call.result, sizeof(value));
+	}
+	close(fd);
+	end_host(&host);
+}
+END_TEST
+
+/* ---- Timers ---------------------------------------------------------------------------------- */
+
+START_TEST(it_becomes_readable_when_a_timer_is_due)
+{
+	uint64_t began_ns;
+	call_t call, far;
+	host_t host;
+
+	new_host(&host);
+	settle(&host);
+	call_op(host.iou, &far, 1);
+	iou_op_timer(host.iou, far.op, 100 * SECOND, 0, on_call, &far);
+	settle(&host);
+	began_ns = now_ns();
+	call_op(host.iou, &call, 0); /* one that is due earlier, with no round in between */
+	iou_op_timer(host.iou, call.op, 20 * MSEC, 0, on_call, &call);
+	TURN_UNTIL(&host, call.n);
+	ck_assert_uint_ge(now_ns() - began_ns, 20 * MSEC);
+	ck_assert_int_le(host.n_polls, 14);
+
+	call_op(host.iou, &call, 0);
+	iou_op_timer(host.iou, call.op, 100 * SECOND, 0, on_call, &call);
+	settle(&host);
+	iou_op_timer(host.iou, call.op, 5 * MSEC, 0, on_call, &call); /* moved to an earlier time */
+	TURN_UNTIL(&host, call.n);
+	call_op(host.iou, &call, 0);
+	iou_op_timer(host.iou, call.op, 5 * MSEC, 0, on_call, &call);
+	settle(&host);
+	iou_op_timer(host.iou, call.op, 30 * MSEC, 0, on_call, &call); /* and to a later one */
+	began_ns = now_ns();
+	TURN_UNTIL(&host, call.n);
+	ck_assert_uint_ge(now_ns() - began_ns, 30 * MSEC);
+
+	call_op(host.iou, &call, 0);
+	iou_op_timer(host.iou, call.op, UINT64_MAX, 1, on_call, &call);
+	settle(&host);
+	ck_assert_int_eq(iou_op_cancel(host.iou, call.op), 0);
+	TURN_UNTIL(&host, call.n);
+	ck_assert_int_eq(call.result, -ECANCELED);
+	settle(&host);
+	ck_assert_int_eq(iou_op_cancel(host.iou, far.op), 0);
+	TURN_UNTIL(&host, far.n);
+	end_host(&host);
+}
+END_TEST
+
+/* A periodic timer wakes as often as it ticks, not more. */
+START_TEST(it_is_quiet_between_ticks)
+{
+	call_t call;
+	host_t host;
+
+	new_host(&host);
+	settle(&host);
+	call_op(host.iou, &call, 0);
+	iou_op_timer(host.iou, call.op, 4 * MSEC, 4 * MSEC, on_call, &call);
+	host.n_polls = 0;
+	TURN_UNTIL(&host, call.n == 20);
+	ck_assert_int_le(host.n_polls, 3 * 20 + 5);
+	ck_assert_int_eq(iou_op_cancel(host.iou, call.op), 0);
+	TURN_UNTIL(&host, call.n_last);
+	end_host(&host);
+}
+END_TEST
+
+/* ---- Readable and quiet ------------------------------------------------------------------------ */
+
+START_TEST(it_is_quiet_when_idle)
+{
+	host_t host;
+	call_t read;
+
+	new_host(&host);
+	settle(&host); /* it starts readable */
+	for (int i = 0; i < 5; i++) {
+		ck_assert_int_eq(iou_poll(host.iou, 0), 0);
+		settle(&host);
+	}
+	call_read(host.iou, &read, 0, host.pipe[0]); /* still to be submitted */
+	ck_assert_int_eq(wait_for(&host, 0), 1);
+	settle(&host); /* in flight, nothing to do */
+	nap();
+	ck_assert_int_eq(wait_for(&host, 5), 0);
+	ck_assert_int_eq(iou_op_cancel(host.iou, read.op), 0); /* a cancel is something to submit */
+	TURN_UNTIL(&host, read.n);
+	ck_assert_int_eq(read.result, -ECANCELED);
+	settle(&host);
+	end_host(&host);
+}
+END_TEST
+
+START_TEST(it_stays_readable_while_there_is_more)
+{
+	call_t calls[2 * N_KINDS] = {{0}};
+	host_t host;
+
+	new_host(&host);
+	for (int i = 0; i < 2 * N_KINDS; i++) {
+		calls[i].ret = -1 - i; /* each error ends a poll, with the rest still to be delivered */
+		make_ready(host.iou, (kind_t)(i / 2), on_call, &calls[i]);
+	}
+	for (int i = 0; i < 2 * N_KINDS; i++) {
+		ck_assert_int_eq(wait_for(&host, 20000), 1);
+		ck_assert_int_eq(iou_poll(host.iou, 0), -1 - i);
+	}
+	settle(&host);
+	end_host(&host);
+}
+END_TEST
+
+/* Asked for late: with completions there, ops in flight and timers running already. */
+START_TEST(it_may_be_asked_for_late)
+{
+	for (int i = 0; i < N_KINDS; i++) {
+		host_t host = {.iou = new_iou(4)};
+		struct epoll_event event = {.events = EPOLLIN};
+		call_t call = {0}, read;
+
+		new_pipe(host.pipe);
+		call_read(host.iou, &read, 1, host.pipe[0]);
+		flush(host.iou);
+		make_ready(host.iou, (kind_t)i, on_call, &call);
+		host.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+		ck_assert_int_eq(epoll_ctl(host.epoll_fd, EPOLL_CTL_ADD, iou_fd(host.iou), &event), 0);
+		TURN_UNTIL(&host, call.n);
+		ck_assert_int_eq(write(host.pipe[1], "x", 1), 1);
+		TURN_UNTIL(&host, read.n);
+		settle(&host);
+		end_host(&host);
+	}
+}
+END_TEST
+
+START_TEST(it_is_the_same_across_resize)
+{
+	host_t host;
+	int fd;
+
+	new_host(&host);
+	fd = iou_fd(host.iou);
+	for (unsigned i = 0; i < 8; i++) {
+		call_t call = {0}, read;
+
+		ck_assert_int_eq(iou_fd(host.iou), fd);
+		if (i % 2)
+			start(host.iou, CQE, on_call, &call); /* queued before, submitted after */
+		ck_assert_int_eq(iou_resize(host.iou, 2U << i), 0);
+		if (i % 2 == 0)
+			start(host.iou, (kind_t)(i % 4), on_call, &call);
+		TURN_UNTIL(&host, call.n);
+		call_read(host.iou, &read, 0, host.pipe[0]);
+		settle(&host);
+		ck_assert_int_eq(write(host.pipe[1], "x", 1), 1);
+		TURN_UNTIL(&host, read.n);
+		settle(&host);
+	}
+	end_host(&host);
+}
+END_TEST
+
+static void *write_to_the_sleeper(void *data)
+{
+	WAIT_UNTIL(thread_sleeps(loop_tid));
+	EXPECT(write(*(int *)data, "x", 1) == 1);
+	return NULL;
+}
+
+/* With the descriptor there, iou_run() and iou_poll() sleep and wake as ever. */
+START_TEST(run_and_poll_still_wake)
+{
+	pthread_t thread;
+	call_t calls[N_KINDS] = {{0}}, timer, read;
+	host_t host;
+
+	new_host(&host);
+	loop_tid = gettid();
+	for (int i = 0; i < 10; i++) {
+		call_read(host.iou, &read, 0, host.pipe[0]);
+		thread = start_thread(write_to_the_sleeper, &host.pipe[1]);
+		if (i % 2)
+			run(host.iou);
+		else
+			ck_assert_int_eq(iou_poll(host.iou, (int64_t)(20 * SECOND)), 1);
+		join_thread(thread);
+		ck_assert_int_eq(read.n, 1);
+	}
+	for (int kind = 0; kind < N_KINDS; kind++)
+		if (kind != ENDED)
+			start(host.iou, (kind_t)kind, on_call, &calls[kind]);
+	call_op(host.iou, &timer, 0);
+	iou_op_timer(host.iou, timer.op, 10 * MSEC, 0, on_call, &timer);
+	run(host.iou);
+	for (int kind = 0; kind < N_KINDS; kind++)
+		ck_assert_int_eq(calls[kind].n, kind != ENDED);
+	settle(&host);
+	end_host(&host);
+}
+END_TEST
+
+/* ---- A mixture, driven for a while ------------------------------------------------------------- */
+
+typedef struct mix_t {
+	host_t host;
+	iou_op_t *read_op, *job_op, *timer_op;
+	iou_bh_t *bh;
+	int n_max, n[N_KINDS];
+	char byte;
+} mix_t;
+
+static int on_mix_read(void *data)
+{
+	mix_t *mix = data;
+
+	ck_assert_int_eq(mix->read_op->result, 1);
+	if (++mix->n[CQE] == mix->n_max)
+		return 0;
+	ck_assert_int_eq(write(mix->host.pipe[1], "x", 1), 1);
+	iou_op_queue(mix->host.iou, mix->read_op, on_mix_read, mix);
+	return 0;
+}
+
+static int on_mix_timer(void *data)
+{
+	mix_t *mix = data;
+
+	if (++mix->n[TIMER] < mix->n_max)
+		iou_op_timer(mix->host.iou, mix->timer_op, (uint64_t)mix->n[TIMER] % 3 * 50 * USEC, 0, on_mix_timer, mix);
+	return 0;
+}
+
+static int on_mix_post(void *data)
+{
+	((mix_t *)data)->n[POST]++;
+	return 0;
+}
+
+static int on_mix_bh(void *data)
+{
+	mix_t *mix = data;
+
+	if (++mix->n[BH] < mix->n_max)
+		iou_bh_schedule(mix->bh);
+	return 0;
+}
+
+static int mix_job(void *data)
+{
+	mix_t *mix = data;
+
+	post(mix->host.iou, on_mix_post, mix);
+	return 0;
+}
+
+static int on_mix_job(void *data)
+{
+	mix_t *mix = data;
+
+	if (++mix->n[JOB] < mix->n_max)
+		start_job(mix->host.iou, mix->job_op, mix_job, mix, on_mix_job, mix);
+	return 0;
+}
+
+static void start_mix(mix_t *mix, int n_max)
+{
+	iou_t *iou = mix->host.iou;
+
+	mix->n_max = n_max;
+	mix->read_op = new_op(iou);
+	mix->job_op = new_op(iou);
+	mix->timer_op = new_op(iou);
+	mix->bh = new_bh(iou, on_mix_bh, mix);
+	io_uring_prep_read(mix->read_op->sqe, mix->host.pipe[0], &mix->byte, 1, 0);
+	ck_assert_int_eq(write(mix->host.pipe[1], "x", 1), 1);
+	iou_op_queue(iou, mix->read_op, on_mix_read, mix);
+	iou_op_timer(iou, mix->timer_op, 0, 0, on_mix_timer, mix);
+	start_job(iou, mix->job_op, mix_job, mix, on_mix_job, mix);
+	iou_bh_schedule(mix->bh);
+}
+
+static bool mix_done(const mix_t *mix)
+{
+	for (int kind = 0; kind < N_KINDS; kind++)
+		if (kind != ENDED && mix->n[kind] < mix->n_max)
+			return false;
+	return true;
+}
+
+START_TEST(epoll_drives_a_mixture)
+{
+	mix_t mix = {.n_max = 0};
+
+	new_host(&mix.host);
+	start_mix(&mix, is_slow() ? 200 : 2000);
+	TURN_UNTIL(&mix.host, mix_done(&mix));
+	settle(&mix.host);
+	end_host(&mix.host);
+}
+END_TEST
+
+/* Two in one set; and one inside another, which polls its descriptor through its own ring. */
+START_TEST(several_share_a_loop)
+{
+	mix_t mixes[2] = {{.n_max = 0}, {.n_max = 0}};
+	struct epoll_event event = {.events = EPOLLIN}, events[2];
+
+	for (int i = 0; i < 2; i++) {
+		new_host(&mixes[i].host);
+		start_mix(&mixes[i], 300);
+		event.data.u32 = (unsigned)i;
+		ck_assert_int_eq(epoll_ctl(mixes[0].host.epoll_fd, i ? EPOLL_CTL_ADD : EPOLL_CTL_MOD,
+					   iou_fd(mixes[i].host.iou), &event), 0);
+	}
+	while (!mix_done(&mixes[0]) || !mix_done(&mixes[1])) {
+		int n = epoll_wait(mixes[0].host.epoll_fd, events, 2, 20000);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		ck_assert_int_gt(n, 0);
+		for (int i = 0; i < n; i++)
+			ck_assert_int_ge(iou_poll(mixes[events[i].data.u32].host.iou, 0), 0);
+	}
+	end_host(&mixes[0].host);
+	end_host(&mixes[1].host);
+}
+END_TEST
+
+typedef struct outer_t {
+	iou_t *iou;
+	iou_op_t *op;
+	mix_t mix;
+} outer_t;
+
+static int on_inner_readable(void *data)
+{
+	outer_t *outer = data;
+
+	ck_assert_int_gt(outer->op->result, 0);
+	ck_assert_int_ge(iou_poll(outer->mix.host.iou, 0), 0);
+	if (!mix_done(&outer->mix))
+		iou_op_queue(outer->iou, outer->op, on_inner_readable, outer);
+	return 0;
+}
+
+START_TEST(an_iou_drives_another)
+{
+	outer_t outer = {.iou = new_iou(4)};
+
+	outer.op = new_op(outer.iou);
+	new_host(&outer.mix.host);
+	start_mix(&outer.mix, 300);
+	io_uring_prep_poll_add(outer.op->sqe, iou_fd(outer.mix.host.iou), POLLIN);
+	iou_op_queue(outer.iou, outer.op, on_inner_readable, &outer);
+	run(outer.iou);
+	ck_assert(mix_done(&outer.mix));
+	end_host(&outer.mix.host);
+	done(outer.iou);
+}
+END_TEST
+
+#ifdef HAVE_GLIB
+
+static int n_glib_polls;
+
+static gboolean on_glib(gint fd, GIOCondition condition, gpointer data)
+{
+	mix_t *mix = data;
+
+	(void)fd, (void)condition;
+	n_glib_polls++;
+	ck_assert_int_ge(iou_poll(mix->host.iou, 0), 0);
+	return G_SOURCE_CONTINUE;
+}
+
+static gboolean on_glib_tick(gpointer data)
+{
+	*(bool *)data = true;
+	return G_SOURCE_REMOVE;
+}
+
+static void attach(GSource *source, GMainContext *context, GSourceFunc func, void *data)
+{
+	g_source_set_callback(source, func, data, NULL);
+	g_source_attach(source, context);
+}
+
+START_TEST(glib_drives_a_mixture)
+{
+	GMainContext *context = g_main_context_new();
+	mix_t mix = {.n_max = 0};
+	bool ticked = false;
+	GSource *source, *tick;
+
+	new_host(&mix.host);
+	start_mix(&mix, is_slow() ? 200 : 2000);
+	source = g_unix_fd_source_new(iou_fd(mix.host.iou), G_IO_IN);
+	attach(source, context, (GSourceFunc)(void (*)(void))on_glib, &mix);
+	while (!mix_done(&mix))
+		g_main_context_iteration(context, TRUE);
+	/* Idle, GLib's own sources alone turn its loop. */
+	n_glib_polls = 0;
+	tick = g_timeout_source_new(30);
+	attach(tick, context, on_glib_tick, &ticked);
+	while (!ticked)
+		g_main_context_iteration(context, TRUE);
+	ck_assert_int_le(n_glib_polls, 5);
+	g_source_destroy(source);
+	g_source_unref(source);
+	g_source_unref(tick);
+	g_main_context_unref(context);
+	end_host(&mix.host);
+}
+END_TEST
+
+#else
+
+START_TEST(glib_drives_a_mixture)
+{
+	SKIP("needs glib-2.0");
+}
+END_TEST
+
+#endif
+
+Suite *embed_suite(void)
+{
+	Suite *suite = suite_create("embed");
+	TCase *tcase;
+
+	tcase = TEST_CASE(suite, "sources", an_eventfd_of_the_program_wakes, it_becomes_readable_when_a_timer_is_due,
+			  it_is_quiet_between_ticks);
+	tcase_add_loop_test(tcase, it_drives_each_kind, 0, N_KINDS);
+	for (int kind = 0; kind < N_KINDS; kind++)
+		if (kind != ENDED)
+			tcase_add_loop_test(tcase, it_wakes_the_surrounding_loop, kind, kind + 1);
+	TEST_CASE(suite, "readable", it_is_quiet_when_idle, it_stays_readable_while_there_is_more,
+		  it_may_be_asked_for_late, it_is_the_same_across_resize, run_and_poll_still_wake);
+	TEST_CASE(suite, "hosts", epoll_drives_a_mixture, several_share_a_loop, an_iou_drives_another,
+		  glib_drives_a_mixture);
+	return suite;
+}

@@ -1,0 +1,962 @@
+/* SPDX-License-Identifier: MIT */
+
+/* Ops on the ring: taking and giving back, order, the backlog, callbacks one for each CQE, queueing again, keys. */
+
+#include "helper.h"
+
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+
+static iou_t *the_iou;
+
+static bool is_readable(int fd)
+{
+	return poll(&(struct pollfd){.fd = fd, .events = POLLIN}, 1, 0) == 1;
+}
+
+static void put(int fd, const void *data, size_t size)
+{
+	ck_assert_int_eq(write(fd, data, size), (int)size);
+}
+
+/* ---- Taking and giving back ------------------------------------------------------------------ */
+
+START_TEST(a_new_op_is_blank)
+{
+	static const struct io_uring_sqe zero;
+	iou_op_t *op[600];
+	iou_t *iou = new_iou(2);
+
+	for (int repeat = 0; repeat < 3; repeat++) {
+		for (int i = 0; i < 600; i++) {
+			op[i] = new_op(iou);
+			ck_assert(memcmp(op[i]->sqe, &zero, sizeof(zero)) == 0);
+			memset(op[i]->sqe, 0xee, sizeof(*op[i]->sqe)); /* its own, and no other's */
+		}
+		for (int i = 0; i < 600; i++)
+			iou_op_free(iou, op[i]);
+		iou_op_free(iou, NULL);
+	}
+	ck_assert_uint_eq(n_pending(iou), 0);
+	run(iou); /* abandoned ops are not pending */
+	done(iou);
+}
+END_TEST
+
+/* Unlike an SQE of the ring's, an op can wait for its preparation, and be one of many. */
+START_TEST(ops_are_prepared_when_it_suits)
+{
+	enum { N = 300 };
+	iou_t *iou = new_iou(2);
+	call_t calls[N], other;
+
+	for (int i = 0; i < N; i++)
+		call_op(iou, &calls[i], i);
+	for (int i = 0; i < 20; i++) {
+		io_uring_prep_nop(call_op(iou, &other, 0));
+		call_queue(iou, &other);
+		run(iou);
+		io_uring_prep_nop(calls[i].op->sqe); /* prepared now, queued rounds later */
+	}
+	n_order = 0;
+	for (int i = N - 1; i >= 0; i--) {
+		io_uring_prep_nop(calls[i].op->sqe);
+		call_queue(iou, &calls[i]);
+	}
+	run(iou);
+	ck_assert_int_eq(n_order, N);
+	for (int i = 0; i < N; i++)
+		ck_assert_int_eq(order[i], N - 1 - i);
+	done(iou);
+}
+END_TEST
+
+/* How many of the ops that were taken one after the other had an address of their own, if 1000 were enough. */
+static size_t n_distinct(iou_op_t **ops, size_t n)
+{
+	size_t n_seen = 0;
+
+	for (size_t i = 0; i < n && n_seen < 1000; i++) {
+		size_t k = 0;
+
+		while (k < n_seen && ops[k] != ops[i])
+			k++;
+		if (k == n_seen)
+			ops[n_seen++] = ops[i];
+	}
+	return n_seen;
+}
+
+START_TEST(ops_go_back_to_the_pool)
+{
+	enum { N = 3000 };
+	iou_op_t **ops = calloc(N, sizeof(iou_op_t *));
+	iou_t *iou = new_iou(2);
+	call_t call;
+
+	for (int i = 0; i < N; i++) {
+		io_uring_prep_nop(call_op(iou, &call, 0));
+		call.ret = i % 3 == 1 ? -77 : i % 3; /* whatever the callback returns */
+		ops[i] = call.op;
+		if (i % 2) {
+			ck_assert_ptr_nonnull(iou_op_env(call.op, 200));
+			iou_op_free(iou, call.op);
+		} else {
+			call_queue(iou, &call);
+			ck_assert_int_eq(iou_run(iou), call.ret < 0 ? call.ret : 0);
+			ck_assert_int_eq(call.n, 1);
+		}
+		n_order = 0;
+	}
+	ck_assert_uint_lt(n_distinct(ops, N), 1000);
+	free(ops);
+	done(iou);
+}
+END_TEST
+
+typedef struct own_t {
+	iou_op_t *op;
+	int *n;
+} own_t;
+
+static int on_own(void *data)
+{
+	own_t *own = data;
+	int *n = own->n;
+
+	*n += own->op->result == 0;
+	memset(own, 0xee, sizeof(*own));
+	free(own); /* nobody looks behind cb_data any more */
+	return 0;
+}
+
+START_TEST(a_callback_frees_its_data)
+{
+	iou_t *iou = new_iou(4);
+	int n = 0;
+
+	for (int i = 0; i < 100; i++) {
+		own_t *own = malloc(sizeof(*own));
+
+		*own = (own_t){new_op(iou), &n};
+		io_uring_prep_nop(own->op->sqe);
+		iou_op_queue(iou, own->op, on_own, own);
+	}
+	run(iou);
+	ck_assert_int_eq(n, 100);
+	done(iou);
+}
+END_TEST
+
+/* The op outlives its callback's end by nothing, and its callback by everything. */
+static int on_valid(void *data)
+{
+	call_t *call = data;
+	iou_op_t *others[64];
+
+	for (int i = 0; i < 64; i++) {
+		others[i] = new_op(the_iou);
+		ck_assert_ptr_ne(others[i], call->op);
+		ck_assert_ptr_ne(others[i]->sqe, call->op->sqe);
+	}
+	for (int i = 0; i < 64; i++)
+		iou_op_free(the_iou, others[i]);
+	ck_assert_int_eq(call->op->result, 0);
+	ck_assert_int_eq(call->op->sqe->opcode, IORING_OP_NOP);
+	if (call->id) /* given back by the program: at the callback's end */
+		iou_op_free(the_iou, call->op);
+	ck_assert_ptr_ne(others[0] = new_op(the_iou), call->op);
+	iou_op_free(the_iou, others[0]);
+	return on_call(call);
+}
+
+START_TEST(an_op_is_valid_in_its_callback)
+{
+	call_t call;
+
+	the_iou = new_iou(4);
+	for (int id = 0; id < 2; id++) {
+		io_uring_prep_nop(call_op(the_iou, &call, id));
+		iou_op_queue(the_iou, call.op, on_valid, &call);
+		run(the_iou);
+		ck_assert_int_eq(call.n, 1);
+	}
+	done(the_iou);
+}
+END_TEST
+
+/* ---- Queueing -------------------------------------------------------------------------------- */
+
+static char one_to_n[256];
+
+static void queue_writes(iou_t *iou, call_t *calls, int n, int fd)
+{
+	for (int i = 0; i < n; i++) {
+		one_to_n[i] = (char)i;
+		io_uring_prep_write(call_op(iou, &calls[i], i), fd, &one_to_n[i], 1, 0);
+		call_queue(iou, &calls[i]);
+	}
+}
+
+static void expect_writes(int fd, int n)
+{
+	char got[257];
+
+	ck_assert_int_eq(read(fd, got, sizeof(got)), n);
+	ck_assert(memcmp(got, one_to_n, (size_t)n) == 0);
+}
+
+START_TEST(queueing_does_not_reach_the_kernel)
+{
+	enum { N = 200 };
+	iou_t *iou = new_iou(2);
+	call_t calls[N];
+	iou_stats_t before, now;
+	int fds[2];
+
+	new_pipe(fds);
+	flush(iou);
+	before = get_stats(iou);
+	queue_writes(iou, calls, N, fds[1]);
+	now = get_stats(iou);
+	ck_assert(!is_readable(fds[0]));
+	ck_assert_uint_eq(now.enters, before.enters);
+	ck_assert_uint_eq(now.submitted, before.submitted);
+	ck_assert_uint_eq(now.backlog, N);
+	run(iou);
+	expect_writes(fds[0], N);
+	close_pair(fds);
+	done(iou);
+}
+END_TEST
+
+/* Through a small SQ too, in order, at once; and the callbacks wait for the loop. */
+START_TEST(flush_hands_the_backlog_over)
+{
+	enum { N = 256 };
+	static const unsigned entries[] = {1, 2, 4, 64, 512};
+	call_t calls[N];
+	int fds[2];
+
+	new_pipe(fds);
+	for (int i = 0; i < 5; i++) {
+		iou_t *iou = new_iou(entries[i]);
+
+		flush(iou); /* nothing to hand over */
+		queue_writes(iou, calls, N, fds[1]);
+		flush(iou);
+		ck_assert_uint_eq(get_stats(iou).backlog, 0);
+		ck_assert_uint_eq(get_stats(iou).backlog_max, N);
+		expect_writes(fds[0], N);
+		ck_assert_uint_eq(n_pending(iou), N);
+		ck_assert_int_eq(calls[0].n, 0);
+		n_order = 0;
+		run(iou);
+		ck_assert_int_eq(n_order, N);
+		for (int k = 0; k < N; k++) {
+			ck_assert_int_eq(order[k], k);
+			ck_assert_int_eq(calls[k].result, 1);
+		}
+		done(iou);
+	}
+	close_pair(fds);
+}
+END_TEST
+
+/* poll and run submit what is queued, in order, also what callbacks queue behind what is queued already. */
+static int on_queue_two(void *data)
+{
+	call_t *call = data;
+
+	for (int i = 1; i <= 2; i++) {
+		call_t *next = &call[i * 10];
+
+		io_uring_prep_nop(call_op(the_iou, next, call->id + i * 10));
+		iou_op_queue(the_iou, next->op, on_call, next);
+	}
+	return on_call(call);
+}
+
+START_TEST(ops_keep_the_order_of_queueing)
+{
+	static const int expected[] = {0, 1, 2, 3, 10, 20, 11, 21, 12, 22, 13, 23};
+	call_t calls[24];
+
+	for (int with_poll = 0; with_poll < 2; with_poll++) {
+		the_iou = new_iou(2);
+		n_order = 0;
+		for (int i = 0; i < 4; i++) {
+			io_uring_prep_nop(call_op(the_iou, &calls[i], i));
+			iou_op_queue(the_iou, calls[i].op, on_queue_two, &calls[i]);
+		}
+		if (with_poll)
+			POLL_UNTIL(the_iou, n_order == 12);
+		else
+			run(the_iou);
+		ck_assert_int_eq(n_order, 12);
+		for (int i = 0; i < 12; i++)
+			ck_assert_int_eq(order[i], expected[i]);
+		done(the_iou);
+	}
+}
+END_TEST
+
+static int n_left, n_called;
+
+static int on_breed(void *data)
+{
+	n_called++;
+	for (int i = 0; i < 2 && n_left > 0; i++, n_left--) {
+		iou_op_t *op = new_op(the_iou);
+
+		io_uring_prep_nop(op->sqe);
+		iou_op_queue(the_iou, op, on_breed, data);
+	}
+	return 0;
+}
+
+/* The pool and the backlog grow under the callbacks. */
+START_TEST(each_callback_queues_two)
+{
+	int n = is_slow() ? 20000 : 100000;
+
+	the_iou = new_iou(2);
+	n_left = n;
+	on_breed(NULL);
+	run(the_iou);
+	ck_assert_int_eq(n_called, n + 1);
+	done(the_iou);
+}
+END_TEST
+
+/* After iou_op_new() nothing needs memory: 5000 each of reads, no-ops and timers are queued, completed, cancelled. */
+START_TEST(a_taken_op_needs_no_memory)
+{
+	enum { N = 5000 };
+	int fds[2], ret = 0, n = 0;
+	iou_op_t **ops;
+	iou_t *iou;
+	call_t job;
+	void *memory;
+
+	if (is_slow())
+		SKIP("the sanitizers' and valgrind's malloc does not obey RLIMIT_AS");
+	iou = new_iou(8);
+	ops = calloc((size_t)3 * N, sizeof(iou_op_t *));
+	new_pipe(fds);
+	start_job(iou, new_op(iou), on_nothing, NULL, on_nothing, NULL); /* starts the worker */
+	run(iou);
+	call_op(iou, &job, 0);
+	for (int i = 0; i < 3 * N; i++)
+		ops[i] = new_op(iou);
+	n_called = n_left = 0;
+	starve();
+	memory = malloc(1);
+	for (int i = 0; i < N; i++) {
+		io_uring_prep_nop(ops[i]->sqe);
+		iou_op_queue(iou, ops[i], on_breed, NULL);
+		io_uring_prep_read(ops[N + i]->sqe, fds[0], &n, 1, 0);
+		iou_op_deadline(iou, ops[N + i], i % 2 ? MSEC : SECOND * 1000);
+		iou_op_queue(iou, ops[N + i], on_breed, NULL);
+		iou_op_timer(iou, ops[2 * N + i], (uint64_t)(i % 100) * MSEC, i % 2 ? MSEC : 0, on_nothing, NULL);
+	}
+	if (iou_op_async(iou, job.op, on_nothing, NULL, on_call, &job) < 0)
+		ret = -1;
+	for (int i = 0; ret >= 0 && n_called < N + N / 2 && i < 1000000; i++)
+		ret = iou_poll(iou, -1);
+	for (int i = 0; i < N; i += 2)
+		if (iou_op_cancel(iou, ops[N + i]) != 0)
+			n++;
+	iou_cancel_all(iou);
+	if (ret >= 0)
+		ret = iou_run(iou);
+	feed();
+	ck_assert_ptr_null(memory);
+	ck_assert_int_eq(ret, 0);
+	ck_assert_int_eq(n, 0);
+	ck_assert_int_eq(n_called, 2 * N);
+	ck_assert_int_eq(job.n, 1);
+	free(ops);
+	close_pair(fds);
+	done(iou);
+}
+END_TEST
+
+START_TEST(no_memory_for_an_op)
+{
+	int n = 0, error = 0;
+	call_t call;
+	iou_t *iou;
+
+	if (is_slow())
+		SKIP("the sanitizers' and valgrind's malloc does not obey RLIMIT_AS");
+	iou = new_iou(2);
+	starve();
+	for (errno = 0; n < 100000 && iou_op_new(iou); n++)
+		errno = 0;
+	error = errno;
+	feed();
+	ck_assert_int_lt(n, 100000);
+	ck_assert_int_eq(error, ENOMEM);
+	io_uring_prep_nop(call_op(iou, &call, 0)); /* and on it goes */
+	call_queue(iou, &call);
+	run(iou);
+	ck_assert_int_eq(call.n, 1);
+	done(iou);
+}
+END_TEST
+
+START_TEST(skipping_the_cqe_is_cleared)
+{
+	iou_t *iou = new_iou(4);
+	call_t calls[3];
+
+	for (int i = 0; i < 3; i++) {
+		struct io_uring_sqe *sqe = call_op(iou, &calls[i], i);
+
+		io_uring_prep_nop(sqe);
+		sqe->flags = IOSQE_CQE_SKIP_SUCCESS | (i == 1 ? IOSQE_IO_LINK : 0);
+		sqe->user_data = 77; /* the library owns it */
+		call_queue(iou, &calls[i]);
+	}
+	run(iou);
+	for (int i = 0; i < 3; i++) {
+		ck_assert_int_eq(calls[i].n, 1);
+		ck_assert_int_eq(calls[i].result, 0);
+	}
+	done(iou);
+}
+END_TEST
+
+/* ---- One callback for each CQE --------------------------------------------------------------- */
+
+START_TEST(a_multishot_op_is_called_for_each_cqe)
+{
+	iou_t *iou = new_iou(4);
+	int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	uint64_t one = 1;
+	call_t call;
+
+	io_uring_prep_poll_multishot(call_op(iou, &call, 0), fd, POLLIN);
+	call_queue(iou, &call);
+	for (int i = 1; i <= 5; i++) {
+		put(fd, &one, sizeof(one));
+		POLL_UNTIL(iou, call.n == i);
+		ck_assert_int_eq(call.result & POLLIN, POLLIN);
+		ck_assert_uint_eq(call.flags & IORING_CQE_F_MORE, IORING_CQE_F_MORE);
+		ck_assert_uint_eq(n_pending(iou), 1); /* it stays so in between */
+	}
+	ck_assert_int_eq(iou_op_cancel(iou, call.op), 0);
+	run(iou);
+	ck_assert_int_eq(call.n, 6);
+	ck_assert_int_eq(call.n_last, 1);
+	ck_assert_int_eq(call.result, -ECANCELED);
+	close(fd);
+	done(iou);
+}
+END_TEST
+
+/* A multishot receive from buffers that the program provides; out of them, it ends, and is queued again. */
+typedef struct receiver_t {
+	iou_op_t *op;
+	iou_t *iou;
+	int n_bytes, n_short; /* received; ended for want of buffers */
+	bool eof;
+	char buffers[2][8];
+} receiver_t;
+
+static void provide(receiver_t *receiver)
+{
+	iou_op_t *op = new_op(receiver->iou);
+
+	io_uring_prep_provide_buffers(op->sqe, receiver->buffers, 8, 2, 5, 0);
+	iou_op_queue(receiver->iou, op, on_nothing, NULL);
+}
+
+static int on_received(void *data)
+{
+	receiver_t *receiver = data;
+	iou_op_t *op = receiver->op;
+
+	if (op->result > 0)
+		receiver->n_bytes += op->result;
+	else if (op->result == 0)
+		receiver->eof = true;
+	else if (op->result == -ENOBUFS)
+		receiver->n_short++;
+	else
+		return op->result;
+	if (op->flags & IORING_CQE_F_MORE)
+		return 0;
+	if (!receiver->eof) {
+		provide(receiver);
+		iou_op_queue(receiver->iou, op, on_received, receiver);
+	}
+	return 0;
+}
+
+START_TEST(a_multishot_op_ends_and_is_queued_again)
+{
+	enum { N = 50 };
+	iou_t *iou = new_iou(4);
+	receiver_t receiver = {.iou = iou};
+	int fds[2];
+
+	if (!kernel_at_least(6, 0)) {
+		done(iou);
+		SKIP("needs multishot recv (6.0)");
+	}
+	ck_assert_int_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
+	provide(&receiver);
+	receiver.op = new_op(iou);
+	io_uring_prep_recv_multishot(receiver.op->sqe, fds[0], NULL, 0, 0);
+	receiver.op->sqe->flags = IOSQE_BUFFER_SELECT;
+	receiver.op->sqe->buf_group = 5;
+	iou_op_queue(iou, receiver.op, on_received, &receiver);
+	for (int i = 0; i < N; i++)
+		put(fds[1], "xyz", 3);
+	POLL_UNTIL(iou, receiver.n_bytes == 3 * N);
+	ck_assert_int_ge(receiver.n_short, N / 2 - 1);
+	close(fds[1]);
+	run(iou);
+	ck_assert(receiver.eof);
+	ck_assert_int_eq(receiver.n_bytes, 3 * N);
+	close(fds[0]);
+	done(iou);
+}
+END_TEST
+
+/* Two CQEs, for a send that failed too: the flag tells, not the result. */
+START_TEST(a_zero_copy_send_ends_with_its_notification)
+{
+	iou_t *iou = new_iou(4);
+	char data[4096] = "data";
+	int fds[2], pipe_fds[2];
+	call_t call;
+
+	if (!have_op(iou, IORING_OP_SEND_ZC)) {
+		done(iou);
+		SKIP("needs IORING_OP_SEND_ZC (6.0)");
+	}
+	new_tcp_pair(fds);
+	io_uring_prep_send_zc(call_op(iou, &call, 0), fds[0], data, sizeof(data), 0, 0);
+	call_queue(iou, &call);
+	POLL_UNTIL(iou, call.n);
+	if (call.n == 1) {
+		ck_assert_int_eq(call.result, sizeof(data));
+		ck_assert_uint_eq(call.flags & IORING_CQE_F_MORE, IORING_CQE_F_MORE);
+		ck_assert_uint_eq(n_pending(iou), 1);
+	}
+	run(iou);
+	ck_assert_int_eq(call.n, 2);
+	ck_assert_int_eq(call.n_last, 1);
+	ck_assert_uint_eq(call.flags & IORING_CQE_F_NOTIF, IORING_CQE_F_NOTIF);
+	ck_assert_int_eq(call.result, 0);
+
+	new_pipe(pipe_fds);
+	io_uring_prep_send_zc(call_op(iou, &call, 0), pipe_fds[1], data, sizeof(data), 0, 0); /* no socket */
+	call_queue(iou, &call);
+	run(iou);
+	ck_assert_int_ge(call.n, 1);
+	ck_assert_int_eq(call.n_last, 1);
+	ck_assert_int_eq(call.n == 1 ? call.result : -ENOTSOCK, -ENOTSOCK);
+	close_pair(fds);
+	close_pair(pipe_fds);
+	done(iou);
+}
+END_TEST
+
+/* ---- Queued again ---------------------------------------------------------------------------- */
+
+enum door { RING, WORKERS, CLOCK, N_DOORS };
+
+typedef struct machine_t {
+	iou_op_t *op;
+	iou_t *iou;
+	int step, n_steps;
+	int ret;                 /* what each callback returns */
+	int fd;
+	struct io_uring_sqe sqe; /* as it was prepared */
+} machine_t;
+
+static int return_seven(void *data)
+{
+	(void)data;
+	return 7;
+}
+
+/* Each pair of doors follows each other within nine steps. */
+static enum door door_of(int step)
+{
+	static const enum door doors[] = {RING, RING, WORKERS, WORKERS, CLOCK, CLOCK, RING, CLOCK, WORKERS};
+
+	return doors[step % 9];
+}
+
+static int on_step(void *data);
+
+static void next_step(machine_t *machine)
+{
+	switch (door_of(machine->step)) {
+	case RING:
+		iou_op_queue(machine->iou, machine->op, on_step, machine);
+		break;
+	case WORKERS:
+		start_job(machine->iou, machine->op, return_seven, machine, on_step, machine);
+		break;
+	default:
+		iou_op_timer(machine->iou, machine->op, USEC, 0, on_step, machine);
+	}
+}
+
+static int on_step(void *data)
+{
+	static const int results[N_DOORS] = {[RING] = 3, [WORKERS] = 7, [CLOCK] = 1};
+	machine_t *machine = data;
+	struct io_uring_sqe *sqe = machine->op->sqe;
+
+	if (machine->op->result != results[door_of(machine->step)] || machine->op->flags)
+		return -EPROTO;
+	if (sqe->opcode != machine->sqe.opcode || sqe->fd != machine->sqe.fd || sqe->addr != machine->sqe.addr ||
+	    sqe->len != machine->sqe.len || sqe->off != machine->sqe.off)
+		return -EBADMSG;
+	if (++machine->step < machine->n_steps)
+		next_step(machine);
+	return machine->ret;
+}
+
+START_TEST(an_op_is_queued_again_by_any_door)
+{
+	machine_t machine = {.n_steps = 100};
+	int fds[2], n = 0;
+	char got[512];
+
+	new_pipe(fds);
+	for (int ret = 0; ret >= -1; ret--) {
+		machine.iou = new_iou(2);
+		machine.op = new_op(machine.iou);
+		machine.step = 0;
+		machine.ret = ret;
+		io_uring_prep_write(machine.op->sqe, fds[1], "abc", 3, (uint64_t)-1);
+		machine.sqe = *machine.op->sqe;
+		next_step(&machine);
+		for (n = 1; iou_run(machine.iou) == -1; n++) /* an error does not take it from the program */
+			;
+		ck_assert_int_eq(machine.step, 100);
+		ck_assert_int_eq(n, ret ? 101 : 1);
+		ck_assert_int_eq(read(fds[0], got, sizeof(got)), 34 * 3);
+		done(machine.iou);
+	}
+	close_pair(fds);
+}
+END_TEST
+
+/* One op, and one call that can fail, for a whole life. */
+START_TEST(one_op_is_enough)
+{
+	machine_t machine = {.n_steps = 9 * (is_slow() ? 500 : 3000)};
+	char got[512];
+	int fds[2];
+
+	new_pipe(fds);
+	machine.iou = new_iou(2);
+	machine.op = new_op(machine.iou);
+	io_uring_prep_write(machine.op->sqe, fds[1], "abc", 3, (uint64_t)-1);
+	machine.sqe = *machine.op->sqe;
+	next_step(&machine);
+	while (machine.step < machine.n_steps) {
+		int ret = iou_poll(machine.iou, -1);
+
+		ck_assert_int_eq(ret, 1);
+		if (is_readable(fds[0]))
+			ck_assert_int_gt(read(fds[0], got, sizeof(got)), 0);
+	}
+	ck_assert_uint_eq(n_pending(machine.iou), 0);
+	close_pair(fds);
+	done(machine.iou);
+}
+END_TEST
+
+/* ---- Keys ------------------------------------------------------------------------------------ */
+
+static uint64_t key_of(const call_t *call)
+{
+	return (uintptr_t)call->op;
+}
+
+/* Queue the op, run it into the kernel, then let `other` name it by its key. */
+START_TEST(a_poll_is_updated_by_its_key)
+{
+	iou_t *iou = new_iou(4);
+	call_t call, other;
+	int fds[2];
+
+	new_pipe(fds);
+	put(fds[1], "x", 1);
+	io_uring_prep_poll_add(call_op(iou, &call, 0), fds[0], POLLPRI);
+	call_queue(iou, &call);
+	flush(iou);
+	ck_assert_int_eq(iou_poll(iou, 0), 0);
+	io_uring_prep_poll_update(call_op(iou, &other, 1), key_of(&call), 0, POLLIN, IORING_POLL_UPDATE_EVENTS);
+	call_queue(iou, &other);
+	run(iou);
+	ck_assert_int_eq(other.result, 0);
+	ck_assert_int_eq(call.n, 1);
+	ck_assert_int_eq(call.result & POLLIN, POLLIN);
+
+	io_uring_prep_poll_add(call_op(iou, &call, 0), fds[0], POLLPRI);
+	call_queue(iou, &call);
+	io_uring_prep_poll_remove(call_op(iou, &other, 1), key_of(&call)); /* in the same submission */
+	call_queue(iou, &other);
+	run(iou);
+	ck_assert_int_eq(other.result, 0);
+	ck_assert_int_eq(call.result, -ECANCELED);
+	close_pair(fds);
+	done(iou);
+}
+END_TEST
+
+START_TEST(a_timeout_is_updated_by_its_key)
+{
+	struct __kernel_timespec far = kernel_time(1000 * SECOND), near = kernel_time(MSEC);
+	iou_t *iou = new_iou(4);
+	call_t call, other;
+
+	io_uring_prep_timeout(call_op(iou, &call, 0), &far, 0, 0);
+	call_queue(iou, &call);
+	flush(iou);
+	io_uring_prep_timeout_update(call_op(iou, &other, 1), &near, key_of(&call), 0);
+	call_queue(iou, &other);
+	run(iou);
+	ck_assert_int_eq(other.result, 0);
+	ck_assert_int_eq(call.result, -ETIME);
+
+	io_uring_prep_timeout(call_op(iou, &call, 0), &far, 0, 0);
+	call_queue(iou, &call);
+	io_uring_prep_timeout_remove(call_op(iou, &other, 1), key_of(&call), 0);
+	call_queue(iou, &other);
+	run(iou);
+	ck_assert_int_eq(other.result, 0);
+	ck_assert_int_eq(call.result, -ECANCELED);
+	done(iou);
+}
+END_TEST
+
+START_TEST(an_op_is_cancelled_by_its_key)
+{
+	iou_t *iou = new_iou(4);
+	call_t call, other;
+	int fds[2];
+
+	new_pipe(fds);
+	for (int flushed = 0; flushed < 2; flushed++) {
+		call_read(iou, &call, 0, fds[0]);
+		if (flushed)
+			flush(iou);
+		io_uring_prep_cancel64(call_op(iou, &other, 1), key_of(&call), 0);
+		call_queue(iou, &other);
+		run(iou);
+		ck_assert_int_eq(other.result, 0);
+		ck_assert_int_eq(call.result, -ECANCELED);
+		ck_assert_int_eq(call.n, 1);
+	}
+	close_pair(fds);
+	done(iou);
+}
+END_TEST
+
+/* ---- iou_add_sqe ----------------------------------------------------------------------------- */
+
+typedef struct component_t {
+	int fd;
+	const void *data;
+	size_t size;
+	bool zeroed;        /* the sqe it got */
+	int n, sum;
+	uint8_t flags;      /* for the sqe */
+	int ret;
+	iou_handler_t handler;
+} component_t;
+
+static component_t *component_of(iou_handler_t *handler)
+{
+	return (component_t *)(void *)((char *)handler - offsetof(component_t, handler));
+}
+
+static void prep_component(struct io_uring_sqe *sqe, void *opaque)
+{
+	static const struct io_uring_sqe zero;
+	component_t *component = opaque;
+
+	component->zeroed = memcmp(sqe, &zero, sizeof(zero)) == 0;
+	if (component->data)
+		io_uring_prep_write(sqe, component->fd, component->data, (unsigned)component->size, 0);
+	else
+		io_uring_prep_poll_multishot(sqe, component->fd, POLLIN);
+	sqe->flags |= component->flags;
+}
+
+static int on_component(iou_handler_t *handler)
+{
+	component_t *component = component_of(handler);
+
+	component->n++;
+	component->sum += handler->result;
+	return component->ret;
+}
+
+START_TEST(add_sqe_prepares_at_once)
+{
+	iou_t *iou = new_iou(2);
+	component_t component = {.data = "four", .size = 4, .handler.cb = on_component};
+	iou_stats_t before = get_stats(iou);
+	int fds[2];
+
+	new_pipe(fds);
+	component.fd = fds[1];
+	component.flags = IOSQE_CQE_SKIP_SUCCESS; /* cleared, here too */
+	ck_assert_int_eq(iou_add_sqe(iou, prep_component, &component, &component.handler), 0);
+	ck_assert(component.zeroed);
+	ck_assert_int_eq(component.n, 0);
+	ck_assert_uint_eq(get_stats(iou).enters, before.enters);
+	ck_assert(!is_readable(fds[0]));
+	run(iou);
+	ck_assert_int_eq(component.n, 1);
+	ck_assert_int_eq(component.handler.result, 4);
+	ck_assert_uint_eq(component.handler.flags, 0);
+
+	component.ret = -77;
+	component.fd = -1;
+	ck_assert_int_eq(iou_add_sqe(iou, prep_component, &component, &component.handler), 0);
+	ck_assert_int_eq(iou_run(iou), -77);
+	ck_assert_int_eq(component.handler.result, -EBADF);
+	close_pair(fds);
+	done(iou);
+}
+END_TEST
+
+START_TEST(add_sqe_refuses_null)
+{
+	component_t component = {.data = "", .size = 1, .fd = -1};
+	iou_t *iou = new_iou(2);
+
+	ck_assert_int_eq(iou_add_sqe(iou, prep_component, &component, &component.handler), -EINVAL); /* no cb */
+	component.handler.cb = on_component;
+	ck_assert_int_eq(iou_add_sqe(NULL, prep_component, &component, &component.handler), -EINVAL);
+	ck_assert_int_eq(iou_add_sqe(iou, NULL, &component, &component.handler), -EINVAL);
+	ck_assert_int_eq(iou_add_sqe(iou, prep_component, &component, NULL), -EINVAL);
+	ck_assert_uint_eq(n_pending(iou), 0);
+	done(iou);
+}
+END_TEST
+
+START_TEST(a_handler_is_called_for_each_cqe)
+{
+	component_t component = {.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), .handler.cb = on_component};
+	iou_t *iou = new_iou(2);
+	uint64_t one = 1;
+
+	ck_assert_int_eq(iou_add_sqe(iou, prep_component, &component, &component.handler), 0);
+	for (int i = 1; i <= 3; i++) {
+		put(component.fd, &one, sizeof(one));
+		POLL_UNTIL(iou, component.n == i);
+		ck_assert_uint_eq(component.handler.flags & IORING_CQE_F_MORE, IORING_CQE_F_MORE);
+		ck_assert_uint_eq(n_pending(iou), 1);
+	}
+	iou_cancel_all(iou);
+	run(iou);
+	ck_assert_int_eq(component.n, 4);
+	ck_assert_int_eq(component.handler.result, -ECANCELED);
+	ck_assert_uint_eq(component.handler.flags & IORING_CQE_F_MORE, 0);
+	close(component.fd);
+	done(iou);
+}
+END_TEST
+
+static int on_handler_is_mine(iou_handler_t *handler)
+{
+	component_t *component = component_of(handler);
+	int fd = component->fd;
+
+	n_called += handler->result == 1;
+	memset(component, 0xee, sizeof(*component));
+	free(component); /* it had to live until here */
+	if (--n_left > 0) {
+		component = calloc(1, sizeof(*component));
+		*component = (component_t){.fd = fd, .data = "x", .size = 1, .handler.cb = on_handler_is_mine};
+		if (iou_add_sqe(the_iou, prep_component, component, &component->handler) < 0)
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+START_TEST(a_handler_lives_until_its_last_callback)
+{
+	component_t *component = calloc(1, sizeof(*component));
+	int fds[2];
+
+	new_pipe(fds);
+	the_iou = new_iou(2);
+	*component = (component_t){.fd = fds[1], .data = "x", .size = 1, .handler.cb = on_handler_is_mine};
+	n_called = 0;
+	n_left = 100;
+	ck_assert_int_eq(iou_add_sqe(the_iou, prep_component, component, &component->handler), 0);
+	run(the_iou);
+	ck_assert_int_eq(n_called, 100);
+	close_pair(fds);
+	done(the_iou);
+}
+END_TEST
+
+/* Handlers and ops stand in one line, and in one chain. */
+START_TEST(handlers_keep_the_order_too)
+{
+	component_t component = {.data = "h", .size = 1, .handler.cb = on_component};
+	iou_t *iou = new_iou(2);
+	char got[10] = "";
+	call_t call;
+	int fds[2];
+
+	new_pipe(fds);
+	component.fd = fds[1];
+	for (int i = 0; i < 4; i++) {
+		component.flags = i == 3 ? IOSQE_IO_LINK : 0;
+		component.size = i == 3 ? 0 : 1; /* the last one fails, and breaks the chain */
+		component.fd = i == 3 ? -1 : fds[1];
+		ck_assert_int_eq(iou_add_sqe(iou, prep_component, &component, &component.handler), 0);
+		io_uring_prep_write(call_op(iou, &call, i), fds[1], "o", 1, 0);
+		call_queue(iou, &call);
+		if (i != 3)
+			flush(iou);
+	}
+	run(iou);
+	ck_assert_int_eq(read(fds[0], got, sizeof(got)), 6);
+	ck_assert_str_eq(got, "hohoho");
+	ck_assert_int_eq(call.result, -ECANCELED);
+	ck_assert_int_eq(component.n, 4);
+	ck_assert_int_eq(component.sum, 3 - EBADF);
+	close_pair(fds);
+	done(iou);
+}
+END_TEST
+
+Suite *ops_suite(void)
+{
+	Suite *suite = suite_create("ops");
+
+	TEST_CASE(suite, "pool", a_new_op_is_blank, ops_are_prepared_when_it_suits, ops_go_back_to_the_pool,
+		  a_callback_frees_its_data, an_op_is_valid_in_its_callback);
+	TEST_CASE(suite, "queue", queueing_does_not_reach_the_kernel, flush_hands_the_backlog_over,
+		  ops_keep_the_order_of_queueing, each_callback_queues_two, a_taken_op_needs_no_memory,
+		  no_memory_for_an_op, skipping_the_cqe_is_cleared);
+	TEST_CASE(suite, "cqes", a_multishot_op_is_called_for_each_cqe, a_multishot_op_ends_and_is_queued_again,
+		  a_zero_copy_send_ends_with_its_notification);
+	TEST_CASE(suite, "again", an_op_is_queued_again_by_any_door, one_op_is_enough);
+	TEST_CASE(suite, "keys", a_poll_is_updated_by_its_key, a_timeout_is_updated_by_its_key,
+		  an_op_is_cancelled_by_its_key);
+	TEST_CASE(suite, "add_sqe", add_sqe_prepares_at_once, add_sqe_refuses_null, a_handler_is_called_for_each_cqe,
+		  a_handler_lives_until_its_last_callback, handlers_keep_the_order_too);
+	return suite;
+}
