@@ -141,7 +141,7 @@ typedef struct node_t {
 /* Pushed by any thread, taken whole by the loop. */
 typedef _Atomic(node_t *) stack_t_;
 
-enum op_state { OP_FREE, OP_OWNED, OP_LAST, OP_BACKLOG, OP_RING, OP_HELD, OP_JOB, OP_TIMER, OP_ENDED };
+enum op_state { OP_FREE, OP_LAST, OP_OWNED, OP_BACKLOG, OP_RING, OP_HELD, OP_JOB, OP_TIMER, OP_ENDED };
 enum op_cancel { CANCEL_NONE, CANCEL_WANTED, CANCEL_LANE, CANCEL_SENT, CANCEL_ASKED };
 enum job_phase { JOB_QUEUED, JOB_RUNNING, JOB_DONE };
 enum op_bits {
@@ -160,7 +160,7 @@ typedef struct op_t {
 	uint8_t state;    /* enum op_state */
 	uint8_t cancel;   /* enum op_cancel */
 	uint8_t bits;     /* enum op_bits */
-	uint8_t phase;    /* enum job_phase, under pool.lock; JOB_DONE by the loop thread */
+	uint8_t has_env;
 	uint32_t n_calls; /* callbacks of it running now: nested ones */
 	struct io_uring_sqe sqe;
 	union {
@@ -175,7 +175,8 @@ typedef struct op_t {
 	} as;
 	uint64_t seq;        /* breaks ties of due times */
 	uint32_t heap_index; /* 0: not in the heap */
-	void *env;           /* small_env, or allocated with the same pointer back before it; or NULL */
+	uint32_t phase;      /* enum job_phase, under pool.lock; JOB_DONE by the loop thread */
+	void *env;           /* where has_env: small_env, or allocated with the same way back before it */
 	struct op_t *self;   /* stands right before small_env: iou_op_of() */
 	_Alignas(16) char small_env[64];
 } op_t;
@@ -247,14 +248,14 @@ typedef struct round_t {
 
 /* The worker pool knows nothing of the ring: it takes ops as jobs, and gives each back with finish(). */
 typedef struct pool_t {
-	pthread_mutex_t lock; /* guards all below, and phase and node of the queued ops */
+	stack_t_ fresh;       /* jobs just queued, which nobody has moved to the queue yet: the loop takes no lock for them */
+	pthread_mutex_t lock; /* guards all below, and phase and node of the queued ops; the atomics are read without */
 	pthread_cond_t cond;  /* idle workers wait for jobs, or for stop */
 	node_t queue;
-	atomic_uint n_queued; /* written under the lock; spinning workers look without */
-	unsigned n_idle;      /* workers in cond_wait */
-	unsigned n_called;    /* of them, signalled and not yet awake */
-	unsigned n_starting;  /* threads made that have not looked yet */
-	unsigned n_looking;   /* workers that look for a job without the lock */
+	atomic_uint n_idle;   /* workers in cond_wait; pairs with fresh: who goes to sleep looks there again */
+	atomic_bool calling;  /* one of them was signalled and is not yet awake: it calls the next */
+	atomic_bool left;     /* the queue is not empty */
+	atomic_uint n_looking; /* workers that look for a job without the lock, or are starting */
 	unsigned n_threads;
 	unsigned max;         /* threads there may be; lowered when one could not be made */
 	atomic_bool stop;
@@ -466,7 +467,7 @@ static op_t *op_take(iou_t *iou)
 		op->pub.sqe = &op->sqe;
 		op->iou = iou;
 		op->self = op;
-		op->env = NULL;
+		op->has_env = false;
 		op->cancel = CANCEL_NONE;
 		op->bits = 0;
 		op->n_calls = 0;
@@ -481,14 +482,14 @@ static op_t *op_take(iou_t *iou)
 
 static void env_free(op_t *op)
 {
-	if (op->env && op->env != op->small_env)
+	if (op->has_env && op->env != op->small_env)
 		free((char *)op->env - ENV_HEAD);
-	op->env = NULL;
+	op->has_env = false;
 }
 
 static void op_release(op_t *op)
 {
-	if (unlikely(op->env))
+	if (op->has_env)
 		env_free(op);
 	op->bits = 0; /* a deadline that was never used */
 	op->state = OP_FREE;
@@ -1213,22 +1214,49 @@ static uint64_t spin_next(uint64_t ns, uint64_t max_ns, bool found)
 	return ns < max_ns ? ns : max_ns;
 }
 
+static bool has_jobs(pool_t *pool)
+{
+	return atomic_load(&pool->fresh) || atomic_load_explicit(&pool->left, memory_order_relaxed);
+}
+
+/* With the lock held: what was queued, in order. */
+static void take_fresh(pool_t *pool)
+{
+	node_t *node = stack_take(&pool->fresh);
+
+	while (node) {
+		node_t *next = node->next;
+
+		list_append(&pool->queue, node);
+		node = next;
+	}
+}
+
 /* Before sleeping, with the lock held: look for a job for a while without it. Returns how long the next time. */
 static uint64_t worker_spin(pool_t *pool, uint64_t spin_ns)
 {
 	uint64_t until_ns;
 	bool found;
 
-	pool->n_looking++;
+	atomic_fetch_add(&pool->n_looking, 1);
 	pthread_mutex_unlock(&pool->lock);
 	until_ns = add_ns(now_ns(), spin_ns);
 	do {
 		spin_pause();
-		found = atomic_load_explicit(&pool->n_queued, memory_order_relaxed) || atomic_load(&pool->stop);
+		found = has_jobs(pool) || atomic_load(&pool->stop);
 	} while (!found && now_ns() < until_ns);
 	pthread_mutex_lock(&pool->lock);
-	pool->n_looking--;
+	atomic_fetch_sub(&pool->n_looking, 1);
 	return spin_next(spin_ns, pool->spin_ns, found);
+}
+
+/* With the lock held: wake one of those who sleep, unless one is on his way: he wakes the next. */
+static bool call_worker(pool_t *pool)
+{
+	if (!atomic_load(&pool->n_idle) || atomic_load(&pool->calling))
+		return false;
+	atomic_store(&pool->calling, true);
+	return true;
 }
 
 /* With the lock held: the next job, or NULL when it is time to go. */
@@ -1236,21 +1264,27 @@ static op_t *worker_next(pool_t *pool, uint64_t *spin_ns)
 {
 	op_t *op;
 
-	if (pool->spin_ns && list_empty(&pool->queue) && !pool->stop)
+	if (pool->spin_ns && list_empty(&pool->queue) && !has_jobs(pool) && !pool->stop)
 		*spin_ns = worker_spin(pool, *spin_ns);
+	if (list_empty(&pool->queue))
+		take_fresh(pool);
 	while (list_empty(&pool->queue) && !pool->stop) {
-		pool->n_idle++;
-		pthread_cond_wait(&pool->cond, &pool->lock);
-		pool->n_idle--;
-		if (pool->n_called)
-			pool->n_called--;
+		atomic_fetch_add(&pool->n_idle, 1);
+		if (!atomic_load(&pool->fresh)) {
+			pthread_cond_wait(&pool->cond, &pool->lock);
+			atomic_store(&pool->calling, false);
+		}
+		atomic_fetch_sub(&pool->n_idle, 1);
+		take_fresh(pool);
 	}
 	if (pool->stop)
 		return NULL;
 	op = op_at(pool->queue.next);
 	list_unlink(&op->node);
-	atomic_store_explicit(&pool->n_queued, pool->n_queued - 1, memory_order_relaxed);
 	op->phase = JOB_RUNNING;
+	atomic_store_explicit(&pool->left, !list_empty(&pool->queue), memory_order_relaxed);
+	if (has_jobs(pool) && call_worker(pool))
+		pthread_cond_signal(&pool->cond);
 	return op;
 }
 
@@ -1262,7 +1296,7 @@ static void *worker_main(void *data)
 
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
 	pthread_mutex_lock(&pool->lock);
-	pool->n_starting--;
+	atomic_fetch_sub(&pool->n_looking, 1);
 	while ((op = worker_next(pool, &spin_ns))) {
 		pthread_mutex_unlock(&pool->lock);
 		op->pub.result = op->as.job.work(op->as.job.work_data);
@@ -1292,39 +1326,49 @@ static int pool_add_worker(pool_t *pool)
 {
 	int ret;
 
-	pthread_mutex_lock(&pool->lock);
-	pool->n_starting++;
-	pthread_mutex_unlock(&pool->lock);
+	atomic_fetch_add(&pool->n_looking, 1);
 	ret = worker_start(pool);
 	if (ret < 0) {
-		pthread_mutex_lock(&pool->lock);
-		pool->n_starting--;
-		pthread_mutex_unlock(&pool->lock);
+		atomic_fetch_sub(&pool->n_looking, 1);
 		if (pool->n_threads)
 			pool->max = pool->n_threads; /* those there carry on */
 	}
 	return ret;
 }
 
+/* Is there a job for which nobody is free, nor on his way? */
+static bool lacks_worker(pool_t *pool)
+{
+	unsigned n_free;
+	node_t *node;
+
+	pthread_mutex_lock(&pool->lock);
+	take_fresh(pool);
+	n_free = atomic_load(&pool->n_idle) + atomic_load(&pool->n_looking);
+	for (node = pool->queue.next; node != &pool->queue && n_free; n_free--)
+		node = node->next;
+	atomic_store_explicit(&pool->left, !list_empty(&pool->queue), memory_order_relaxed);
+	pthread_mutex_unlock(&pool->lock);
+	return node != &pool->queue;
+}
+
 /* -EAGAIN where there is no worker at all. */
 static int job_queue(pool_t *pool, op_t *op)
 {
-	bool wanted, call;
+	bool call;
 
 	if (unlikely(!pool->n_threads) && pool_add_worker(pool) < 0)
 		return -EAGAIN;
-	pthread_mutex_lock(&pool->lock);
 	op->phase = JOB_QUEUED;
-	list_append(&pool->queue, &op->node);
-	atomic_store_explicit(&pool->n_queued, pool->n_queued + 1, memory_order_relaxed);
-	/* Is there a job that nobody is on his way to? */
-	wanted = pool->n_queued > pool->n_called + pool->n_starting + pool->n_looking;
-	call = wanted && pool->n_idle > pool->n_called;
-	pool->n_called += call;
-	pthread_mutex_unlock(&pool->lock);
-	if (call)
-		pthread_cond_signal(&pool->cond);
-	else if (wanted && pool->n_threads < pool->max)
+	stack_push(&pool->fresh, &op->node);
+	if (atomic_load(&pool->n_idle) && !atomic_load(&pool->calling)) {
+		pthread_mutex_lock(&pool->lock);
+		call = call_worker(pool);
+		pthread_mutex_unlock(&pool->lock);
+		if (call)
+			pthread_cond_signal(&pool->cond);
+	}
+	if (unlikely(pool->n_threads < pool->max) && lacks_worker(pool))
 		pool_add_worker(pool);
 	return 0;
 }
@@ -1335,11 +1379,11 @@ static enum job_phase job_withdraw(pool_t *pool, op_t *op)
 	enum job_phase phase;
 
 	pthread_mutex_lock(&pool->lock);
+	take_fresh(pool);
 	phase = op->phase;
-	if (phase == JOB_QUEUED) {
+	if (phase == JOB_QUEUED)
 		list_unlink(&op->node);
-		atomic_store_explicit(&pool->n_queued, pool->n_queued - 1, memory_order_relaxed);
-	}
+	atomic_store_explicit(&pool->left, !list_empty(&pool->queue), memory_order_relaxed);
 	pthread_mutex_unlock(&pool->lock);
 	return phase;
 }
@@ -1623,7 +1667,7 @@ static int call(round_t *round, int (*cb)(void *cb_data), void *cb_data)
 	return cb(cb_data);
 }
 
-static int deliver(round_t *round, op_t *op, int result, unsigned flags)
+static inline __attribute__((always_inline)) int deliver(round_t *round, op_t *op, int result, unsigned flags)
 {
 	int ret;
 
@@ -1640,7 +1684,7 @@ static int deliver(round_t *round, op_t *op, int result, unsigned flags)
 	}
 	op->n_calls++;
 	ret = call(round, op->cb, op->cb_data);
-	if (--op->n_calls == 0 && (op->state == OP_LAST || op->state == OP_FREE))
+	if (--op->n_calls == 0 && op->state <= OP_LAST) /* or given back in the callback: OP_FREE */
 		op_release(op);
 	return ret;
 }
@@ -1883,14 +1927,16 @@ static int own(iou_t *iou)
 static void rest(iou_t *iou)
 {
 	uint64_t due_ns = next_due_ns(iou);
+	bool deaf = false;
 
 	if (likely(iou->fd < 0) || iou->depth)
 		return;
-	if (iou->n_ring && iou->ring.flags & IORING_SETUP_DEFER_TASKRUN && iou->n_signalled != iou->n_reaped) {
+	if (iou->ring.flags & IORING_SETUP_DEFER_TASKRUN && iou->n_signalled != iou->n_reaped &&
+	    (iou->n_ring || iou->n_signalled == NEVER)) {
 		/* Of completions that the write of another eventfd brings about, 6.18 signals only the first. */
 		io_uring_register((unsigned)iou->ring.io.ring_fd, IORING_UNREGISTER_EVENTFD, NULL, 0);
-		io_uring_register((unsigned)iou->ring.io.ring_fd, IORING_REGISTER_EVENTFD, &iou->fd, 1);
-		iou->n_signalled = iou->n_reaped;
+		deaf = io_uring_register((unsigned)iou->ring.io.ring_fd, IORING_REGISTER_EVENTFD, &iou->fd, 1) < 0;
+		iou->n_signalled = deaf ? NEVER : iou->n_reaped;
 	}
 	if (due_ns != iou->clock_due_ns) {
 		struct itimerspec at = {0};
@@ -1900,7 +1946,7 @@ static void rest(iou_t *iou)
 		timerfd_settime(iou->clock.fd, TFD_TIMER_ABSTIME, &at, NULL);
 		iou->clock_due_ns = due_ns;
 	}
-	if (fill(iou, false) || sq_room(iou) != iou->ring.io.sq.ring_entries || !list_empty(&iou->idle) || is_ready(iou) ||
+	if (deaf || fill(iou, false) || sq_room(iou) != iou->ring.io.sq.ring_entries || !list_empty(&iou->idle) || is_ready(iou) ||
 	    sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW) || !doze(iou, RESTING)) {
 		atomic_store(&iou->sleeping, AWAKE);
 		eventfd_write(iou->fd, 1);
@@ -2157,8 +2203,7 @@ int iou_resize(iou_t *iou, unsigned entries)
 	ring_close(&iou->ring, true);
 	iou->ring = fresh;
 	iou->wake.armed = iou->clock.armed = false;
-	iou->clock_due_ns = NEVER - 1; /* set it again */
-	rest(iou);
+	touch(iou); /* the next poll arms them */
 	return 0;
 }
 
@@ -2256,19 +2301,20 @@ void *iou_op_env(iou_op_t *pub, size_t size)
 		return NULL;
 	}
 	MUST(op->state != OP_FREE, "op was given back");
-	if (op->env) {
+	if (op->has_env) {
 		errno = EEXIST;
 		return NULL;
 	}
 	if (size <= sizeof(op->small_env)) {
-		op->env = memset(op->small_env, 0, sizeof(op->small_env));
-		return op->env;
+		op->has_env = true;
+		return op->env = memset(op->small_env, 0, sizeof(op->small_env));
 	}
 	block = size <= PTRDIFF_MAX - ENV_HEAD ? calloc(1, size + ENV_HEAD) : NULL;
 	if (!block) {
 		errno = ENOMEM;
 		return NULL;
 	}
+	op->has_env = true;
 	op->env = block + ENV_HEAD;
 	((op_t **)op->env)[-1] = op;
 	return op->env;

@@ -178,7 +178,7 @@ void model_posted(unsigned op, int res, unsigned flags);
 void model_cancel_hits(unsigned op, bool by_iou, bool any);
 bool model_room(unsigned op);
 /* The loop thread is about to sleep: with nothing ready, one hopes. */
-void model_sleeps(bool for_ever);
+void model_sleeps(bool for_ever, uint64_t until_ns);
 /* Nothing will happen by itself: make something happen. */
 void model_rescue(void);
 

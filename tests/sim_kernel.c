@@ -64,7 +64,7 @@ typedef struct wait_t { /* a CQE on its way */
 } wait_t;
 
 typedef struct ring_t {
-	bool open, disabled, eventfd_signalled;
+	bool open, disabled, eventfd_was_there;
 	int fd, eventfd;
 	unsigned flags, registered;
 	unsigned sq_entries, cq_entries;
@@ -975,6 +975,7 @@ int __wrap_io_uring_register(unsigned fd, unsigned opcode, const void *arg, unsi
 	if (refuse_register)
 		return -EPERM;
 	kernel_entered();
+	sim_point();
 	switch (opcode) {
 	case IORING_REGISTER_ENABLE_RINGS:
 		ret = ring->disabled ? 0 : -EBADFD;
@@ -984,8 +985,9 @@ int __wrap_io_uring_register(unsigned fd, unsigned opcode, const void *arg, unsi
 	case IORING_REGISTER_EVENTFD_ASYNC:
 		if (ring->eventfd >= 0)
 			return -EBUSY;
-		if (fault(20))
+		if (!ring->eventfd_was_there && fault(20))
 			return -ENOMEM;
+		ring->eventfd_was_there = true;
 		ring->eventfd = *(const int *)arg;
 		CHECK(file_of(ring->eventfd), "the eventfd to register is not open");
 		ret = 0;
@@ -1124,7 +1126,7 @@ static void time_passes(uint64_t until_ns, bool timed)
 		return;
 	if (!posters_idle()) /* blocked, which only a worker's going on can end */
 		FAIL("the posting threads hang");
-	model_sleeps(due_ns == NEVER && job_ns == NEVER && until_ns == NEVER && !timed);
+	model_sleeps(due_ns == NEVER && job_ns == NEVER && until_ns == NEVER && !timed, until_ns);
 	if (job_ns < due_ns)
 		due_ns = job_ns;
 	if (until_ns < due_ns)
