@@ -449,6 +449,23 @@ static bool pool_grow(iou_t *iou)
 	return true;
 }
 
+/* One that was never used, where none was given back. */
+static __attribute__((noinline)) op_t *op_make(iou_t *iou)
+{
+	op_t *op;
+
+	if (!iou->chunks || iou->chunks->n_used == sizeof(iou->chunks->ops) / sizeof(op_t))
+		if (!pool_grow(iou))
+			return NULL;
+	op = &iou->chunks->ops[iou->chunks->n_used++];
+	op->pub.sqe = &op->sqe;
+	op->iou = iou;
+	op->self = op;
+	op->n_calls = 0;
+	op->heap_index = 0;
+	return op;
+}
+
 static op_t *op_take(iou_t *iou)
 {
 	op_t *op;
@@ -460,23 +477,17 @@ static op_t *op_take(iou_t *iou)
 		ASAN_UNPOISON_MEMORY_REGION(&op->sqe, sizeof(op->sqe));
 		ASAN_UNPOISON_MEMORY_REGION(op->small_env, sizeof(op->small_env));
 	} else {
-		if (!iou->chunks || iou->chunks->n_used == sizeof(iou->chunks->ops) / sizeof(op_t))
-			if (!pool_grow(iou))
-				return NULL;
-		op = &iou->chunks->ops[iou->chunks->n_used++];
-		op->pub.sqe = &op->sqe;
-		op->iou = iou;
-		op->self = op;
-		op->has_env = false;
-		op->cancel = CANCEL_NONE;
-		op->bits = 0;
-		op->n_calls = 0;
-		op->heap_index = 0;
+		op = op_make(iou);
+		if (!op)
+			return NULL;
 	}
 	op->pub.result = 0;
 	op->pub.flags = 0;
-	memset(&op->sqe, 0, sizeof(op->sqe));
 	op->state = OP_OWNED;
+	op->cancel = CANCEL_NONE;
+	op->bits = 0;
+	op->has_env = false;
+	memset(&op->sqe, 0, sizeof(op->sqe));
 	return op;
 }
 
@@ -487,14 +498,13 @@ static void env_free(op_t *op)
 	op->has_env = false;
 }
 
-static void op_release(op_t *op)
+static void op_release(iou_t *iou, op_t *op)
 {
 	if (op->has_env)
 		env_free(op);
-	op->bits = 0; /* a deadline that was never used */
 	op->state = OP_FREE;
-	op->node.next = op->iou->free_ops;
-	op->iou->free_ops = &op->node;
+	op->node.next = iou->free_ops;
+	iou->free_ops = &op->node;
 	ASAN_POISON_MEMORY_REGION(&op->pub, sizeof(op->pub));
 	ASAN_POISON_MEMORY_REGION(&op->sqe, sizeof(op->sqe));
 	ASAN_POISON_MEMORY_REGION(op->small_env, sizeof(op->small_env));
@@ -797,9 +807,9 @@ static void leave_lists(op_t *op)
 	}
 }
 
-static void leave_ring(op_t *op)
+static void leave_ring(iou_t *iou, op_t *op)
 {
-	op->iou->n_ring--;
+	iou->n_ring--;
 	if (unlikely(op->bits | op->cancel))
 		leave_lists(op);
 }
@@ -1113,7 +1123,7 @@ static void cut_chain(iou_t *iou, unsigned head)
 		linked = sqe->flags & LINKS;
 		memset(sqe, 0, sizeof(*sqe)); /* IORING_OP_NOP */
 		sqe->user_data = UD_VOID;
-		leave_ring(op);
+		leave_ring(iou, op);
 		op_end(op, -ECANCELED);
 	}
 }
@@ -1667,7 +1677,8 @@ static int call(round_t *round, int (*cb)(void *cb_data), void *cb_data)
 	return cb(cb_data);
 }
 
-static inline __attribute__((always_inline)) int deliver(round_t *round, op_t *op, int result, unsigned flags)
+static inline __attribute__((always_inline)) int deliver(iou_t *iou, round_t *round, op_t *op, int result,
+							    unsigned flags)
 {
 	int ret;
 
@@ -1685,7 +1696,7 @@ static inline __attribute__((always_inline)) int deliver(round_t *round, op_t *o
 	op->n_calls++;
 	ret = call(round, op->cb, op->cb_data);
 	if (--op->n_calls == 0 && op->state <= OP_LAST) /* or given back in the callback: OP_FREE */
-		op_release(op);
+		op_release(iou, op);
 	return ret;
 }
 
@@ -1706,7 +1717,7 @@ static int deliver_timers(iou_t *iou, round_t *round)
 		n = timer_expire(op, heap_due_ns(iou), round->now_ns);
 		iou->stats.timers++;
 		iou->n_other -= !op->heap_index;
-		ret = deliver(round, op, n, op->heap_index ? IORING_CQE_F_MORE : 0);
+		ret = deliver(iou, round, op, n, op->heap_index ? IORING_CQE_F_MORE : 0);
 	}
 	return ret;
 }
@@ -1766,7 +1777,7 @@ static int deliver_jobs(iou_t *iou, round_t *round)
 		iou->n_done_out++;
 		iou->n_other--;
 		iou->stats.jobs++;
-		ret = deliver(round, op, op->pub.result, 0);
+		ret = deliver(iou, round, op, op->pub.result, 0);
 	}
 	return ret;
 }
@@ -1781,7 +1792,7 @@ static int deliver_ended(iou_t *iou, round_t *round)
 		list_unlink(&op->node);
 		iou->n_ended_out++;
 		iou->n_other--;
-		ret = deliver(round, op, op->pub.result, 0);
+		ret = deliver(iou, round, op, op->pub.result, 0);
 	}
 	return ret;
 }
@@ -1845,7 +1856,7 @@ static int deliver_cqes(iou_t *iou, round_t *round)
 			result = op->pub.result;
 			flags = op->pub.flags;
 		} else if (likely(!(flags & IORING_CQE_F_MORE))) {
-			leave_ring(op);
+			leave_ring(iou, op);
 			if (unlikely(op->cancel == CANCEL_SENT)) {
 				op->state = OP_HELD;
 				iou->n_other++;
@@ -1854,7 +1865,7 @@ static int deliver_cqes(iou_t *iou, round_t *round)
 				continue;
 			}
 		}
-		ret = deliver(round, op, op_result(op, result), flags);
+		ret = deliver(iou, round, op, op_result(op, result), flags);
 	}
 	return ret;
 }
@@ -2269,7 +2280,7 @@ void iou_op_free(iou_t *iou, iou_op_t *pub)
 	if (op->n_calls)
 		op->state = OP_FREE; /* released when its callback returns */
 	else
-		op_release(op);
+		op_release(iou, op);
 }
 
 void iou_op_queue(iou_t *iou, iou_op_t *pub, int (*cb)(void *cb_data), void *cb_data)

@@ -4,7 +4,8 @@
  *
  *   nop      NOPs, 32 in flight, each a new op
  *   nop1     one at a time
- *   job      empty jobs, one outstanding, one worker: both threads sleep each time
+ *   job      empty jobs, 32 at a time, one worker; the loop runs when it has done them, since Valgrind (3.19) keeps
+ *            its lock while a thread sleeps in io_uring_enter(2), and would wait for ever
  *   post     posts by the loop's own thread, 32 at a time
  *   timer    timers started at mixed times among 1,000 others, half of them cancelled, half of them fired
  */
@@ -51,19 +52,26 @@ static int no_work(void *data)
 
 static int on_job(void *data)
 {
-	if (--left)
-		must(iou_op_async(iou, iou_op_of(data), no_work, NULL, on_job, data), "iou_op_async");
+	(void)data;
+	left--;
 	return 0;
 }
 
 static void jobs(uint64_t n)
 {
-	iou_op_t *op = must_have(iou_op_new(iou), "iou_op_new");
-	void *env = must_have(iou_op_env(op, 8), "iou_op_env");
+	struct timespec rest = {.tv_nsec = 2000000};
 
-	left = n;
-	must(iou_op_async(iou, op, no_work, NULL, on_job, env), "iou_op_async");
-	must(iou_run(iou), "iou_run");
+	for (; n; n -= 32) {
+		for (left = 0; left < 32; left++) {
+			iou_op_t *op = must_have(iou_op_new(iou), "iou_op_new");
+
+			must(iou_op_async(iou, op, no_work, NULL, on_job, NULL), "iou_op_async");
+		}
+		while (left) {
+			nanosleep(&rest, NULL);
+			must(iou_poll(iou, 0), "iou_poll");
+		}
+	}
 }
 
 static void posts(uint64_t n)

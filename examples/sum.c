@@ -534,6 +534,8 @@ int main(int argc, char **argv)
 		check = true;
 	}
 	names = optind < argc ? argv + optind : standard_input;
+	if (fcntl(STDIN_FILENO, F_GETFD) < 0 && open("/dev/null", O_WRONLY) != STDIN_FILENO)
+		return EXIT_FAILURE; /* else the ring would be standard input; reading this gives EBADF */
 	sum.sha256 = EVP_MD_fetch(NULL, "SHA256", NULL);
 	sum.iou = sum.sha256 ? iou_new(2 * MAX_LANES) : NULL;
 	if (!sum.iou || !new_lanes(&sum)) {

@@ -521,13 +521,13 @@ void call_read(iou_t *iou, call_t *call, int id, int fd)
 	call_queue(iou, call);
 }
 
-void start(iou_t *iou, kind_t kind, int (*cb)(void *cb_data), void *cb_data)
+iou_op_t *start(iou_t *iou, kind_t kind, int (*cb)(void *cb_data), void *cb_data)
 {
-	iou_op_t *op;
+	iou_op_t *op = kind == POST || kind == BH ? NULL : new_op(iou);
 
 	switch (kind) {
 	case TIMER:
-		iou_op_timer(iou, new_op(iou), 0, 0, cb, cb_data);
+		iou_op_timer(iou, op, 0, 0, cb, cb_data);
 		break;
 	case POST:
 		post(iou, cb, cb_data);
@@ -536,16 +536,16 @@ void start(iou_t *iou, kind_t kind, int (*cb)(void *cb_data), void *cb_data)
 		iou_bh_schedule(new_bh(iou, cb, cb_data));
 		break;
 	case JOB:
-		start_job(iou, new_op(iou), on_nothing, NULL, cb, cb_data);
+		start_job(iou, op, on_nothing, NULL, cb, cb_data);
 		break;
 	case CQE:
-		op = new_op(iou);
 		io_uring_prep_nop(op->sqe);
 		iou_op_queue(iou, op, cb, cb_data);
 		break;
 	default:
 		ck_abort_msg("no such kind to start");
 	}
+	return op;
 }
 
 static int note_tid(void *tid)
@@ -555,7 +555,7 @@ static int note_tid(void *tid)
 }
 
 /* A job whose worker sleeps again is in the queue of the finished. */
-static void make_job_ready(iou_t *iou, int (*cb)(void *cb_data), void *cb_data)
+static iou_op_t *make_job_ready(iou_t *iou, int (*cb)(void *cb_data), void *cb_data)
 {
 	iou_op_t *op = new_op(iou);
 	pid_t *tid = iou_op_env(op, sizeof(*tid)), worker;
@@ -564,22 +564,24 @@ static void make_job_ready(iou_t *iou, int (*cb)(void *cb_data), void *cb_data)
 	start_job(iou, op, note_tid, tid, cb, cb_data);
 	WAIT_UNTIL((worker = __atomic_load_n(tid, __ATOMIC_ACQUIRE)));
 	WAIT_UNTIL(thread_sleeps(worker));
+	return op;
 }
 
-void make_ready(iou_t *iou, kind_t kind, int (*cb)(void *cb_data), void *cb_data)
+iou_op_t *make_ready(iou_t *iou, kind_t kind, int (*cb)(void *cb_data), void *cb_data)
 {
 	iou_op_t *op;
 
-	if (kind == JOB) {
-		make_job_ready(iou, cb, cb_data);
-	} else if (kind == ENDED) {
+	if (kind == JOB)
+		return make_job_ready(iou, cb, cb_data);
+	if (kind == ENDED) {
 		op = new_op(iou);
 		iou_op_timer(iou, op, UINT64_MAX, 0, cb, cb_data);
 		ck_assert_int_eq(iou_op_cancel(iou, op), 0);
-	} else {
-		start(iou, kind, cb, cb_data);
-		flush(iou); /* a no-op completes as it is submitted */
+		return op;
 	}
+	op = start(iou, kind, cb, cb_data);
+	flush(iou); /* a no-op completes as it is submitted */
+	return op;
 }
 
 /* ---- Other threads, other processes ---------------------------------------------------------- */

@@ -176,11 +176,11 @@ typedef enum kind_t { TIMER, POST, BH, JOB, ENDED, CQE, N_KINDS } kind_t;
 extern const char *const kind_names[N_KINDS];
 
 /* Make one of a kind ready: the next round delivers it, by calling cb(data). On the loop thread; makes
- * it the owner. A bottom half is made for it, and left to iou_free(). */
-void make_ready(iou_t *iou, kind_t kind, int (*cb)(void *cb_data), void *cb_data);
+ * it the owner. A bottom half is made for it, and left to iou_free(). Returns its op, if it has one. */
+iou_op_t *make_ready(iou_t *iou, kind_t kind, int (*cb)(void *cb_data), void *cb_data);
 
 /* The same without waiting for it to be ready and without a flush; never ENDED. */
-void start(iou_t *iou, kind_t kind, int (*cb)(void *cb_data), void *cb_data);
+iou_op_t *start(iou_t *iou, kind_t kind, int (*cb)(void *cb_data), void *cb_data);
 
 /* Calls that must be taken. */
 void post(iou_t *iou, int (*cb)(void *cb_data), void *cb_data);

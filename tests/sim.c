@@ -1528,7 +1528,6 @@ static void act_resize(void)
 	call = call_begin(true);
 	ret = iou_resize(model.iou, 1 + pick(12));
 	TRACE("iou_resize: %d", ret);
-	model.boundary = true;
 	if (call_end(call) && (ret == -ENOMEM || ret == -EMFILE || ret == -ENFILE || ret == -EPERM || ret == -ENOSYS))
 		return;
 	CHECK(ret == 0 || (ret == -EBUSY && in_flight), "iou_resize: %d", ret);

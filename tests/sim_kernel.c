@@ -64,7 +64,7 @@ typedef struct wait_t { /* a CQE on its way */
 } wait_t;
 
 typedef struct ring_t {
-	bool open, disabled, eventfd_was_there;
+	bool open, disabled;
 	int fd, eventfd;
 	unsigned flags, registered;
 	unsigned sq_entries, cq_entries;
@@ -78,7 +78,8 @@ typedef struct ring_t {
 	unsigned own_sq_head;
 	unsigned cut_after;  /* the op after which a short submit cut a chain */
 	unsigned n_active, n_work, n_overflow;
-	unsigned n_idle_enters;
+	unsigned n_idle_enters; /* enters in a row in which nothing happened */
+	uint64_t n_events;
 	req_t *active[MAX_REQS];
 	wait_t work[MAX_WAITS];
 	wait_t overflow[MAX_WAITS];
@@ -985,9 +986,8 @@ int __wrap_io_uring_register(unsigned fd, unsigned opcode, const void *arg, unsi
 	case IORING_REGISTER_EVENTFD_ASYNC:
 		if (ring->eventfd >= 0)
 			return -EBUSY;
-		if (!ring->eventfd_was_there && fault(20))
+		if (fault(20))
 			return -ENOMEM;
-		ring->eventfd_was_there = true;
 		ring->eventfd = *(const int *)arg;
 		CHECK(file_of(ring->eventfd), "the eventfd to register is not open");
 		ret = 0;
@@ -1188,7 +1188,6 @@ int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned min_complet
 			   size_t size)
 {
 	static const int shortages[] = { -EAGAIN, -EBUSY, -ENOMEM };
-	uint64_t events = world.events;
 	ring_t *ring = NULL;
 	int ret = 0, waited;
 
@@ -1227,7 +1226,8 @@ int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned min_complet
 			world.events++;
 	}
 	model_supply_is_short(false);
-	ring->n_idle_enters = events == world.events && !cq_ready(ring) ? ring->n_idle_enters + 1 : 0;
+	ring->n_idle_enters = ring->n_events == world.events && !cq_ready(ring) ? ring->n_idle_enters + 1 : 0;
+	ring->n_events = world.events;
 	CHECK(ring->n_idle_enters < 24, "the loop spins: 24 enters in which nothing happened");
 	TRACE("kernel: enter returns %d", ret);
 	return ret;

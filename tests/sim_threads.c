@@ -46,6 +46,7 @@ typedef struct thread_t {
 	jmp_buf jump;
 	ucontext_t context;
 	void *stack;
+	size_t stack_size;
 	void *shadow_stack; /* ASan's */
 } thread_t;
 
@@ -64,30 +65,30 @@ static void switch_to(unsigned to)
 
 	current = to;
 #if SIM_ASAN
-	__sanitizer_start_switch_fiber(&before->shadow_stack, after->stack, STACK_SIZE);
-	swapcontext(&before->context, &after->context);
-	__sanitizer_finish_switch_fiber(threads[current].shadow_stack, NULL, NULL);
-#else
+	__sanitizer_start_switch_fiber(&before->shadow_stack, after->stack, after->stack_size);
+#endif
 	before->has_context = true;
 	if (_setjmp(before->jump) == 0) {
 		if (after->has_context)
 			_longjmp(after->jump, 1);
 		setcontext(&after->context);
 	}
+#if SIM_ASAN
+	__sanitizer_finish_switch_fiber(threads[current].shadow_stack, NULL, NULL);
 #endif
 }
 
 static void thread_main(void)
 {
 #if SIM_ASAN
-	static bool known;
 	const void *bottom;
 	size_t size;
 
 	__sanitizer_finish_switch_fiber(NULL, &bottom, &size);
-	if (!known)
+	if (!threads[0].stack) { /* the first switch comes from there */
 		threads[0].stack = (void *)(uintptr_t)bottom;
-	known = true;
+		threads[0].stack_size = size;
+	}
 #endif
 	for (;;) {
 		thread_t *thread = &threads[current];
@@ -121,6 +122,7 @@ static void thread_prepare(unsigned number, void *(*main)(void *), void *data)
 	if (thread->stack)
 		return;
 	thread->stack = __real_aligned_alloc(4096, STACK_SIZE);
+	thread->stack_size = STACK_SIZE;
 	getcontext(&thread->context);
 	thread->context.uc_stack.ss_sp = thread->stack;
 	thread->context.uc_stack.ss_size = STACK_SIZE;

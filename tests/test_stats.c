@@ -114,6 +114,30 @@ START_TEST(wakeups_are_counted)
 }
 END_TEST
 
+static void *post_ten(void *data)
+{
+	for (int i = 0; i < 10; i++)
+		post(data, on_nothing, NULL);
+	return NULL;
+}
+
+/* While it rests, its descriptor watched from outside: ten posts are one wake-up. */
+START_TEST(a_loop_is_woken_once)
+{
+	iou_t *iou = new_iou(4);
+
+	ck_assert_int_ge(iou_fd(iou), 0);
+	for (unsigned i = 1; i <= 5; i++) {
+		ck_assert_int_ge(iou_poll(iou, 0), 0);
+		ck_assert_int_eq(iou_poll(iou, 0), 0);
+		join_thread(start_thread(post_ten, iou));
+		ck_assert_uint_eq(get_stats(iou).wakeups, i);
+		ck_assert_int_eq(iou_poll(iou, 0), 10);
+	}
+	done(iou);
+}
+END_TEST
+
 /* ---- iou_dump -------------------------------------------------------------------------------- */
 
 static char dumped[1 << 16];
@@ -242,7 +266,7 @@ Suite *stats_suite(void)
 	Suite *suite = suite_create("stats");
 
 	TEST_CASE(suite, "stats", a_new_iou_has_done_nothing, ring_ops_are_counted, the_rest_is_counted,
-		  wakeups_are_counted);
+		  wakeups_are_counted, a_loop_is_woken_once);
 	TEST_CASE(suite, "dump", a_dump_tells_what_is_pending, opcodes_have_names);
 	return suite;
 }
