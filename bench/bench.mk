@@ -20,7 +20,7 @@ $(bench-bin): $(B)/bench/%: bench/%.c $(B)/libiou.a $(B)/flags
 	$(call say,CC)
 	$(Q)mkdir -p $(@D) && $(compile) $(bench-flags) $(LDFLAGS) -MMD -MP -MT $@ -o $@ $< $(B)/libiou.a $(bench-libs) $(libs)
 
-bench: $(bench-bin) $(examples)
+bench: $(bench-bin) $(if $(filter all walk sum echo,$(or $(WHAT),all)),$(examples))
 	$(Q)B='$(B)' WHAT='$(WHAT)' ROUNDS='$(ROUNDS)' sh bench/run
 
 .PHONY: check-instr

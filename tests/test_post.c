@@ -290,7 +290,7 @@ static void *send_flood(void *data)
 
 START_TEST(a_flood_of_posts_and_jobs)
 {
-	int n_all = is_full() ? 10000000 : is_slow() ? 50000 : 600000;
+	int n_all = is_full() ? 10000000 : is_slow() ? 50000 : 2000000;
 	uint64_t seed = 5;
 	pthread_t threads[2];
 	call_t timer;

@@ -1,0 +1,136 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+#
+# kernels.sh [RELEASE...]: the Check program, linked statically, on the cloud kernels of these Debian releases, in QEMU
+# without KVM. Kernels are fetched from Debian's mirror by apt, into a folder of its own below $B, once. Also sets
+# kernel.io_uring_disabled to 1 and 2, which no test may do to the machine that it runs on. SUITE= runs one suite only.
+set -eu
+: "${B:?the build folder}" "${CC:=cc}" "${MAKE:=make}" "${MIRROR:=http://deb.debian.org/debian}" "${LIMIT:=600}"
+cd "$(dirname "$0")/../.."
+[ $# != 0 ] || set -- bullseye bookworm trixie sid
+mkdir -p "$B/kernels"
+top=$(cd "$B/kernels" && pwd)
+
+skip() { echo "SKIP kernels: $*"; exit 77; }
+command -v qemu-system-x86_64 >/dev/null || skip "needs qemu-system-x86_64"
+command -v apt-get >/dev/null || skip "needs apt-get, to fetch kernels"
+busybox=$(command -v busybox) || skip "needs busybox, statically linked"
+if ldd "$busybox" >/dev/null 2>&1; then skip "needs busybox, statically linked"; fi
+[ "$(uname -m)" = x86_64 ] || skip "needs x86_64"
+
+# fetch RELEASE: leaves its kernel in $top/RELEASE/vmlinuz, and its version beside it.
+fetch() {
+	dir=$top/$1
+	[ ! -f "$dir/vmlinuz" ] || return 0
+	mkdir -p "$dir/lists/partial" "$dir/archives/partial" "$dir/none"
+	echo "deb $MIRROR $1 main" >"$dir/sources.list"
+	cat >"$dir/apt.conf" <<-END
+		Dir::State "$dir";
+		Dir::State::lists "$dir/lists";
+		Dir::State::status "/dev/null";
+		Dir::Cache "$dir";
+		Dir::Etc::sourcelist "$dir/sources.list";
+		Dir::Etc::sourceparts "$dir/none";
+		Dir::Etc::preferencesparts "$dir/none";
+		Acquire::Languages "none";
+		Acquire::Retries "3";
+		APT::Architecture "amd64";
+		APT::Architectures { "amd64"; };
+		APT::Sandbox::User "root";
+	END
+	(
+		export APT_CONFIG="$dir/apt.conf"
+		cd "$dir"
+		apt-get update -qq
+		image=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -1)
+		[ -n "$image" ]
+		apt-get download -qq "$image"
+		# Newer ones keep the kernel itself in a package beside it.
+		for more in $(apt-cache depends "$image" | sed -n 's/.*Depends: \(linux-binary-.*\)/\1/p'); do
+			apt-get download -qq "$more"
+		done
+		for deb in *.deb; do dpkg -x "$deb" tree; done
+		image=$(find tree -name 'vmlinuz-*' -type f | head -1)
+		[ -n "$image" ]
+		basename "$image" | sed 's/vmlinuz-//' >version
+		mv "$image" vmlinuz
+		rm -rf tree lists ./*.deb ./*.bin
+	) || return 1
+}
+
+# The first process in the machine; $1 is what to run.
+write_init() {
+	cat >"$1" <<-'END'
+		#!/bin/busybox sh
+		/bin/busybox mkdir -p /proc /sys /dev /tmp /var/tmp /usr/bin /sbin /usr/sbin
+		/bin/busybox --install -s
+		export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/ TMPDIR=/tmp
+		mount -t proc proc /proc
+		mount -t sysfs sysfs /sys
+		mount -t devtmpfs dev /dev
+		mkdir -p /dev/shm
+		mount -t tmpfs -o size=400m tmp /tmp
+		mount -t tmpfs shm /dev/shm
+		chmod 1777 /tmp
+		ip link set lo up
+		dmesg -c >/boot.log
+		# Emulated, on a machine that has other work: patience
+		export CK_TIMEOUT_MULTIPLIER=10 CK_VERBOSITY=normal
+		. /suite
+		echo "IOU kernel $(uname -r)"
+		/check; echo "IOU status $?"
+		IOU_TEST_SYSCTL=1 CK_RUN_SUITE=hostile CK_RUN_CASE=sysctl /check; echo "IOU sysctl status $?"
+		dmesg | grep -E 'WARNING|BUG|Oops|hung_task|blocked for more|Call Trace|general protection|rcu.*stall|refcount|use-after-free' |
+			sed 's/^/IOU dmesg /'
+		echo "IOU end"
+		poweroff -f
+	END
+}
+
+boot() { # RELEASE: what the machine says goes to $top/RELEASE/log
+	timeout -k 5 "$LIMIT" qemu-system-x86_64 -machine q35,accel=tcg -cpu max -smp 2 -m 1536 -nographic -no-reboot \
+		-nodefaults -serial stdio -monitor none -kernel "$top/$1/vmlinuz" -initrd "$top/initrd" \
+		-append 'console=ttyS0 quiet loglevel=1 panic=-1 mitigations=off random.trust_cpu=on' \
+		</dev/null 2>&1 | tr -d '\r' >"$top/$1/log"
+}
+
+check=$B/static/tests/check
+"$MAKE" --no-print-directory B="$B/static" CC="$CC" HAVE_GLIB= LDFLAGS=-static PKG_CONFIG='pkg-config --static' "$check"
+root=$top/root
+rm -rf "$root"
+mkdir -p "$root/bin"
+cp "$busybox" "$root/bin/busybox"
+cp "$check" "$root/check"
+strip "$root/check"
+write_init "$root/init"
+chmod +x "$root/init"
+echo "${SUITE:+export CK_RUN_SUITE=$SUITE}" >"$root/suite"
+(cd "$root" && find . | "$busybox" cpio -o -H newc 2>/dev/null) | gzip -1 >"$top/initrd"
+
+passed=0 failed=0 skipped=0 told=
+for release; do
+	if ! fetch "$release"; then
+		echo "SKIP kernels: $release's kernel could not be fetched"
+		skipped=$((skipped + 1))
+		continue
+	fi
+	began=$(date +%s)
+	boot "$release" || true
+	log=$top/$release/log
+	# shellcheck disable=SC2046
+	set -- $(sed -n 's/.*Checks: \([0-9]*\), Failures: \([0-9]*\), Errors: \([0-9]*\).*/\1 \2 \3/p' "$log" | head -1)
+	n=${1:-0} bad=$((${2:-1} + ${3:-0})) skips=$(grep -c '^SKIP' "$log") || true
+	sed -n "s|^SKIP|SKIP $release|p" "$log" | sort -u
+	[ "$n" != 0 ] || bad=1
+	grep -q '^IOU sysctl status 0' "$log" || { echo "FAIL $release: kernel.io_uring_disabled"; bad=$((bad + 1)); }
+	if grep -q '^IOU dmesg' "$log"; then echo "FAIL $release: dmesg"; bad=$((bad + 1)); fi
+	grep -q '^IOU end' "$log" || { echo "FAIL $release: it did not come to its end"; bad=$((bad + 1)); }
+	[ "$bad" = 0 ] || tail -n 60 "$log" | sed "s/^/    $release: /"
+	good=$((n > bad + skips ? n - bad - skips : 0))
+	echo "kernel $(cat "$top/$release/version"): $good passed, $bad failed, $skips skipped, $(($(date +%s) - began)) s"
+	passed=$((passed + good)) failed=$((failed + bad)) skipped=$((skipped + skips))
+	told="$told $(cat "$top/$release/version")"
+done
+echo "check-kernels:${told:- none}"
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" = 0 ]
