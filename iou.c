@@ -117,6 +117,13 @@ __attribute__((noreturn, cold, noinline)) static void misuse(const char *functio
 			misuse(__func__, rule); \
 	} while (0)
 
+/* What the calls that return a pointer say. */
+__attribute__((cold, noinline)) static void *refuse(int error)
+{
+	errno = error;
+	return NULL;
+}
+
 static uint64_t now_ns(void)
 {
 	struct timespec ts;
@@ -367,6 +374,21 @@ static inline bool is_mine(const iou_t *iou)
 {
 	return is_owner(iou) || (atomic_load_explicit(&iou->owner, memory_order_relaxed) == NOBODY && is_here(iou));
 }
+
+/* How the calls of the loop thread begin: those that return nothing, and those that return an int. */
+#define MUST_OWN(iou) \
+	do { \
+		MUST(iou, "iou is NULL"); \
+		MUST(is_mine(iou), "called from a thread that does not own the iou"); \
+	} while (0)
+
+#define CHECK_OWN(iou, valid) \
+	do { \
+		if (unlikely(!(iou) || !(valid))) \
+			return -EINVAL; \
+		if (unlikely(!is_mine(iou))) \
+			return -EEXIST; \
+	} while (0)
 
 
 /* ---- Lists ----------------------------------------------------------------------------------- */
@@ -1981,10 +2003,8 @@ iou_t *iou_new(unsigned entries)
 {
 	iou_config_t config = {.entries = entries};
 
-	if (!entries) {
-		errno = EINVAL;
-		return NULL;
-	}
+	if (!entries)
+		return refuse(EINVAL);
 	return iou_new_with(&config);
 }
 
@@ -2100,10 +2120,8 @@ iou_t *iou_new_with(const iou_config_t *config)
 	iou_t *iou;
 	int ret;
 
-	if (!config_valid(config)) {
-		errno = EINVAL;
-		return NULL;
-	}
+	if (!config_valid(config))
+		return refuse(EINVAL);
 	iou = iou_alloc(config);
 	if (!iou || pool_init(&iou->pool, config->workers, config->spin_ns, finish_job) < 0) {
 		free(iou);
@@ -2179,10 +2197,8 @@ iou_t *iou_free(iou_t *iou)
 	}
 	owner = is_mine(iou);
 	MUST(!owner || !iou->depth, "not within a callback");
-	if (!owner && (iou->n_ring || iou->n_cancels || iou->depth)) {
-		errno = EEXIST;
-		return NULL;
-	}
+	if (!owner && (iou->n_ring || iou->n_cancels || iou->depth))
+		return refuse(EEXIST);
 	while (atomic_load(&iou->n_visitors))
 		sched_yield();
 	FOR_EACH_OP(iou, chunk, op) {
@@ -2204,10 +2220,7 @@ int iou_resize(iou_t *iou, unsigned entries)
 	ring_t fresh;
 	int ret;
 
-	if (!iou || !entries)
-		return -EINVAL;
-	if (!is_mine(iou))
-		return -EEXIST;
+	CHECK_OWN(iou, entries);
 	if (iou->n_ring || iou->n_cancels)
 		return -EBUSY;
 	ret = ring_open(&fresh, entries, iou->setup_flags);
@@ -2230,22 +2243,13 @@ int iou_resize(iou_t *iou, unsigned entries)
 
 struct io_uring *iou_ring(iou_t *iou)
 {
-	if (!iou || !is_mine(iou)) {
-		errno = iou ? EEXIST : EINVAL;
-		return NULL;
-	}
+	if (!iou || !is_mine(iou))
+		return refuse(iou ? EEXIST : EINVAL);
 	return &iou->ring.io;
 }
 
 
 /* ---- Ops ------------------------------------------------------------------------------------- */
-
-/* The void calls of the loop thread. */
-#define MUST_OWN(iou) \
-	do { \
-		MUST(iou, "iou is NULL"); \
-		MUST(is_mine(iou), "called from a thread that does not own the iou"); \
-	} while (0)
 
 #define MUST_OP(iou, op) \
 	do { \
@@ -2266,15 +2270,11 @@ iou_op_t *iou_op_new(iou_t *iou)
 {
 	op_t *op;
 
-	if (unlikely(!iou || !is_mine(iou))) {
-		errno = iou ? EEXIST : EINVAL;
-		return NULL;
-	}
+	if (unlikely(!iou || !is_mine(iou)))
+		return refuse(iou ? EEXIST : EINVAL);
 	op = op_take(iou);
-	if (unlikely(!op)) {
-		errno = ENOMEM;
-		return NULL;
-	}
+	if (unlikely(!op))
+		return refuse(ENOMEM);
 	return &op->pub;
 }
 
@@ -2312,28 +2312,20 @@ void *iou_op_env(iou_op_t *pub, size_t size)
 	op_t *op = (op_t *)pub;
 	char *block;
 
-	if (!op) {
-		errno = EINVAL;
-		return NULL;
-	}
-	if (op->state == OP_JOB ? !is_here(op->iou) : !is_mine(op->iou)) {
-		errno = EEXIST;
-		return NULL;
-	}
+	if (!op)
+		return refuse(EINVAL);
+	if (op->state == OP_JOB ? !is_here(op->iou) : !is_mine(op->iou))
+		return refuse(EEXIST);
 	MUST(op->state != OP_FREE, "op was given back");
-	if (op->has_env) {
-		errno = EEXIST;
-		return NULL;
-	}
+	if (op->has_env)
+		return refuse(EEXIST);
 	if (size <= sizeof(op->small_env)) {
 		op->has_env = true;
 		return op->env = memset(op->small_env, 0, sizeof(op->small_env));
 	}
 	block = size <= PTRDIFF_MAX - ENV_HEAD ? calloc(1, size + ENV_HEAD) : NULL;
-	if (!block) {
-		errno = ENOMEM;
-		return NULL;
-	}
+	if (!block)
+		return refuse(ENOMEM);
 	op->has_env = true;
 	op->env = block + ENV_HEAD;
 	((op_t **)op->env)[-1] = op;
@@ -2342,10 +2334,8 @@ void *iou_op_env(iou_op_t *pub, size_t size)
 
 iou_op_t *iou_op_of(const void *env)
 {
-	if (!env) {
-		errno = EINVAL;
-		return NULL;
-	}
+	if (!env)
+		return refuse(EINVAL);
 	return &((op_t *const *)env)[-1]->pub;
 }
 
@@ -2356,10 +2346,7 @@ int iou_op_async(iou_t *iou, iou_op_t *pub, int (*work)(void *work_data), void *
 	uint8_t was;
 	int ret;
 
-	if (!iou || !op || !work || !cb)
-		return -EINVAL;
-	if (!is_mine(iou))
-		return -EEXIST;
+	CHECK_OWN(iou, op && work && cb);
 	MUST_OP(iou, op);
 	MUST(op_is_programs(op), "op is queued already");
 	was = op->state;
@@ -2409,10 +2396,7 @@ int iou_async(iou_t *iou, int (*async_cb)(void *async_cb_data), void *async_cb_d
 	iou_op_t *op;
 	int ret;
 
-	if (!iou || !async_cb || !completion_cb)
-		return -EINVAL;
-	if (!is_mine(iou))
-		return -EEXIST;
+	CHECK_OWN(iou, async_cb && completion_cb);
 	op = iou_op_new(iou);
 	if (!op)
 		return -ENOMEM;
@@ -2462,10 +2446,7 @@ int iou_op_cancel(iou_t *iou, iou_op_t *pub)
 	op_t *op = (op_t *)pub;
 	int ret;
 
-	if (!iou || !op)
-		return -EINVAL;
-	if (!is_mine(iou))
-		return -EEXIST;
+	CHECK_OWN(iou, op);
 	MUST(op->iou == iou, "op of another iou");
 	ret = cancel(op);
 	touch(iou);
@@ -2474,10 +2455,7 @@ int iou_op_cancel(iou_t *iou, iou_op_t *pub)
 
 int iou_cancel_all(iou_t *iou)
 {
-	if (!iou)
-		return -EINVAL;
-	if (!is_mine(iou))
-		return -EEXIST;
+	CHECK_OWN(iou, true);
 	while (!list_empty(&iou->backlog)) /* in the order in which they were queued */
 		cancel_in_backlog(op_at(iou->backlog.next));
 	FOR_EACH_OP(iou, chunk, op)
@@ -2501,10 +2479,7 @@ int iou_add_sqe(iou_t *iou, void (*prep_sqe)(struct io_uring_sqe *sqe, void *opa
 	iou_op_t *op;
 	iou_handler_t **env;
 
-	if (!iou || !prep_sqe || !handler || !handler->cb)
-		return -EINVAL;
-	if (!is_mine(iou))
-		return -EEXIST;
+	CHECK_OWN(iou, prep_sqe && handler && handler->cb);
 	op = iou_op_new(iou);
 	if (!op)
 		return -ENOMEM;
@@ -2523,10 +2498,7 @@ int iou_flush(iou_t *iou)
 	bool more;
 	int ret;
 
-	if (!iou)
-		return -EINVAL;
-	if (!is_mine(iou))
-		return -EEXIST;
+	CHECK_OWN(iou, true);
 	ret = own(iou);
 	if (ret < 0)
 		return ret;
@@ -2544,10 +2516,7 @@ int iou_run(iou_t *iou)
 {
 	int ret;
 
-	if (!iou)
-		return -EINVAL;
-	if (!is_mine(iou))
-		return -EEXIST;
+	CHECK_OWN(iou, true);
 	ret = own(iou);
 	if (ret < 0)
 		return ret;
@@ -2581,10 +2550,7 @@ int iou_poll(iou_t *iou, int64_t timeout_ns)
 	uint64_t until_ns = timeout_ns < 0 ? NEVER : 0;
 	int ret;
 
-	if (!iou)
-		return -EINVAL;
-	if (!is_mine(iou))
-		return -EEXIST;
+	CHECK_OWN(iou, true);
 	ret = own(iou);
 	if (ret < 0)
 		return ret;
@@ -2601,10 +2567,7 @@ int iou_fd(iou_t *iou)
 {
 	int fd, clock, ret;
 
-	if (!iou)
-		return -EINVAL;
-	if (!is_mine(iou))
-		return -EEXIST;
+	CHECK_OWN(iou, true);
 	if (iou->fd >= 0)
 		return iou->fd;
 	fd = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK); /* readable: the first poll arms the watches */
@@ -2672,15 +2635,11 @@ iou_bh_t *iou_bh_new(iou_t *iou, int (*cb)(void *cb_data), void *cb_data)
 {
 	iou_bh_t *bh;
 
-	if (!iou || !cb || !is_here(iou)) {
-		errno = iou && cb ? EEXIST : EINVAL;
-		return NULL;
-	}
+	if (!iou || !cb || !is_here(iou))
+		return refuse(iou && cb ? EEXIST : EINVAL);
 	bh = calloc(1, sizeof(*bh));
-	if (!bh) {
-		errno = ENOMEM;
-		return NULL;
-	}
+	if (!bh)
+		return refuse(ENOMEM);
 	bh->iou = iou;
 	bh->cb = cb;
 	bh->cb_data = cb_data;

@@ -3,7 +3,8 @@
  * timers CONTENDER N: N one-shot timers at random times, whole milliseconds (libuv has no finer).
  *
  *   start_ns    to make and start one, due in one to two hours
- *   cancel_ns   to end one, in random order, with all that the library has to do for it (iou: its callback too)
+ *   cancel_ns   to end one, in random order; the loop runs after every 1,000, as it does where answers end the timers of
+ *               their questions (iou calls back for each)
  *   fire_ns     one callback, when all are due at once
  *
  *   iou   iou_op_new() and iou_op_timer(), iou_op_cancel()
@@ -52,7 +53,7 @@ static void shuffle(void)
 struct timers {
 	void (*start)(uint64_t (*ms)(void));
 	void (*cancel)(unsigned i);
-	void (*settle)(void); /* after cancelling; NULL: nothing to do */
+	void (*turn)(void);   /* one round of the loop, without waiting */
 	void (*fire)(void);   /* all of them are due */
 };
 
@@ -76,10 +77,12 @@ static void measure(int argc, char **argv, const struct timers *timers)
 		timers->start(later_ms);
 		if (warm)
 			report("start_ns", phase(&since));
-		for (uint64_t i = 0; i < n; i++)
+		for (uint64_t i = 0; i < n; i++) {
 			timers->cancel(warm ? order[i] : (unsigned)i);
-		if (timers->settle)
-			timers->settle();
+			if (i % 1000 == 999)
+				timers->turn();
+		}
+		timers->turn();
 		if (warm)
 			report("cancel_ns", phase(&since));
 	}
@@ -117,6 +120,11 @@ static void iou_cancel(unsigned i)
 	must(iou_op_cancel(iou, ops[i]), "iou_op_cancel");
 }
 
+static void iou_turn(void)
+{
+	must(iou_poll(iou, 0), "iou_poll");
+}
+
 static void iou_all(void)
 {
 	must(iou_run(iou), "iou_run");
@@ -124,7 +132,7 @@ static void iou_all(void)
 
 static void iou_contender(int argc, char **argv)
 {
-	static const struct timers timers = {iou_start, iou_cancel, iou_all, iou_all};
+	static const struct timers timers = {iou_start, iou_cancel, iou_turn, iou_all};
 
 	ops = must_have(calloc(argument(argc, argv, 0, 1000000), sizeof(*ops)), "calloc");
 	iou = must_have(iou_new(64), "iou_new");
@@ -157,6 +165,11 @@ static void uv_cancel_one(unsigned i)
 	uv_timer_stop(&uv_timers[i]);
 }
 
+static void uv_turn(void)
+{
+	uv_run(&uv, UV_RUN_NOWAIT);
+}
+
 static void uv_all(void)
 {
 	uv_run(&uv, UV_RUN_DEFAULT);
@@ -164,7 +177,7 @@ static void uv_all(void)
 
 static void uv_contender(int argc, char **argv)
 {
-	static const struct timers timers = {uv_begin, uv_cancel_one, NULL, uv_all};
+	static const struct timers timers = {uv_begin, uv_cancel_one, uv_turn, uv_all};
 
 	uv_timers = must_have(calloc(argument(argc, argv, 0, 1000000), sizeof(*uv_timers)), "calloc");
 	must(uv_loop_init(&uv), "uv_loop_init");
@@ -198,6 +211,11 @@ static void ev_cancel_one(unsigned i)
 	ev_timer_stop(ev, &ev_timers[i]);
 }
 
+static void ev_turn(void)
+{
+	ev_run(ev, EVRUN_NOWAIT);
+}
+
 static void ev_all(void)
 {
 	ev_run(ev, 0);
@@ -205,7 +223,7 @@ static void ev_all(void)
 
 static void ev_contender(int argc, char **argv)
 {
-	static const struct timers timers = {ev_begin, ev_cancel_one, NULL, ev_all};
+	static const struct timers timers = {ev_begin, ev_cancel_one, ev_turn, ev_all};
 
 	ev_timers = must_have(calloc(argument(argc, argv, 0, 1000000), sizeof(*ev_timers)), "calloc");
 	ev = must_have(ev_loop_new(EVFLAG_AUTO), "ev_loop_new");

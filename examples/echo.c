@@ -17,7 +17,7 @@
  * ops has a deadline: a peer that sends nothing, or takes nothing, for IDLE_SECONDS is closed.
  *
  * SIGINT and SIGTERM schedule a bottom half, which starts the graceful end: no more accepting; exchanges
- * in flight have a second to finish; what remains is cancelled. With that nothing is pending, so iou_run()
+ * in flight have a second to finish; what remains is cancelled. Then nothing is pending, so iou_run()
  * returns. A second signal cuts the second short.
  */
 
@@ -38,6 +38,8 @@
 
 #define SECOND_NS UINT64_C(1000000000)
 #define SHORTAGE_PAUSE_NS (SECOND_NS / 10)
+#define GRACE_NS SECOND_NS
+#define QUIET_NS (SECOND_NS / 10) /* in the end: who sends nothing for so long is done */
 #define NEVER_NS UINT64_MAX
 
 enum { BUFFER_SIZE = 4096 };
@@ -86,7 +88,9 @@ static void queue_with_deadline(struct connection *conn, int (*cb)(void *cb_data
 	struct server *server = conn->server;
 	iou_op_t *op = iou_op_of(conn);
 
-	if (server->idle_ns)
+	if (server->ending)
+		iou_op_deadline(server->iou, op, QUIET_NS);
+	else if (server->idle_ns)
 		iou_op_deadline(server->iou, op, server->idle_ns);
 	iou_op_queue(server->iou, op, cb, conn);
 }
@@ -102,9 +106,9 @@ static void hang_up(struct connection *conn, int error)
 {
 	struct server *server = conn->server;
 
-	if (error == -ETIME)
+	if (error == -ETIME && !server->ending)
 		server->n_idle++;
-	else if (error && error != -ECANCELED)
+	else if (error && error != -ETIME && error != -ECANCELED)
 		server->n_failed++;
 	close(conn->fd);
 	iou_op_free(server->iou, iou_op_of(conn));
@@ -123,7 +127,7 @@ static int finish(struct connection *conn, int error)
 		if (!server->waiting)
 			server->waiting_end = &server->waiting;
 		serve(next);
-	} else if (server->paused) {
+	} else if (server->paused && !server->ending) {
 		pause_accepting(server, 0);
 	} else if (server->grace && server->n_serving == 0) {
 		iou_op_cancel(server->iou, server->grace);
@@ -153,8 +157,6 @@ static int on_sent(void *cb_data)
 	conn->server->n_bytes += (uint64_t)result;
 	if (conn->n_sent < conn->n_received)
 		send_rest(conn);
-	else if (conn->server->ending && conn->n_received < BUFFER_SIZE)
-		return finish(conn, 0); /* a full buffer says that more of the exchange is there */
 	else
 		receive(conn);
 	return 0;
@@ -307,7 +309,7 @@ static int on_stop(void *cb_data)
 		return 0;
 	server->grace = iou_op_new(server->iou);
 	if (server->grace)
-		iou_op_timer(server->iou, server->grace, SECOND_NS, 0, on_grace_over, server);
+		iou_op_timer(server->iou, server->grace, GRACE_NS, 0, on_grace_over, server);
 	else
 		iou_cancel_all(server->iou);
 	return 0;

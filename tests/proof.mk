@@ -17,11 +17,21 @@ sim-wraps := io_uring_queue_init_params io_uring_queue_exit io_uring_ring_dontfo
 	pthread_mutex_init pthread_mutex_destroy pthread_mutex_lock pthread_mutex_unlock pthread_cond_init \
 	pthread_cond_destroy pthread_cond_wait pthread_cond_signal pthread_cond_broadcast \
 	malloc calloc realloc aligned_alloc free
-sim-src   := $(wildcard tests/sim*.c)
+sim-link   = $(link) -o $@ $(filter %.c %.o,$^) -I. $(sim-wraps:%=-Wl,--wrap=%) $(libs)
+sim-src   := tests/sim.c tests/sim_kernel.c tests/sim_threads.c
 
-$(B)/tests/sim: $(sim-src) tests/sim.h $(B)/iou.o
+$(B)/tests/sim: $(sim-src) $(B)/iou.o tests/sim.h
 	$(call say,CC)
-	$(Q)mkdir -p $(@D) && $(compile) $(LDFLAGS) -o $@ $(sim-src) $(B)/iou.o $(sim-wraps:%=-Wl,--wrap=%) $(libs)
+	$(Q)mkdir -p $(@D) && $(sim-link)
+
+# The same with iou.c taken apart at each atomic operation.
+$(B)/tests/sim-fine: $(sim-src) tests/sim_atomics.c $(B)/tests/iou-fine.o tests/sim.h
+	$(call say,CC)
+	$(Q)$(sim-link)
+
+$(B)/tests/iou-fine.o: iou.c iou.h $(B)/flags
+	$(call say,CC)
+	$(Q)mkdir -p $(@D) && $(compile) -fsanitize=thread -c -o $@ $<
 
 .PHONY: check-sim check-sim-part
 check-sim-part: $(B)/tests/sim

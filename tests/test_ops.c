@@ -852,6 +852,31 @@ START_TEST(add_sqe_refuses_null)
 }
 END_TEST
 
+/* Refused for want of memory is not taken: as many callbacks as were. */
+START_TEST(no_memory_for_add_sqe)
+{
+	component_t component = {.data = "", .size = 1, .fd = -1, .handler.cb = on_component};
+	int n_taken = 0, ret = 0;
+	iou_t *iou;
+
+	if (is_slow())
+		SKIP("the sanitizers' and valgrind's malloc does not obey RLIMIT_AS");
+	iou = new_iou(2);
+	starve();
+	for (; n_taken < 100000; n_taken++) {
+		ret = iou_add_sqe(iou, prep_component, &component, &component.handler);
+		if (ret < 0)
+			break;
+	}
+	feed();
+	ck_assert_int_eq(ret, -ENOMEM);
+	ck_assert_uint_eq(n_pending(iou), n_taken);
+	run(iou);
+	ck_assert_int_eq(component.n, n_taken);
+	done(iou);
+}
+END_TEST
+
 START_TEST(a_handler_is_called_for_each_cqe)
 {
 	component_t component = {.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), .handler.cb = on_component};
@@ -956,7 +981,7 @@ Suite *ops_suite(void)
 	TEST_CASE(suite, "again", an_op_is_queued_again_by_any_door, one_op_is_enough);
 	TEST_CASE(suite, "keys", a_poll_is_updated_by_its_key, a_timeout_is_updated_by_its_key,
 		  an_op_is_cancelled_by_its_key);
-	TEST_CASE(suite, "add_sqe", add_sqe_prepares_at_once, add_sqe_refuses_null, a_handler_is_called_for_each_cqe,
+	TEST_CASE(suite, "add_sqe", add_sqe_prepares_at_once, add_sqe_refuses_null, no_memory_for_add_sqe, a_handler_is_called_for_each_cqe,
 		  a_handler_lives_until_its_last_callback, handlers_keep_the_order_too);
 	return suite;
 }
