@@ -100,6 +100,8 @@
 #define ENV_HEAD      16 /* before an allocated environment: the way back to its op */
 #define SHORTAGES_MAX 8   /* fruitless tries, with naps of 1 to 64 ms between them, before the program is told */
 #define RETRY_MAX_NS  (128 * NS_PER_MS)
+#define SPIN_LEAST_NS 2000
+#define WORKER_SPIN_NS 50000
 
 __attribute__((noreturn, cold, noinline)) static void misuse(const char *function, const char *rule)
 {
@@ -268,7 +270,7 @@ typedef struct pool_t {
 	unsigned max;         /* threads there may be; lowered when one could not be made */
 	atomic_bool stop;
 	pthread_t *threads;
-	uint64_t spin_ns;
+	bool spins;           /* look for jobs before sleeping */
 	void (*finish)(op_t *op);
 } pool_t;
 
@@ -1245,16 +1247,6 @@ static void spin_pause(void)
 #endif
 }
 
-/* How long to look the next time: twice as long where it paid, else half, from 1 us (or a 64th) to the limit. */
-static uint64_t spin_next(uint64_t ns, uint64_t max_ns, bool found)
-{
-	uint64_t least_ns = max_ns / 64 > 1000 ? max_ns / 64 : 1000;
-
-	ns = found ? add_ns(ns, ns) : ns / 2;
-	ns = ns > least_ns ? ns : least_ns;
-	return ns < max_ns ? ns : max_ns;
-}
-
 static bool has_jobs(pool_t *pool)
 {
 	return atomic_load(&pool->fresh) || atomic_load_explicit(&pool->left, memory_order_relaxed);
@@ -1273,22 +1265,18 @@ static void take_fresh(pool_t *pool)
 	}
 }
 
-/* Before sleeping, with the lock held: look for a job for a while without it. Returns how long the next time. */
-static uint64_t worker_spin(pool_t *pool, uint64_t spin_ns)
+/* Before sleeping, with the lock held: look for a job for about as long as being woken for it would take. */
+static void worker_spin(pool_t *pool)
 {
-	uint64_t until_ns;
-	bool found;
+	uint64_t until_ns = now_ns() + WORKER_SPIN_NS;
 
 	atomic_fetch_add(&pool->n_looking, 1);
 	pthread_mutex_unlock(&pool->lock);
-	until_ns = add_ns(now_ns(), spin_ns);
-	do {
+	do
 		spin_pause();
-		found = has_jobs(pool) || atomic_load(&pool->stop);
-	} while (!found && now_ns() < until_ns);
+	while (!has_jobs(pool) && !atomic_load(&pool->stop) && now_ns() < until_ns);
 	pthread_mutex_lock(&pool->lock);
-	atomic_fetch_sub(&pool->n_looking, 1);
-	return spin_next(spin_ns, pool->spin_ns, found);
+	atomic_fetch_sub(&pool->n_looking, 1); /* and look once more: see job_queue() */
 }
 
 /* With the lock held: wake one of those who sleep, unless one is on his way: he wakes the next. */
@@ -1301,12 +1289,12 @@ static bool call_worker(pool_t *pool)
 }
 
 /* With the lock held: the next job, or NULL when it is time to go. */
-static op_t *worker_next(pool_t *pool, uint64_t *spin_ns)
+static op_t *worker_next(pool_t *pool)
 {
 	op_t *op;
 
-	if (pool->spin_ns && list_empty(&pool->queue) && !has_jobs(pool) && !pool->stop)
-		*spin_ns = worker_spin(pool, *spin_ns);
+	if (pool->spins && !has_jobs(pool) && !pool->stop)
+		worker_spin(pool);
 	if (list_empty(&pool->queue))
 		take_fresh(pool);
 	while (list_empty(&pool->queue) && !pool->stop) {
@@ -1332,13 +1320,12 @@ static op_t *worker_next(pool_t *pool, uint64_t *spin_ns)
 static void *worker_main(void *data)
 {
 	pool_t *pool = data;
-	uint64_t spin_ns = spin_next(0, pool->spin_ns, false);
 	op_t *op;
 
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
 	pthread_mutex_lock(&pool->lock);
 	atomic_fetch_sub(&pool->n_looking, 1);
-	while ((op = worker_next(pool, &spin_ns))) {
+	while ((op = worker_next(pool))) {
 		pthread_mutex_unlock(&pool->lock);
 		op->pub.result = op->as.job.work(op->as.job.work_data);
 		pool->finish(op);
@@ -1402,7 +1389,7 @@ static int job_queue(pool_t *pool, op_t *op)
 		return -EAGAIN;
 	op->phase = JOB_QUEUED;
 	stack_push(&pool->fresh, &op->node);
-	if (atomic_load(&pool->n_idle) && !atomic_load(&pool->calling)) {
+	if (atomic_load(&pool->n_idle) && !atomic_load(&pool->calling) && !atomic_load(&pool->n_looking)) {
 		pthread_mutex_lock(&pool->lock);
 		call = call_worker(pool);
 		pthread_mutex_unlock(&pool->lock);
@@ -1429,7 +1416,7 @@ static enum job_phase job_withdraw(pool_t *pool, op_t *op)
 	return phase;
 }
 
-static int pool_init(pool_t *pool, unsigned max, uint64_t spin_ns, void (*finish)(op_t *op))
+static int pool_init(pool_t *pool, unsigned max, bool spins, void (*finish)(op_t *op))
 {
 	cpu_set_t cpus;
 
@@ -1437,7 +1424,7 @@ static int pool_init(pool_t *pool, unsigned max, uint64_t spin_ns, void (*finish
 		max = sched_getaffinity(0, sizeof(cpus), &cpus) == 0 ? (unsigned)CPU_COUNT(&cpus)
 								     : (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
 	pool->max = max;
-	pool->spin_ns = spin_ns;
+	pool->spins = spins;
 	pool->finish = finish;
 	list_init(&pool->queue);
 	pool->threads = calloc(max, sizeof(*pool->threads));
@@ -1633,7 +1620,15 @@ static uint64_t next_due_ns(const iou_t *iou)
 	return list_empty(&iou->asked) || due_ns < iou->retry_due_ns ? due_ns : iou->retry_due_ns;
 }
 
-/* Look for completions for a while, before sleeping: longer the next time if one came, else shorter. */
+static void spin_adapt(iou_t *iou, uint64_t ns)
+{
+	uint64_t max_ns = iou->spin_max_ns, least_ns = max_ns / 64 > SPIN_LEAST_NS ? max_ns / 64 : SPIN_LEAST_NS;
+
+	ns = ns > least_ns ? ns : least_ns;
+	iou->spin_ns = ns < max_ns ? ns : max_ns;
+}
+
+/* Look for completions for a while, before sleeping: twice as long the next time if one came, else half. */
 static void spin(iou_t *iou, bool quits, uint64_t until_ns)
 {
 	uint64_t spin_until_ns = add_ns(now_ns(), iou->spin_ns);
@@ -1645,7 +1640,7 @@ static void spin(iou_t *iou, bool quits, uint64_t until_ns)
 		spin_pause();
 		found = cq_ready(iou) || has_mail(iou) || sq_flags(iou) & IORING_SQ_TASKRUN;
 	} while (!found && may_wait(iou, quits) && now_ns() < until_ns);
-	iou->spin_ns = spin_next(iou->spin_ns, iou->spin_max_ns, found);
+	spin_adapt(iou, found ? add_ns(iou->spin_ns, iou->spin_ns) : iou->spin_ns / 2);
 }
 
 /* The kernel could not take or give anything for now. 0: try again. */
@@ -2111,7 +2106,7 @@ static iou_t *iou_alloc(const iou_config_t *config)
 	iou->clock_due_ns = NEVER;
 	iou->retry_ns = NS_PER_MS;
 	iou->spin_max_ns = config->spin_ns;
-	iou->spin_ns = spin_next(0, config->spin_ns, false);
+	iou->spin_ns = config->spin_ns < SPIN_LEAST_NS ? config->spin_ns : SPIN_LEAST_NS;
 	return iou;
 }
 

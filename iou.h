@@ -96,7 +96,7 @@ typedef struct iou_config_t {
  *
  * spin_ns: looking for completions and finished jobs before sleeping costs CPU time and saves
  * wake-ups. The time spent looking adapts: it doubles up to spin_ns when something was found and
- * halves when not. Idle workers look for jobs as long.
+ * halves when not. Where it is set, a worker looks for its next job for 50 us before it sleeps.
  *
  * Errors: EINVAL (entries 0 in iou_new, config NULL, an unknown flag, a reserved field set);
  * ENOMEM (also RLIMIT_MEMLOCK); EMFILE, ENFILE; EPERM or ENOSYS where io_uring is refused
@@ -163,7 +163,7 @@ IOU_API void iou_op_free(iou_t *iou, iou_op_t *op);
  * iou_run() or iou_poll() with that value.
  *
  * iou owns sqe->user_data: it is the op's address, so liburing's cancel, poll-update and
- * timeout-update helpers take (__u64)(uintptr_t)op as their key. IOSQE_CQE_SKIP_SUCCESS is cleared.
+ * timeout-update helpers take (__u64)(uintptr_t)op as their key. IOSQE_CQE_SKIP_SUCCESS is not passed on.
  *
  * Ops queued one after another with IOSQE_IO_LINK or IOSQE_IO_HARDLINK reach the kernel in one
  * submission. The chain ends with the first op without either flag, or at the next flush, poll or

@@ -53,7 +53,8 @@ struct server {
 	bool multishot;             /* false where the kernel lacks it (before 5.19) */
 	bool paused;                /* the acceptor is in the clock */
 	unsigned n_shortages;       /* accepts in a row that failed */
-	bool ending;
+	bool ending;                /* nothing new is accepted */
+	bool ended;                 /* nothing more is done: what completes in spite of its cancel is dropped */
 	iou_op_t *grace;            /* the timer of the graceful end */
 	uint64_t idle_ns;           /* 0: no limit */
 	unsigned max_connections;
@@ -83,16 +84,13 @@ static void pause_accepting(struct server *server, uint64_t pause_ns);
 
 /* ---- A connection ----------------------------------------------------------------------------- */
 
-static void queue_with_deadline(struct connection *conn, int (*cb)(void *cb_data))
+static void queue(struct connection *conn, uint64_t limit_ns, int (*cb)(void *cb_data))
 {
-	struct server *server = conn->server;
 	iou_op_t *op = iou_op_of(conn);
 
-	if (server->ending)
-		iou_op_deadline(server->iou, op, QUIET_NS);
-	else if (server->idle_ns)
-		iou_op_deadline(server->iou, op, server->idle_ns);
-	iou_op_queue(server->iou, op, cb, conn);
+	if (limit_ns)
+		iou_op_deadline(conn->server->iou, op, limit_ns);
+	iou_op_queue(conn->server->iou, op, cb, conn);
 }
 
 static void serve(struct connection *conn)
@@ -101,14 +99,14 @@ static void serve(struct connection *conn)
 	receive(conn);
 }
 
-/* The last that happens to a connection. Its op is in its last callback, or was never queued. */
+/* The last that happens to a connection: `error` < 0 says why. Its op is in its last callback, or was never queued. */
 static void hang_up(struct connection *conn, int error)
 {
 	struct server *server = conn->server;
 
 	if (error == -ETIME && !server->ending)
 		server->n_idle++;
-	else if (error && error != -ETIME && error != -ECANCELED)
+	else if (error < 0 && error != -ETIME && error != -ECANCELED)
 		server->n_failed++;
 	close(conn->fd);
 	iou_op_free(server->iou, iou_op_of(conn));
@@ -143,7 +141,7 @@ static void send_rest(struct connection *conn)
 
 	io_uring_prep_send(op->sqe, conn->fd, conn->buffer + conn->n_sent, conn->n_received - conn->n_sent,
 			   MSG_NOSIGNAL);
-	queue_with_deadline(conn, on_sent);
+	queue(conn, conn->server->idle_ns, on_sent);
 }
 
 static int on_sent(void *cb_data)
@@ -151,7 +149,7 @@ static int on_sent(void *cb_data)
 	struct connection *conn = cb_data;
 	int result = iou_op_of(conn)->result;
 
-	if (result < 0)
+	if (result < 0 || conn->server->ended)
 		return finish(conn, result);
 	conn->n_sent += (unsigned)result;
 	conn->server->n_bytes += (uint64_t)result;
@@ -167,7 +165,7 @@ static int on_received(void *cb_data)
 	struct connection *conn = cb_data;
 	int result = iou_op_of(conn)->result;
 
-	if (result <= 0)
+	if (result <= 0 || conn->server->ended)
 		return finish(conn, result);
 	conn->n_received = (unsigned)result;
 	conn->n_sent = 0;
@@ -178,7 +176,7 @@ static int on_received(void *cb_data)
 static void receive(struct connection *conn)
 {
 	io_uring_prep_recv(iou_op_of(conn)->sqe, conn->fd, conn->buffer, BUFFER_SIZE, 0);
-	queue_with_deadline(conn, on_received);
+	queue(conn, conn->server->ending ? QUIET_NS : conn->server->idle_ns, on_received);
 }
 
 
@@ -280,12 +278,18 @@ static void on_signal(int signo)
 	iou_bh_schedule(stop_bh);
 }
 
+static void cancel_rest(struct server *server)
+{
+	server->ended = true;
+	iou_cancel_all(server->iou);
+}
+
 static int on_grace_over(void *cb_data)
 {
 	struct server *server = cb_data;
 
 	server->grace = NULL;
-	iou_cancel_all(server->iou);
+	cancel_rest(server);
 	return 0;
 }
 
@@ -294,7 +298,7 @@ static int on_stop(void *cb_data)
 	struct server *server = cb_data;
 
 	if (server->ending) { /* the second signal */
-		iou_cancel_all(server->iou);
+		cancel_rest(server);
 		return 0;
 	}
 	server->ending = true;
@@ -311,7 +315,7 @@ static int on_stop(void *cb_data)
 	if (server->grace)
 		iou_op_timer(server->iou, server->grace, GRACE_NS, 0, on_grace_over, server);
 	else
-		iou_cancel_all(server->iou);
+		cancel_rest(server);
 	return 0;
 }
 

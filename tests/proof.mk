@@ -41,3 +41,11 @@ check-sim-part: $(B)/tests/sim
 check-sim: check-sim-part
 	$(Q)$(if $(or $(SAN),$(filter 1,$(RUNS))),,$(make) --no-print-directory SAN=address \
 		B='$(B)/address' RUNS=$$(($(RUNS) / 10)) SEED=$(SEED) check-sim-part)
+
+# ---- check-faults: each call to the outside fails, tests/faults.c ---------------------------------------
+fault-wraps := malloc calloc aligned_alloc free pthread_create pthread_join mmap madvise sched_getaffinity eventfd \
+	timerfd_create io_uring_queue_init_params io_uring_register io_uring_enter2 nanosleep
+
+$(B)/tests/faults: tests/faults.c $(B)/iou.o
+	$(call say,CC)
+	$(Q)mkdir -p $(@D) && $(compile) $(LDFLAGS) -o $@ tests/faults.c $(B)/iou.o $(fault-wraps:%=-Wl,--wrap=%) $(libs)

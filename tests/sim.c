@@ -889,17 +889,19 @@ static void bh_schedule(bh_model_t *bh, bool idle)
 static void bh_cancel(bh_model_t *bh)
 {
 	TRACE("iou_bh_cancel %u", (unsigned)(bh - model.bhs));
-	CALL_VOID(false, iou_bh_cancel(bh->bh));
+	/* what others schedule from here on may be cancelled or not */
+	bh->may_run = bh->n_running > 0;
 	bh->by_other = bh->once_more = false;
+	CALL_VOID(false, iou_bh_cancel(bh->bh));
 	model.n_pending -= bh->scheduled;
 	bh->scheduled = false;
 	bh->n_ended++;
-	bh->may_run = bh->n_running > 0;
 }
 
 static void act_bh(void)
 {
 	bh_model_t *bh = &model.bhs[pick(MAX_BHS)];
+	iou_bh_t *gone;
 
 	if (!bh->bh) {
 		memset(bh, 0, sizeof(*bh));
@@ -916,9 +918,10 @@ static void act_bh(void)
 		if (bh->n_calls)
 			break;
 		TRACE("iou_bh_delete %u", (unsigned)(bh - model.bhs));
-		CALL_VOID(false, iou_bh_delete(bh->bh));
 		model.n_pending -= bh->scheduled;
-		bh->bh = NULL;
+		gone = bh->bh;
+		bh->bh = NULL; /* no thread uses it from here on */
+		CALL_VOID(false, iou_bh_delete(gone));
 		break;
 	case 2:
 		bh_schedule(bh, true);
@@ -1547,7 +1550,7 @@ static void act_fd(void)
 	int fd = iou_fd(model.iou), n = 0;
 
 	if (call_end(call) && fd < 0) {
-		CHECK(fd == -EMFILE || fd == -ENOMEM || fd == -ENFILE, "iou_fd: %d", fd);
+		CHECK(fd == -EMFILE || fd == -ENOMEM || fd == -ENFILE || fd == -EPERM, "iou_fd: %d", fd);
 		return;
 	}
 	if (fd == -EPERM)

@@ -62,6 +62,7 @@ void *__real_aligned_alloc(size_t alignment, size_t size);
 static void switch_to(unsigned to)
 {
 	thread_t *before = &threads[current], *after = &threads[to];
+	int saved = errno;
 
 	current = to;
 #if SIM_ASAN
@@ -76,6 +77,7 @@ static void switch_to(unsigned to)
 #if SIM_ASAN
 	__sanitizer_finish_switch_fiber(threads[current].shadow_stack, NULL, NULL);
 #endif
+	errno = saved;
 }
 
 static void thread_main(void)
@@ -498,12 +500,9 @@ int __wrap_clock_gettime(clockid_t clock, struct timespec *ts)
 	if (!world.running)
 		return __real_clock_gettime(clock, ts);
 	CHECK(clock == CLOCK_MONOTONIC, "clock %d is read", clock);
-	if (!world.clock_stands) {
-		sim_point();
+	sim_point();
+	if (!world.clock_stands)
 		world.now_ns += pick(16);
-	} else if (current) {
-		sim_point();
-	}
 	ts->tv_sec = (time_t)(world.now_ns / 1000000000);
 	ts->tv_nsec = (long)(world.now_ns % 1000000000);
 	return 0;

@@ -234,11 +234,12 @@ static void enter_io_wq_running(void)
 /* The kernel has one worker, and that is busy. */
 static void enter_io_wq_queued(void)
 {
+	struct io_uring_sqe *sqe = call_op(scene.iou, &scene.others[0], 1);
 	unsigned limits[2] = {1, 1};
 
 	io_uring_register_iowq_max_workers(iou_ring(scene.iou), limits);
-	io_uring_prep_openat(call_op(scene.iou, &scene.others[0], 1), AT_FDCWD, scratch_path("fifo"), O_RDONLY | O_CLOEXEC, 0);
-	scene.others[0].op->sqe->flags = IOSQE_ASYNC;
+	io_uring_prep_openat(sqe, AT_FDCWD, scratch_path("fifo"), O_RDONLY | O_CLOEXEC, 0);
+	sqe->flags = IOSQE_ASYNC;
 	call_queue(scene.iou, &scene.others[0]);
 	flush(scene.iou);
 	nap();
@@ -374,7 +375,7 @@ static void enter_callback_of_job(void)
 }
 
 static const state_t states[] = {
-	/*                                                         iou_op_cancel() gives it   ends with   after its deadline with */
+	/* name; how it comes there; iou_op_cancel()'s answer; its result then, and after its deadline; stays; inside */
 	{"prepared", enter_prepared, -EINVAL, NONE, NONE, false, false},
 	{"queued", enter_queued, 0, -ECANCELED, -ETIME, false, false},
 	{"in the backlog", enter_backlog, 0, -ECANCELED, -ETIME, false, false},
@@ -382,9 +383,9 @@ static const state_t states[] = {
 	{"head of a chain in the backlog", enter_head_in_backlog, 0, -ECANCELED, -ETIME, false, false},
 	{"member of a chain in the backlog", enter_member_in_backlog, 0, -ECANCELED, -ETIME, false, false},
 	{"head of a chain in the kernel", enter_head_in_kernel, 0, -ECANCELED, -ETIME, false, false},
-	{"head of a hardlinked chain in the kernel", enter_hard_head_in_kernel, 0, -ECANCELED, -ETIME, false, false},
+	{"head of a hard chain in the kernel", enter_hard_head_in_kernel, 0, -ECANCELED, -ETIME, false, false},
 	{"member of a chain in the kernel", enter_member_in_kernel, -EALREADY, -ECANCELED, -ETIME, true, false},
-	{"member of a hardlinked chain in the kernel", enter_hard_member_in_kernel, -EALREADY, -ECANCELED, -ETIME, true, false},
+	{"member of a hard chain in the kernel", enter_hard_member_in_kernel, -EALREADY, -ECANCELED, -ETIME, true, false},
 	{"poll-armed read", enter_poll_armed, 0, -ECANCELED, -ETIME, false, false},
 	{"receive", enter_receive, 0, -ECANCELED, -ETIME, false, false},
 	{"timeout of the kernel's", enter_timeout, 0, -ECANCELED, -ETIME, false, false},
@@ -1077,8 +1078,10 @@ START_TEST(cancels_race_with_completions)
 		if (iou_run(iou) != 0)
 			ck_abort_msg("iou_run failed");
 		for (int k = 0; k < 4; k++) {
+			int ended = k < 2 ? -ECANCELED : -ETIME;
+
 			n_read += calls[k].result == 1;
-			n_ends += calls[k].n == 1 && (calls[k].result == 1 || calls[k].result == (k < 2 ? -ECANCELED : -ETIME));
+			n_ends += calls[k].n == 1 && (calls[k].result == 1 || calls[k].result == ended);
 		}
 		n_order = 0;
 	}
@@ -1178,17 +1181,16 @@ static void gather(iou_t *iou, crowd_t *crowd)
 		queue_crowd(iou, crowd, i < 2 ? IOSQE_IO_HARDLINK : 0);
 	}
 	flush(iou);
-	for (int i = 0; i < 2; i++) {
+	for (int i = 0; i < 5; i++) { /* two jobs run, three wait */
+		call_t *call = &crowd->calls[crowd->n];
+
 		join_crowd(iou, crowd);
-		start_job(iou, crowd->calls[crowd->n - 1].op, gate_job, &crowd->gate, on_call, &crowd->calls[crowd->n - 1]);
-		gate_wait(&crowd->gate);
+		start_job(iou, call->op, i < 2 ? gate_job : on_nothing, &crowd->gate, on_call, call);
+		if (i < 2)
+			gate_wait(&crowd->gate);
 	}
-	for (int i = 0; i < 3; i++) {
-		join_crowd(iou, crowd);
-		start_job(iou, crowd->calls[crowd->n - 1].op, on_nothing, NULL, on_call, &crowd->calls[crowd->n - 1]);
-		join_crowd(iou, crowd);
-		iou_op_timer(iou, crowd->calls[crowd->n - 1].op, FAR, i % 2 ? FAR : 0, on_call, &crowd->calls[crowd->n - 1]);
-	}
+	for (int i = 0; i < 3; i++)
+		call_timer(iou, &crowd->calls[crowd->n], crowd->n, FAR, i % 2 ? FAR : 0), crowd->n++;
 	for (int i = 0; i < 5; i++) { /* and one in the backlog, behind a drained op */
 		io_uring_prep_read(join_crowd(iou, crowd), crowd->pipe[0], &byte, 1, 0);
 		queue_crowd(iou, crowd, i == 0 ? IOSQE_IO_DRAIN : i < 4 ? IOSQE_IO_LINK : 0);
@@ -1376,11 +1378,11 @@ Suite *cancel_suite(void)
 
 	TEST_CASE(suite, "table", every_state_by_cancel, every_state_by_deadline, every_state_by_cancel_all,
 		  every_state_by_free);
-	TEST_CASE(suite, "one", nothing_to_cancel, asking_often_is_harmless, io_wq_lets_go_of_all, inner_codes_do_not_show,
-		  a_chain_in_the_backlog_is_cut, a_member_is_cancelled_when_it_starts, queued_jobs_end_at_once,
+	TEST_CASE(suite, "one", nothing_to_cancel, asking_often_is_harmless, io_wq_lets_go_of_all,
+		  inner_codes_do_not_show, a_chain_in_the_backlog_is_cut, a_member_is_cancelled_when_it_starts, queued_jobs_end_at_once,
 		  an_op_queued_again_is_cancelled_again);
-	TEST_CASE(suite, "races", a_cancel_never_hits_another_op, late_cancels_find_nothing, cancels_race_with_completions,
-		  cancels_race_with_jobs);
+	TEST_CASE(suite, "races", a_cancel_never_hits_another_op, late_cancels_find_nothing,
+		  cancels_race_with_completions, cancels_race_with_jobs);
 	TEST_CASE(suite, "all", cancel_all_ends_gracefully, cancel_all_is_for_those_pending, cancel_all_in_a_callback,
 		  cancel_all_of_ten_thousand);
 	return suite;

@@ -45,7 +45,8 @@ static bool is_filled(const unsigned char *env, size_t size, int with)
 /* In the pool's fresh memory, and in what others have used before. */
 START_TEST(it_is_zeroed_and_aligned)
 {
-	static const size_t sizes[] = {1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 48, 63, 64, 65, 66, 80, 100, 127, 128, 129, 1000, 4096, 100000};
+	static const size_t sizes[] = {1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 48, 63, 64, 65,
+					66, 80, 100, 127, 128, 129, 1000, 4096, 100000};
 	enum { N = sizeof(sizes) / sizeof(*sizes) };
 	iou_t *iou = new_iou(2);
 	iou_op_t *ops[N];
@@ -160,7 +161,8 @@ END_TEST
 
 START_TEST(a_huge_one_is_refused)
 {
-	static const size_t sizes[] = {SIZE_MAX, SIZE_MAX - 1, SIZE_MAX - 8, SIZE_MAX - 16, SIZE_MAX - 64, SIZE_MAX / 2};
+	static const size_t sizes[] = {SIZE_MAX,      SIZE_MAX - 1,  SIZE_MAX - 8,
+					SIZE_MAX - 16, SIZE_MAX - 64, SIZE_MAX / 2};
 	iou_t *iou = new_iou(2);
 	iou_op_t *op = new_op(iou);
 	call_t call;

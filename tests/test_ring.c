@@ -29,8 +29,8 @@ static void expect_all(const call_t *calls, int n, int result)
 	ck_assert_int_eq(n_order, n);
 	for (int i = 0; i < n; i++)
 		if (calls[i].n != 1 || calls[i].result != result || order[i] != i)
-			ck_abort_msg("call %d of %d: %d times, result %d, instead of it %d", i, n, calls[i].n, calls[i].result,
-				     order[i]);
+			ck_abort_msg("call %d of %d: %d times, result %d, instead of it %d", i, n, calls[i].n,
+				     calls[i].result, order[i]);
 }
 
 static void queue_nops(iou_t *iou, call_t *calls, int n)
@@ -61,7 +61,6 @@ START_TEST(ten_thousand_ops_through_a_small_sq)
 				run(iou);
 			expect_all(calls, N, 0);
 		}
-		ck_assert_uint_eq(get_stats(iou).submitted, 2 * N + (get_stats(iou).submitted - get_stats(iou).completed));
 		ck_assert_uint_eq(get_stats(iou).completed, 2 * N);
 		done(iou);
 	}

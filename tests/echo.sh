@@ -1,0 +1,36 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+#
+# examples/echo under load: what each test of tests/echo_client.c does is said there.
+set -eu
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+echo=$B/examples/echo client=$dir/client
+
+fail() { echo "FAIL: $*"; cat "$dir/err"; exit 1; }
+try() { # TEST [OPTION...]
+	test=$1
+	shift
+	"$client" "$test" "$echo" -p 0 "$@" >"$dir/out" 2>"$dir/err" || fail "$test $*: status $?"
+	echo "ok: $test $*"
+}
+
+${CC:-cc} -O2 -g -Wall -Wextra -Wshadow -Wstrict-prototypes -o "$client" tests/echo_client.c
+try storm
+try storm -c 50
+try shortage
+grep -q '^echo: accept: Too many open files$' "$dir/err" || fail "no shortage seen"
+try idle -t 1
+try cap -c 8
+try stop-alone
+try stop
+try stop -c 5
+try stop-busy -t 1
+try stop-twice
+
+for wrong in '-p 65536' '-p x' '-p -1' '-c 0' '-t 1s' '-x' 'stray'; do
+	status=0
+	# shellcheck disable=SC2086
+	"$echo" $wrong >"$dir/out" 2>"$dir/err" || status=$?
+	[ $status = 2 ] && [ -s "$dir/err" ] && [ ! -s "$dir/out" ] || fail "echo $wrong: status $status"
+done
