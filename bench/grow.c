@@ -4,7 +4,7 @@
  *
  *   alive N    a NOP, 32 in flight, while N timers are pending (ns)
  *   burst N    N NOPs queued before any is submitted (ns each)
- *   memory N   N pending timers with an environment of 64 bytes: what the process grew by (bytes each)
+ *   memory N   N ops with an environment of 64 bytes: what the process grew by, and when all are timers (bytes each)
  *   idle       what the process grew by for one that has run once and now waits (KiB)
  *   life       to make and free one, without a thread (us)
  *   rings N    N threads with one each: a NOP, 32 in flight (ns, of a thread)
@@ -256,15 +256,32 @@ static int on_timer(void *data)
 	return 0;
 }
 
-static void timers_start(struct nops *nops, uint64_t n)
+static void ops_take(struct nops *nops, uint64_t n)
 {
+	nops->timers = must_have(calloc(n, sizeof(*nops->timers)), "calloc");
+	memset(nops->timers, 1, n * sizeof(*nops->timers));
 	for (uint64_t i = 0; i < n; i++) {
 		iou_op_t *op = must_have(iou_op_new(nops->iou), "iou_op_new");
-		char *env = must_have(iou_op_env(op, 64), "iou_op_env");
 
-		memset(env, 1, 64);
-		iou_op_timer(nops->iou, op, UINT64_C(3600000000000) + i, 0, on_timer, env);
+		memset(must_have(iou_op_env(op, 64), "iou_op_env"), 1, 64);
+		nops->timers[i] = op;
 	}
+}
+
+static void timers_start(struct nops *nops, uint64_t n)
+{
+	for (uint64_t i = 0; i < n; i++)
+		iou_op_timer(nops->iou, nops->timers[i], UINT64_C(3600000000000) + i, 0, on_timer, NULL);
+}
+
+static void memory(struct nops *nops, uint64_t n)
+{
+	double before = resident() + (double)n * sizeof(*nops->timers);
+
+	ops_take(nops, n);
+	report("op_bytes", (resident() - before) / (double)n);
+	timers_start(nops, n);
+	report("timer_bytes", (resident() - before) / (double)n);
 }
 
 static uint64_t burst;
@@ -310,6 +327,7 @@ static void iou_thread_close(void *it)
 	struct nops *nops = it;
 
 	iou_free(nops->iou);
+	free(nops->timers);
 	free(nops);
 }
 
@@ -330,16 +348,14 @@ static void iou_contender(int argc, char **argv)
 	}
 	nops = iou_thread_open();
 	if (is(argc, argv, "alive")) {
+		ops_take(nops, n);
 		timers_start(nops, n);
 		report("ns", ns_each(alive_rounds, nops, 10000));
 	} else if (is(argc, argv, "burst")) {
 		burst = n;
 		report("ns", ns_each(burst_rounds, nops, n));
 	} else {
-		double before = resident();
-
-		timers_start(nops, n);
-		report("bytes", (resident() - before) / (double)n);
+		memory(nops, n);
 	}
 	iou_thread_close(nops);
 }

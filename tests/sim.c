@@ -1681,8 +1681,8 @@ static void configure(iou_config_t *config)
 	*config = (iou_config_t){ .entries = 1 + pick(8), .workers = pick(4) };
 	if (one_in(5))
 		config->setup_flags = flags[pick(7)];
-	if (one_in(10))
-		config->spin_ns = 1 + pick(200);
+	if (one_in(20))
+		config->spin_ns = 1 + pick(100);
 }
 
 static bool no_posts(const void *data)
@@ -1737,9 +1737,10 @@ static void simulate(uint64_t seed)
 	kernel_reset();
 	threads_reset();
 	model.fd = -1;
-	model.budget = 2 + pick(one_in(8) ? 60 : 14);
+	model.budget = one_in(2) ? 1 + pick(6) : 2 + pick(one_in(6) ? 60 : 14);
 	model.actions = one_in(2) ? ~UINT64_C(0) : random64() | random64();
 	configure(&model.config);
+	world.tick_ns = model.config.spin_ns ? 64 : 16;
 	world.running = true;
 	TRACE("-- seed %llu", (unsigned long long)seed);
 	model.iou = CALL(true, iou_new_with(&model.config));
@@ -1801,8 +1802,8 @@ static void simulate_many(uint64_t seed, uint64_t runs, unsigned part, unsigned 
 	counts[1] = total_calls;
 	counts[2] = total_callbacks;
 	if (write(result_fd, counts, sizeof(counts)) != sizeof(counts))
-		_exit(2);
-	_exit(0);
+		exit(2);
+	exit(0);
 }
 
 int main(int argc, char **argv)

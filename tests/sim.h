@@ -88,7 +88,8 @@ void sim_trace(const char *format, ...) __attribute__((cold, format(printf, 1, 2
 typedef struct world_t {
 	bool running;          /* between the start of a run and its end: else the wraps pass through */
 	uint64_t now_ns;       /* the virtual clock */
-	bool clock_stands;     /* reading it does not move it */
+	bool clock_stands;     /* reading it does not move it, */
+	unsigned tick_ns;      /* else by less than this */
 	uint64_t events;       /* counts what happens, for before and after */
 	unsigned faults;       /* how many more calls may fail */
 	unsigned n_faults;     /* how many have */

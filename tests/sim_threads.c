@@ -502,7 +502,7 @@ int __wrap_clock_gettime(clockid_t clock, struct timespec *ts)
 	CHECK(clock == CLOCK_MONOTONIC, "clock %d is read", clock);
 	sim_point();
 	if (!world.clock_stands)
-		world.now_ns += pick(16);
+		world.now_ns += pick(world.tick_ns);
 	ts->tv_sec = (time_t)(world.now_ns / 1000000000);
 	ts->tv_nsec = (long)(world.now_ns % 1000000000);
 	return 0;

@@ -297,10 +297,16 @@ END_TEST
 
 START_TEST(it_stays_readable_while_there_is_more)
 {
-	call_t calls[2 * N_KINDS] = {{0}};
+	call_t calls[2 * N_KINDS] = {{0}}, idle = {0}, first = {0};
 	host_t host;
 
 	new_host(&host);
+	settle(&host);
+	iou_bh_schedule_idle(new_bh(host.iou, on_call, &idle));
+	post(host.iou, on_call, &first);
+	turn(&host);
+	ck_assert_int_eq(first.n, 1);
+	TURN_UNTIL(&host, idle.n); /* the idle one had to wait for the next round */
 	for (int i = 0; i < 2 * N_KINDS; i++) {
 		calls[i].ret = -1 - i; /* each error ends a poll, with the rest still to be delivered */
 		make_ready(host.iou, (kind_t)(i / 2), on_call, &calls[i]);

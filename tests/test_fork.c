@@ -5,6 +5,7 @@
 #include "helper.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <semaphore.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -16,7 +17,8 @@ typedef struct busy_t {
 	call_t read, timer, job, queued, posted, half;
 	iou_bh_t *bh;
 	iou_op_t *free_op;
-	int fds[2], epoll_fd;
+	int fds[2], ring_fd;
+	struct io_uring_sqe *sqes;
 	sem_t job_may_end;
 } busy_t;
 
@@ -36,6 +38,8 @@ static void make_busy(busy_t *busy)
 	new_socketpair(busy->fds);
 	busy->iou = new_iou(4);
 	ck_assert_int_ge(iou_fd(busy->iou), 0);
+	busy->ring_fd = iou_ring(busy->iou)->ring_fd;
+	busy->sqes = iou_ring(busy->iou)->sq.sqes;
 	call_read(busy->iou, &busy->read, 0, busy->fds[0]);
 	flush(busy->iou);
 	ck_assert_int_eq(iou_poll(busy->iou, 0), 0); /* armed all it arms */
@@ -130,8 +134,13 @@ static void child_calls_all(void *data)
 static void child_frees(void *data)
 {
 	busy_t *busy = data;
+	unsigned char there[1];
 
+	/* The ring is shared memory: a child that could write to it could harm the parent. */
+	EXPECT(mincore(busy->sqes, 1, there) == -1 && errno == ENOMEM);
+	EXPECT(fcntl(busy->ring_fd, F_GETFD) >= 0);
 	EXPECT(iou_free(busy->iou) == NULL);
+	EXPECT(fcntl(busy->ring_fd, F_GETFD) == -1);
 }
 
 static void child_calls_all_and_frees(void *data)
