@@ -153,13 +153,16 @@ typedef _Atomic(node_t *) stack_t_;
 
 enum op_state { OP_FREE, OP_LAST, OP_OWNED, OP_BACKLOG, OP_RING, OP_HELD, OP_JOB, OP_TIMER, OP_ENDED };
 enum op_cancel { CANCEL_NONE, CANCEL_WANTED, CANCEL_LANE, CANCEL_SENT, CANCEL_ASKED };
-enum job_phase { JOB_QUEUED, JOB_RUNNING, JOB_DONE };
+enum job_phase { JOB_DONE, JOB_QUEUED, JOB_RUNNING };
 enum op_bits {
 	OP_DEADLINE = 1,  /* iou_op_deadline() was called; before queueing, seq holds its after_ns */
 	OP_EXPIRED = 2,   /* cancelled by its deadline */
 	OP_CHAIN_END = 4, /* its link flag no longer holds what was queued after it */
 	OP_CHAINED = 8,   /* in the ring, linked to another: as.chain tells which */
+	OP_CALLED = 16,   /* a callback of it is running: the outermost one releases it */
 };
+
+enum op_env { ENV_NONE, ENV_SMALL, ENV_ALLOCATED };
 
 typedef struct op_t {
 	iou_op_t pub;
@@ -168,10 +171,13 @@ typedef struct op_t {
 	void *cb_data;
 	node_t node;
 	uint8_t state;    /* enum op_state */
-	uint8_t cancel;   /* enum op_cancel */
+	union {
+		uint8_t cancel; /* enum op_cancel: of a ring op */
+		uint8_t phase;  /* enum job_phase: of a job; under pool.lock, but for JOB_DONE, which is CANCEL_NONE */
+	};
 	uint8_t bits;     /* enum op_bits */
-	uint8_t has_env;
-	uint32_t n_calls; /* callbacks of it running now: nested ones */
+	uint8_t env;      /* enum op_env */
+	uint32_t heap_index; /* 0: not in the heap */
 	struct io_uring_sqe sqe;
 	union {
 		struct {
@@ -184,11 +190,8 @@ typedef struct op_t {
 		uint64_t period_ns;
 	} as;
 	uint64_t seq;        /* breaks ties of due times */
-	uint32_t heap_index; /* 0: not in the heap */
-	uint32_t phase;      /* enum job_phase, under pool.lock; JOB_DONE by the loop thread */
-	void *env;           /* where has_env: small_env, or allocated with the same way back before it */
 	struct op_t *self;   /* stands right before small_env: iou_op_of() */
-	_Alignas(16) char small_env[64];
+	_Alignas(16) char small_env[64]; /* the environment, or the pointer to it; that has the way back before it too */
 } op_t;
 
 /* Chunks are walked to find all ops; never moved, freed by iou_free(). */
@@ -326,7 +329,7 @@ struct iou_t {
 	node_t bhs;
 };
 
-_Static_assert(sizeof(op_t) == 240, "an op, its environment and its heap entry are 256 bytes");
+_Static_assert(sizeof(op_t) == 224, "an op, its environment and its heap entry are 240 bytes");
 _Static_assert(offsetof(op_t, small_env) == offsetof(op_t, self) + sizeof(op_t *), "iou_op_of()");
 _Static_assert(sizeof(chunk_t) <= CHUNK_SIZE, "a chunk");
 
@@ -486,7 +489,6 @@ static __attribute__((noinline)) op_t *op_make(iou_t *iou)
 	op->pub.sqe = &op->sqe;
 	op->iou = iou;
 	op->self = op;
-	op->n_calls = 0;
 	op->heap_index = 0;
 	return op;
 }
@@ -511,21 +513,21 @@ static op_t *op_take(iou_t *iou)
 	op->state = OP_OWNED;
 	op->cancel = CANCEL_NONE;
 	op->bits = 0;
-	op->has_env = false;
+	op->env = ENV_NONE;
 	memset(&op->sqe, 0, sizeof(op->sqe));
 	return op;
 }
 
 static void env_free(op_t *op)
 {
-	if (op->has_env && op->env != op->small_env)
-		free((char *)op->env - ENV_HEAD);
-	op->has_env = false;
+	if (op->env == ENV_ALLOCATED)
+		free(*(char **)op->small_env - ENV_HEAD);
+	op->env = ENV_NONE;
 }
 
 static void op_release(iou_t *iou, op_t *op)
 {
-	if (op->has_env)
+	if (op->env)
 		env_free(op);
 	op->state = OP_FREE;
 	op->node.next = iou->free_ops;
@@ -781,7 +783,7 @@ static int cancel(op_t *op)
 static void deadline_expire(op_t *op)
 {
 	heap_remove(op);
-	if (op->cancel == CANCEL_NONE)
+	if (op->state == OP_JOB || op->cancel == CANCEL_NONE)
 		op->bits |= OP_EXPIRED;
 	cancel(op);
 }
@@ -1323,13 +1325,16 @@ static void *worker_main(void *data)
 	op_t *op;
 
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
-	pthread_mutex_lock(&pool->lock);
-	atomic_fetch_sub(&pool->n_looking, 1);
-	while ((op = worker_next(pool))) {
+	for (;;) {
+		pthread_mutex_lock(&pool->lock);
+		atomic_fetch_sub(&pool->n_looking, 1);
+		op = worker_next(pool);
+		if (!op)
+			break;
 		pthread_mutex_unlock(&pool->lock);
 		op->pub.result = op->as.job.work(op->as.job.work_data);
+		atomic_fetch_add(&pool->n_looking, 1); /* for what the loop queues when it sees this one */
 		pool->finish(op);
-		pthread_mutex_lock(&pool->lock);
 	}
 	pthread_mutex_unlock(&pool->lock);
 	return NULL;
@@ -1715,13 +1720,16 @@ static inline __attribute__((always_inline)) int deliver(iou_t *iou, round_t *ro
 		if (unlikely(op->bits | op->cancel)) {
 			if (op->heap_index)
 				heap_remove(op);
-			op->bits = 0;
+			op->bits &= OP_CALLED;
 			op->cancel = CANCEL_NONE;
 		}
 	}
-	op->n_calls++;
+	if (unlikely(op->bits & OP_CALLED)) /* nested in one that releases it */
+		return call(round, op->cb, op->cb_data);
+	op->bits |= OP_CALLED;
 	ret = call(round, op->cb, op->cb_data);
-	if (--op->n_calls == 0 && op->state <= OP_LAST) /* or given back in the callback: OP_FREE */
+	op->bits &= (uint8_t)~OP_CALLED;
+	if (op->state <= OP_LAST) /* or given back in the callback: OP_FREE */
 		op_release(iou, op);
 	return ret;
 }
@@ -2282,7 +2290,7 @@ void iou_op_free(iou_t *iou, iou_op_t *pub)
 		return;
 	MUST_OP(iou, op);
 	MUST(op_is_programs(op), "op is queued");
-	if (op->n_calls)
+	if (op->bits & OP_CALLED)
 		op->state = OP_FREE; /* released when its callback returns */
 	else
 		op_release(iou, op);
@@ -2312,19 +2320,20 @@ void *iou_op_env(iou_op_t *pub, size_t size)
 	if (op->state == OP_JOB ? !is_here(op->iou) : !is_mine(op->iou))
 		return refuse(EEXIST);
 	MUST(op->state != OP_FREE, "op was given back");
-	if (op->has_env)
+	if (op->env)
 		return refuse(EEXIST);
 	if (size <= sizeof(op->small_env)) {
-		op->has_env = true;
-		return op->env = memset(op->small_env, 0, sizeof(op->small_env));
+		op->env = ENV_SMALL;
+		return memset(op->small_env, 0, sizeof(op->small_env));
 	}
 	block = size <= PTRDIFF_MAX - ENV_HEAD ? calloc(1, size + ENV_HEAD) : NULL;
 	if (!block)
 		return refuse(ENOMEM);
-	op->has_env = true;
-	op->env = block + ENV_HEAD;
-	((op_t **)op->env)[-1] = op;
-	return op->env;
+	block += ENV_HEAD;
+	((op_t **)(void *)block)[-1] = op;
+	op->env = ENV_ALLOCATED;
+	*(char **)op->small_env = block;
+	return block;
 }
 
 iou_op_t *iou_op_of(const void *env)
@@ -2417,7 +2426,7 @@ void iou_op_timer(iou_t *iou, iou_op_t *pub, uint64_t after_ns, uint64_t period_
 		op->cb_data = cb_data;
 	} else {
 		op_accept(op, OP_TIMER, cb, cb_data);
-		op->bits = 0;
+		op->bits &= OP_CALLED;
 		iou->n_other++;
 	}
 	op->as.period_ns = period_ns;
@@ -2462,7 +2471,7 @@ int iou_cancel_all(iou_t *iou)
 static int on_handler(void *cb_data)
 {
 	op_t *op = cb_data;
-	iou_handler_t *handler = *(iou_handler_t **)op->env;
+	iou_handler_t *handler = *(iou_handler_t **)op->small_env;
 
 	handler->result = op->pub.result;
 	handler->flags = op->pub.flags;
@@ -2753,7 +2762,7 @@ static void dump_op(iou_t *iou, op_t *op, FILE *out)
 	}
 	if (due_ns != NEVER)
 		fprintf(out, " due in %.3f ms", due_ns > at_ns ? (double)(due_ns - at_ns) / 1e6 : 0.0);
-	fprintf(out, "%s callback %p\n", op->cancel != CANCEL_NONE ? " cancelled" : "", (void *)(uintptr_t)op->cb);
+	fprintf(out, "%s callback %p\n", op->state != OP_JOB && op->cancel ? " cancelled" : "", (void *)(uintptr_t)op->cb);
 }
 
 void iou_dump(const iou_t *iou, FILE *out)

@@ -52,7 +52,7 @@ struct server {
 	iou_op_t *acceptor;         /* in the ring or in the clock; NULL once the server ends */
 	bool multishot;             /* false where the kernel lacks it (before 5.19) */
 	bool paused;                /* the acceptor is in the clock */
-	unsigned n_shortages;       /* accepts in a row that failed */
+	int last_shortage;          /* why an accept failed */
 	bool ending;                /* nothing new is accepted */
 	bool ended;                 /* nothing more is done: what completes in spite of its cancel is dropped */
 	iou_op_t *grace;            /* the timer of the graceful end */
@@ -229,14 +229,14 @@ static int on_accepted(void *cb_data)
 	uint64_t pause_ns = 0;
 
 	if (op->result >= 0) {
-		server->n_shortages = 0;
 		new_connection(server, op->result);
 	} else if (op->result == -EINVAL && server->multishot) {
 		server->multishot = false;
 	} else if (op->result != -ECANCELED && op->result != -ECONNABORTED) {
 		/* Above all EMFILE: the peer stays in the listen queue, so accepting at once again would spin. */
-		if (server->n_shortages++ == 0)
+		if (op->result != server->last_shortage)
 			fprintf(stderr, "echo: accept: %s\n", strerror(-op->result));
+		server->last_shortage = op->result;
 		pause_ns = SHORTAGE_PAUSE_NS;
 	}
 	if (!(op->flags & IORING_CQE_F_MORE))

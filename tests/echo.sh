@@ -24,7 +24,7 @@ try idle -t 1
 try cap -c 8
 try stop-alone
 try stop
-try stop -c 5
+try stop-cap -c 5
 try stop-busy -t 1
 try stop-twice
 

@@ -1038,7 +1038,7 @@ static const struct {
 	unsigned modes;
 } table[] = {
 #define M(mode) (1U << (mode))
-#define ALL (M(ONCE) | M(FEW) | M(MANY) | M(OTHER) | M(HOLD) | M(STUCK))
+#define ALL (M(ONCE) | M(FEW) | M(MANY) | M(HOLD) | M(STUCK))
 	{ALLOC, ENOMEM, M(ONCE) | M(FEW) | M(OTHER) | M(HOLD) | M(STUCK)},
 	{THREAD, EAGAIN, M(ONCE) | M(HOLD) | M(STUCK)},
 	{THREAD, ENOMEM, M(ONCE)},
@@ -1065,7 +1065,7 @@ static const struct {
 	{ENTER, EAGAIN, ALL},
 	{ENTER, EBUSY, ALL},
 	{ENTER, ENOMEM, ALL},
-	{ENTER, HALF, M(ONCE) | M(FEW) | M(MANY) | M(OTHER)},
+	{ENTER, HALF, M(ONCE) | M(FEW) | M(MANY)},
 	{ENTER, NO_WAIT, M(ONCE) | M(FEW) | M(MANY) | M(OTHER)},
 	{ENTER, EBADR, M(ONCE) | M(FEW)},
 	{ENTER, EBADF, M(STUCK)},

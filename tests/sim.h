@@ -93,6 +93,7 @@ typedef struct world_t {
 	uint64_t events;       /* counts what happens, for before and after */
 	unsigned faults;       /* how many more calls may fail */
 	unsigned n_faults;     /* how many have */
+	unsigned drops;        /* how many CQEs may be lost */
 	unsigned n_allocs;     /* memory that iou holds */
 	bool posters;          /* the posting threads may start something */
 	bool may_alloc;        /* the call that is going on may allocate */
@@ -119,6 +120,8 @@ unsigned threads_n_workers(void), threads_n_free(void);
 void threads_until(bool (*cond)(const void *data), const void *data, const char *what);
 /* Check that no worker is left. */
 void threads_check_end(void);
+/* Give back what iou holds, where it may not do that itself. */
+void threads_free_all(void);
 /* What a posting thread does when told to (sim.c); and telling one. */
 void poster_act(unsigned number);
 bool poster_start(bool forced);
@@ -171,6 +174,8 @@ const char *kernel_where(unsigned op);
 void model_taken(unsigned op, const struct io_uring_sqe *sqe, bool first_in_enter, unsigned previous, bool linked,
 		 bool cut);
 void model_chain_cut(unsigned last);
+void model_dropped(void);
+bool model_is_broken(void);
 void model_supply_is_short(bool is_short);
 void model_cancel_seen(uint64_t user_data);
 void model_own_in_chain(unsigned previous);

@@ -65,6 +65,8 @@ typedef struct wait_t { /* a CQE on its way */
 
 typedef struct ring_t {
 	bool open, disabled;
+	bool sq_asleep;      /* SQPOLL's thread */
+	bool dropped;        /* a CQE was: the next enter that finds none says so */
 	int fd, eventfd;
 	unsigned flags, registered;
 	unsigned sq_entries, cq_entries;
@@ -106,6 +108,7 @@ static unsigned n_rings, n_files_used;
 static unsigned kernel;
 static bool refuse_register, submitting;
 static unsigned sq_entries_now, sq_entries_min;
+static unsigned storm; /* enters that are still to fail */
 
 /* ---- Files ------------------------------------------------------------------------------------ */
 
@@ -223,6 +226,12 @@ static void post(ring_t *ring, const wait_t *wait)
 		model_posted(wait->op, wait->res, wait->flags);
 	if (req && req->sqe.flags & IOSQE_CQE_SKIP_SUCCESS && wait->res >= 0) {
 		/* none */
+	} else if (cq_full(ring) && world.drops && one_in(4)) {
+		TRACE("kernel: that CQE is dropped");
+		world.drops--;
+		ring->cq_overflow++;
+		ring->dropped = true;
+		model_dropped();
 	} else if (cq_full(ring)) {
 		CHECK(ring->n_overflow < MAX_WAITS, "%d CQEs have overflown", MAX_WAITS);
 		ring->overflow[ring->n_overflow++] = *wait;
@@ -471,6 +480,8 @@ static int start(ring_t *ring, req_t *req)
 		return -EBADF;
 	switch (sqe->opcode) {
 	case IORING_OP_POLL_ADD:
+		if (sqe->len && kernel < KERNEL_5_18)
+			return -EINVAL; /* multishot: 5.13 */
 		behave(req, POLLIN);
 		req->failed = false;
 		req->n_shots = sqe->len & IORING_POLL_ADD_MULTI ? file ? NEVER & 0xffff : 1 + pick(4) : 0;
@@ -605,6 +616,26 @@ static void req_step(ring_t *ring, req_t *req)
 		complete(ring, req, result(req), 0, false);
 }
 
+static int submit(ring_t *ring, unsigned to_submit);
+
+/* SQPOLL's thread takes what is published, or goes to sleep. */
+static bool sqpoll_step(ring_t *ring)
+{
+	unsigned n = __atomic_load_n(&ring->sq_tail, __ATOMIC_ACQUIRE) - ring->own_sq_head;
+
+	if (!(ring->flags & IORING_SETUP_SQPOLL) || ring->disabled || ring->sq_asleep)
+		return false;
+	if (n) {
+		submit(ring, n);
+		return true;
+	}
+	if (one_in(4)) {
+		ring->sq_asleep = true;
+		__atomic_fetch_or(&ring->sq_flags, IORING_SQ_NEED_WAKEUP, __ATOMIC_SEQ_CST);
+	}
+	return false;
+}
+
 static bool can_step(const req_t *req)
 {
 	if (req->state != RUN)
@@ -620,6 +651,8 @@ bool kernel_step(void)
 		ring_t *ring = &rings[i];
 		unsigned from = ring->open && ring->n_active ? pick(ring->n_active) : 0;
 
+		if (ring->open && sqpoll_step(ring))
+			return true;
 		for (unsigned j = 0; ring->open && j < ring->n_active; j++) {
 			req_t *req = ring->active[from + j < ring->n_active ? from + j : from + j - ring->n_active];
 
@@ -767,6 +800,7 @@ void kernel_reset(void)
 		free_reqs[n_free_reqs] = &reqs[n_free_reqs];
 	kernel = one_in(100) ? KERNEL_5_10 : one_in(3) ? KERNEL_6_1 : KERNEL_5_11 + pick(N_KERNELS - 1);
 	refuse_register = one_in(30);
+	storm = 0;
 	sq_entries_now = 0;
 	sq_entries_min = ~0U;
 }
@@ -790,7 +824,8 @@ static unsigned op_number(const struct io_uring_sqe *sqe)
 
 static const unsigned known_flags[N_KERNELS] = {
 	[KERNEL_5_10] = IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP | IORING_SETUP_R_DISABLED | IORING_SETUP_ATTACH_WQ,
-	[KERNEL_5_11] = IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP | IORING_SETUP_R_DISABLED | IORING_SETUP_ATTACH_WQ,
+	[KERNEL_5_11] = IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP | IORING_SETUP_R_DISABLED | IORING_SETUP_ATTACH_WQ |
+			IORING_SETUP_SQPOLL,
 	[KERNEL_5_18] = IORING_SETUP_SUBMIT_ALL,
 	[KERNEL_5_19] = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
 	[KERNEL_6_0] = IORING_SETUP_SINGLE_ISSUER,
@@ -811,6 +846,9 @@ static int setup_error(unsigned entries, const struct io_uring_params *params)
 		return -EINVAL;
 	if (params->flags & IORING_SETUP_TASKRUN_FLAG &&
 	    !(params->flags & (IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN)))
+		return -EINVAL;
+	if (params->flags & IORING_SETUP_SQPOLL &&
+	    params->flags & (IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_DEFER_TASKRUN))
 		return -EINVAL;
 	if (!entries || (entries > 32768 && !(params->flags & IORING_SETUP_CLAMP)))
 		return -EINVAL;
@@ -928,11 +966,11 @@ void __wrap_io_uring_queue_exit(struct io_uring *uring)
 	for (unsigned i = 0; i < ring->n_active; i++) {
 		const req_t *req = ring->active[i];
 
-		CHECK(!req->op, "the ring is closed while op %u is %s in the kernel", req->op, kernel_where(req->op));
+		CHECK(!req->op || model_is_broken(), "the ring is closed while op %u is %s in the kernel", req->op, kernel_where(req->op));
 		CHECK(req->sqe.opcode != IORING_OP_READ, "the ring is closed while iou's own read is in flight");
 	}
 	for (unsigned at = ring->own_sq_head; at != __atomic_load_n(&ring->sq_tail, __ATOMIC_RELAXED); at++)
-		CHECK(!op_number(&ring->sqes[at & ring->sq_mask]), "the ring is closed with an op published");
+		CHECK(!op_number(&ring->sqes[at & ring->sq_mask]) || model_is_broken(), "the ring is closed with an op published");
 	for (unsigned i = 0; i < ring->n_active; i++)
 		free_reqs[n_free_reqs++] = ring->active[i];
 	ring->open = false;
@@ -1094,7 +1132,7 @@ static int submit(ring_t *ring, unsigned to_submit)
 	CHECK(to_submit <= n, "%u SQEs are to be submitted of %u", to_submit, n);
 	submitting = true;
 	while (i < to_submit && !stop) {
-		if (fault(40))
+		if (!(ring->flags & IORING_SETUP_SQPOLL) && fault(40))
 			break;
 		stop = take_sqe(ring, &chain, i == 0);
 		i++;
@@ -1152,6 +1190,10 @@ static int sleep_in(ring_t *ring, unsigned min_complete, uint64_t until_ns, bool
 		overflow_flush(ring);
 		if (cq_ready(ring) >= min_complete)
 			return 0;
+		if (ring->dropped) {
+			ring->dropped = false;
+			return -EBADR;
+		}
 		if (timed && world.now_ns >= until_ns)
 			return cq_ready(ring) ? 0 : -ETIME;
 		if (interrupted || fault(200))
@@ -1160,6 +1202,17 @@ static int sleep_in(ring_t *ring, unsigned min_complete, uint64_t until_ns, bool
 		time_passes(timed ? until_ns : NEVER, timed);
 		interrupted = one_in(50) && fault(4);
 	}
+}
+
+/* Now and then a shortage lasts. */
+static int storm_goes_on(int error)
+{
+	if (storm)
+		storm--;
+	else if (one_in(6))
+		storm = 1 + pick(24);
+	world.n_faults++;
+	return error;
 }
 
 static int enter_events(ring_t *ring, unsigned min_complete, unsigned flags, const void *arg, size_t size)
@@ -1207,8 +1260,16 @@ int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned min_complet
 		return -EBADFD;
 	TRACE("kernel: enter, submits %u, waits for %u, flags %#x", to_submit, min_complete, flags);
 	kernel_entered();
-	if ((to_submit || flags & IORING_ENTER_GETEVENTS) && fault(to_submit ? 30 : 120))
-		ret = shortages[pick(3)];
+	if (flags & IORING_ENTER_SQ_WAKEUP) {
+		ring->sq_asleep = false;
+		__atomic_fetch_and(&ring->sq_flags, ~IORING_SQ_NEED_WAKEUP, __ATOMIC_SEQ_CST);
+	}
+	if (flags & IORING_ENTER_SQ_WAIT)
+		sqpoll_step(ring);
+	if (ring->flags & IORING_SETUP_SQPOLL)
+		ret = (int)to_submit;
+	else if ((to_submit || flags & IORING_ENTER_GETEVENTS) && (storm || fault(to_submit ? 30 : 120)))
+		ret = storm_goes_on(shortages[pick(3)]);
 	else if (to_submit)
 		ret = submit(ring, to_submit);
 	if (ret < 0 || ret < (int)to_submit) {

@@ -524,9 +524,14 @@ static bool memory_is_short(void)
 	return fault(current ? 40 : 25);
 }
 
+#define MAX_ALLOCS 1024
+static void *allocs[MAX_ALLOCS];
+
 static void *count(void *memory)
 {
-	world.n_allocs += memory != NULL;
+	CHECK(world.n_allocs < MAX_ALLOCS, "iou holds %d pieces of memory", MAX_ALLOCS);
+	if (memory)
+		allocs[world.n_allocs++] = memory;
 	TRACE("memory %p", memory);
 	return memory;
 }
@@ -574,12 +579,22 @@ void __wrap_free(void *memory);
 void __wrap_free(void *memory)
 {
 	if (world.running && memory) {
-		CHECK(world.n_allocs, "more memory is freed than was allocated");
-		world.n_allocs--;
+		unsigned at = world.n_allocs;
+
+		while (at && allocs[at - 1] != memory)
+			at--;
+		CHECK(at, "memory is freed that was not allocated");
+		allocs[at - 1] = allocs[--world.n_allocs];
 		TRACE("free %p", memory);
 #if !SIM_ASAN
 		memset(memory, 0xdd, malloc_usable_size(memory) < 2048 ? malloc_usable_size(memory) : 2048);
 #endif
 	}
 	__real_free(memory);
+}
+
+void threads_free_all(void)
+{
+	while (world.n_allocs)
+		__real_free(allocs[--world.n_allocs]);
 }

@@ -19,6 +19,8 @@ static iou_t *new_pool(unsigned workers)
 	return new_iou_with(&(iou_config_t){.entries = 8, .workers = workers});
 }
 
+static int order_of_starts[1000], n_starts;
+
 /* ---- Threads --------------------------------------------------------------------------------- */
 
 static pid_t worker_tid;
@@ -99,6 +101,32 @@ START_TEST(no_job_waits_while_a_worker_is_free)
 		ck_assert_int_eq(n_threads("iou-worker"), n);
 		done(iou);
 	}
+}
+END_TEST
+
+/* One job after the other, the next queued at every moment of the worker's falling asleep.
+ * _i: workers; and whether they look for jobs before they sleep. */
+START_TEST(a_job_finds_the_worker_that_falls_asleep)
+{
+	int n_jobs = is_slow() ? 2000 : 20000;
+	uint64_t seed = 1;
+	iou_t *iou = new_iou_with(&(iou_config_t){.entries = 4, .workers = (unsigned)_i / 2 + 1,
+						  .spin_ns = _i % 2 ? 50 * USEC : 0});
+
+	for (int i = 0; i < n_jobs; i++) {
+		uint64_t until_ns = now_ns() + 10 * SECOND;
+		int n = 0;
+
+		if (iou_async(iou, on_nothing, NULL, on_nothing, NULL) != 0)
+			ck_abort_msg("iou_async failed");
+		while ((n = iou_poll(iou, 0)) == 0 && now_ns() < until_ns) /* awake, it sees the end at once */
+			;
+		if (n != 1)
+			ck_abort_msg("iou_poll: %d", n);
+		for (unsigned spin = random_below(&seed, 200); spin; spin--)
+			__atomic_load_n(&n_starts, __ATOMIC_RELAXED);
+	}
+	done(iou);
 }
 END_TEST
 
@@ -198,7 +226,6 @@ typedef struct job_t {
 	bool ran;
 } job_t;
 
-static int order_of_starts[1000], n_starts;
 
 static int do_job(void *data)
 {
@@ -644,9 +671,12 @@ END_TEST
 Suite *async_suite(void)
 {
 	Suite *suite = suite_create("async");
+	TCase *threads;
 
-	TEST_CASE(suite, "threads", threads_are_started_when_needed, no_job_waits_while_a_worker_is_free,
-		  default_is_a_worker_for_each_cpu, workers_block_signals, no_worker_is_an_error, one_worker_carries_on);
+	threads = TEST_CASE(suite, "threads", threads_are_started_when_needed, no_job_waits_while_a_worker_is_free,
+			    default_is_a_worker_for_each_cpu, workers_block_signals, no_worker_is_an_error,
+			    one_worker_carries_on);
+	tcase_add_loop_test(threads, a_job_finds_the_worker_that_falls_asleep, 0, 4);
 	TEST_CASE(suite, "order", jobs_start_in_order, completions_come_in_the_order_of_finishing,
 		  finished_jobs_wait_in_order, jobs_start_without_the_loop);
 	TEST_CASE(suite, "results", the_result_is_what_work_returned, async_reports_a_failed_job);

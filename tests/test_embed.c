@@ -101,6 +101,38 @@ START_TEST(it_drives_each_kind)
 }
 END_TEST
 
+typedef struct again_t {
+	iou_t *iou;
+	iou_op_t *op;
+	int n;
+} again_t;
+
+static int on_again(void *data)
+{
+	again_t *again = data;
+
+	if (++again->n < 100)
+		iou_op_queue(again->iou, again->op, on_again, again);
+	return 0;
+}
+
+/* What a callback queues is left to the next round, and nothing else would bring that about. */
+START_TEST(it_submits_what_callbacks_queue)
+{
+	again_t again = {.n = 0};
+	host_t host;
+
+	new_host(&host);
+	again.iou = host.iou;
+	again.op = new_op(host.iou);
+	io_uring_prep_nop(again.op->sqe);
+	iou_op_queue(host.iou, again.op, on_again, &again);
+	TURN_UNTIL(&host, again.n == 100);
+	settle(&host);
+	end_host(&host);
+}
+END_TEST
+
 static pid_t loop_tid;
 
 typedef struct wake_t {
@@ -638,8 +670,8 @@ Suite *embed_suite(void)
 	Suite *suite = suite_create("embed");
 	TCase *tcase;
 
-	tcase = TEST_CASE(suite, "sources", an_eventfd_of_the_program_wakes, it_becomes_readable_when_a_timer_is_due,
-			  it_is_quiet_between_ticks);
+	tcase = TEST_CASE(suite, "sources", it_submits_what_callbacks_queue, an_eventfd_of_the_program_wakes,
+			  it_becomes_readable_when_a_timer_is_due, it_is_quiet_between_ticks);
 	tcase_add_loop_test(tcase, it_drives_each_kind, 0, N_KINDS);
 	for (int kind = 0; kind < N_KINDS; kind++)
 		if (kind != ENDED)

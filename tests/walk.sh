@@ -3,6 +3,8 @@
 #
 # examples/walk counts what find, du and cat | wc -l count: on odd, deep and wide trees, with few descriptors, little
 # memory, and where not all can be read.
+# Words are split on purpose, and every sh that we know has these limits.
+# shellcheck disable=SC2086,SC3045
 set -eu
 find . -maxdepth 0 -printf '' 2>/dev/null || { echo "SKIP walk: no GNU find"; exit 77; }
 dir=$(mktemp -d)

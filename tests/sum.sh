@@ -1,0 +1,156 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+#
+# examples/sum prints and checks what sha256sum does, byte for byte, whatever the files and their names are; in
+# little memory, and with few descriptors.
+set -u
+sum=$B/examples/sum
+[ -x "$sum" ] || { echo "SKIP sum: libcrypto was not there when it would have been built"; exit 77; }
+command -v sha256sum >/dev/null || { echo "SKIP sum: no sha256sum to compare with"; exit 77; }
+export LC_ALL=C
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+case $sum in /*) ;; *) sum=$PWD/$sum ;; esac
+cd "$dir" || exit 1
+
+fail() { echo "FAIL: $*"; exit 1; }
+
+# same LABEL ARGUMENT...: output and status are those of sha256sum with the same arguments and standard input ($input);
+# and as many lines of complaint, each with our name for its name.
+input=/dev/null
+same() {
+	label=$1
+	shift
+	(exec sha256sum "$@") <"$input" >theirs 2>theirs.err
+	theirs=$?
+	(exec timeout 60 "$sum" "$@") <"$input" >ours 2>ours.err
+	ours=$?
+	cmp theirs ours || fail "$label: output"
+	[ $ours = $theirs ] || fail "$label: status $ours, not $theirs"
+	[ "$(wc -l <ours.err)" = "$(wc -l <theirs.err)" ] || fail "$label: $(cat ours.err), where sha256sum says $(cat theirs.err)"
+	grep -qv '^sum: ' ours.err && fail "$label: $(cat ours.err)"
+	echo "ok: $label"
+}
+
+# Sizes about those of its buffers and of the hash's blocks.
+mkdir sizes
+for size in 0 1 55 56 63 64 65 4095 4096 8191 8192 8193 262143 262144 262145 524287 524288 524289 786432 1000000; do
+	head -c $size /dev/urandom >sizes/$size
+done
+same "sizes" sizes/*
+same "one after the other" sizes/1 sizes/1 sizes/1000000 sizes/1000000 sizes/1
+
+mkdir names
+for name in plain 'with space' ' leading' 'trailing ' '*star' 'back\slash' 'back\\slashes' 'end\' $'new\nline' $'two\n\nlines\n' \
+	$'bell\a' $'\xff\xfe' "quote'" '"double"' '#hash' '\' '$(id)' "$(printf '%0250d' 0)"; do
+	printf '%s' "$name" >"names/$name"
+done
+same "odd names" names/*
+cd names || exit 1
+printf -- 'a dash' >./-c
+same "names that look like options" -- -c '#hash' ./-
+rm -f ./-c theirs* ours*
+cd .. || exit 1
+
+truncate -s 50M sparse
+same "sparse" sparse
+head -c 30M /dev/urandom >big
+same "big and small" big sizes/1 big sizes/0
+same "directories, missing and unreadable" sizes/1 names nope sizes/2 "no such"$'\n'"name" sizes/55 '' nope
+same "nothing but errors" nope names
+same "proc" /proc/version /proc/sys/kernel/ostype
+input=sizes/1000000
+same "standard input"
+same "standard input by name" -
+same "standard input among others" sizes/1 - sizes/0
+same "standard input again" - sizes/1 - -
+input=/dev/null
+same "empty standard input"
+got=$( (sleep 0.1; printf a; sleep 0.1; printf b) | "$sum")
+[ "$got" = "$(printf ab | sha256sum)" ] || fail "a slow pipe"
+mkfifo fifo
+(head -c 600000 big >fifo) &
+got=$(timeout 20 "$sum" sizes/1 fifo | tail -1)
+[ "$got" = "$(head -c 600000 big | sha256sum | sed 's/-$/fifo/')" ] || fail "a FIFO"
+wait
+if [ "$(id -u)" = 0 ] && command -v su >/dev/null && cp "$sum" sum.copy && chmod 755 . sum.copy; then
+	echo secret >secret
+	chmod 600 secret
+	su nobody -s /bin/sh -c "./sum.copy secret sizes/1" >ours 2>ours.err
+	[ $? = 1 ] || fail "unreadable: status"
+	sha256sum sizes/1 | cmp - ours || fail "unreadable: output"
+	[ "$(cat ours.err)" = "sum: secret: Permission denied" ] || fail "unreadable: $(cat ours.err)"
+fi
+
+# Output that cannot be written, input that is not there.
+"$sum" sizes/1 >/dev/full 2>ours.err && fail "a full disk goes unnoticed"
+"$sum" sizes/1 >&- 2>ours.err && fail "closed output goes unnoticed"
+timeout 20 "$sum" <&- 2>ours.err
+[ $? = 1 ] && [ "$(cat ours.err)" = "sum: -: Bad file descriptor" ] || fail "closed input: $(cat ours.err)"
+
+# Many files, more than the window and the descriptors; a long one first, so that the others wait for their line.
+mkdir many
+seq 3000 | (cd many && split -l 1 -a 4)
+set -- big many/*
+sha256sum "$@" >theirs
+"$sum" "$@" | cmp - theirs || fail "many files"
+(ulimit -n 64; "$sum" "$@") | cmp - theirs || fail "many files, 64 descriptors"
+(ulimit -n 9; "$sum" "$@") | cmp - theirs || fail "many files, 9 descriptors"
+(ulimit -n 9; "$sum" big big big big big big big big sizes/*) >ours || fail "large files, 9 descriptors"
+sha256sum big big big big big big big big sizes/* | cmp - ours || fail "large files, 9 descriptors"
+echo "ok: many files"
+
+# Memory: 300 MB of files, and then 100,000 names, within some 64 MiB that it may have at all (sanitizers need more).
+truncate -s 100M sparse
+if ! grep -q __asan_init "$sum" && ! grep -q __tsan_init "$sum"; then
+	(ulimit -v 400000; "$sum" sparse sparse sparse) >ours || fail "no memory for large files"
+	awk '{ for (i = 0; i < 30; i++) print }' theirs >list
+	(ulimit -v 400000; "$sum" -c list) >ours || fail "no memory for a long list"
+	[ "$(grep -c ': OK$' ours)" = "$(wc -l <list)" ] || fail "a long list"
+	echo "ok: memory"
+fi
+
+# Lists.
+sha256sum sizes/* names/* big >list
+same "a good list" -c list
+input=list
+same "a good list on standard input" -c
+same "the same by name" -c -
+input=/dev/null
+same "two lists" -c list list
+hash=$(sha256sum <sizes/0 | cut -c1-64)
+sed '3s/^\(\\*\).\(.*\)/\1f\2/; 5s/^\(\\*\).\(.*\)/\1f\2/' list >bad
+cmp -s list bad && sed -i '3s/^\(\\*\).\(.*\)/\10\2/' bad
+same "a bad list" -c bad
+{
+	cat list
+	echo "# a comment"
+	echo
+	echo "not a sum"
+	echo "$hash  nope"
+	echo "$hash  names"
+	echo "${hash%?}  sizes/0"
+	echo "${hash%?}x  sizes/0"
+	echo "$hash *sizes/0"
+	echo "  $hash  sizes/0"
+	echo "$hash" | tr a-f A-F | sed 's,$,  sizes/0,'
+	printf '%s  sizes/0\r\n' "$hash"
+	printf '\\%s  names/back\\\\slash\n' "$hash"
+	printf '\\%s  names/back\\slash\n' "$hash"
+	printf '\\%s  names/end\\\n' "$hash"
+	printf '%s  sizes/0' "$hash"
+} >mixed
+same "a mixed list" -c mixed
+same "a bad list between good ones" -c list mixed list
+same "no list" -c nope
+same "a folder as list" -c names
+same "no lists in lists" -c sizes/1000000 list sizes/0
+same "nothing but missing files" -c <(echo "$hash  nope")
+printf '%s  -\n' "$hash" >dash
+same "standard input in a list" -c dash
+input=dash
+same "a list on standard input that names it" -c
+input=/dev/null
+"$sum" sizes/* names/* >ours && sha256sum --quiet -c ours || fail "sha256sum does not take what sum prints"
+"$sum" -x >ours 2>ours.err && fail "-x is taken"
+[ -s ours.err ] && [ ! -s ours ] || fail "usage"
