@@ -560,10 +560,10 @@ static void op_end(op_t *op, int result)
 }
 
 /* With many ops in flight, most of what an op costs is waiting for its memory. Any address will do. */
-static inline void prefetch_op(const void *op)
+static inline void prefetch_op(uint64_t address)
 {
-	__builtin_prefetch(op);
-	__builtin_prefetch((const char *)op + 64);
+	__builtin_prefetch((const void *)(uintptr_t)address);
+	__builtin_prefetch((const void *)(uintptr_t)(address + 64));
 }
 
 static bool op_is_programs(const op_t *op)
@@ -713,19 +713,19 @@ static void note_backlog(iou_t *iou)
 static void cancel_in_backlog(op_t *op)
 {
 	iou_t *iou = op->iou;
-	node_t *before = op->node.prev, *next;
+	node_t *before = op->node.prev, *next = &op->node;
 	bool linked;
 
 	note_backlog(iou);
 	if (before != &iou->backlog && is_linked(op_at(before)))
 		op_at(before)->bits |= OP_CHAIN_END;
 	do {
-		linked = is_linked(op);
+		op = op_at(next);
 		next = op->node.next;
+		linked = is_linked(op);
 		list_unlink(&op->node);
 		iou->n_backlog--;
 		op_end(op, -ECANCELED);
-		op = op_at(next);
 	} while (linked && next != &iou->backlog);
 }
 
@@ -1054,7 +1054,7 @@ static void plain_send(iou_t *iou, unsigned room)
 		sq->sqes[tail++ & sq->ring_mask] = op->sqe;
 		op->state = OP_RING;
 		node = node->next;
-		prefetch_op((const char *)node + 4 * ((const char *)node - (const char *)&op->node));
+		prefetch_op((uintptr_t)node + 4 * ((uintptr_t)node - (uintptr_t)&op->node)); /* they often lie so */
 	}
 	iou->backlog.next = node;
 	node->prev = &iou->backlog;
@@ -1600,8 +1600,8 @@ static void bh_free(iou_bh_t *bh)
 
 static bool is_pending(iou_t *iou)
 {
-	return iou->n_ring || iou->n_backlog || iou->n_other || atomic_load(&iou->n_holds) > 0 || !list_empty(&iou->inbox) || !list_empty(&iou->idle) ||
-	       atomic_load(&iou->inbox_top);
+	return iou->n_ring || iou->n_backlog || iou->n_other || atomic_load(&iou->n_holds) > 0 ||
+	       !list_empty(&iou->inbox) || !list_empty(&iou->idle) || atomic_load(&iou->inbox_top);
 }
 
 /* Is there something to deliver? Idle bottom halves wait for the contrary. */
@@ -1880,7 +1880,7 @@ static int deliver_cqes(iou_t *iou, round_t *round)
 		user_data = cqe->user_data;
 		result = cqe->res;
 		flags = cqe->flags;
-		prefetch_op((const void *)(uintptr_t)cq->cqes[(head + 1) & cq->ring_mask].user_data);
+		prefetch_op(cq->cqes[(head + 1) & cq->ring_mask].user_data);
 		__atomic_store_n(cq->khead, head + 1, __ATOMIC_RELEASE);
 		iou->n_reaped++;
 		op = (op_t *)(uintptr_t)user_data;

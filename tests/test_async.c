@@ -108,7 +108,7 @@ END_TEST
  * _i: workers; and whether they look for jobs before they sleep. */
 START_TEST(a_job_finds_the_worker_that_falls_asleep)
 {
-	int n_jobs = is_slow() ? 2000 : 20000;
+	int n_jobs = is_slow() ? 1000 : 5000;
 	uint64_t seed = 1;
 	iou_t *iou = new_iou_with(&(iou_config_t){.entries = 4, .workers = (unsigned)_i / 2 + 1,
 						  .spin_ns = _i % 2 ? 50 * USEC : 0});

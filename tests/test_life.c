@@ -463,7 +463,7 @@ START_TEST(no_byte_is_written_after_free)
 	}
 	for (int i = 0; i < N_READS; i++)
 		ck_assert_int_eq(pwrite(fd, mem, READ_SIZE, (off_t)i * READ_SIZE), READ_SIZE);
-	for (int round = 0; round < n_rounds && (round < 10 || is_full() || now_ns() - began_ns < 6 * SECOND); round++) {
+	for (int round = 0; round < n_rounds && (round < 10 || is_full() || now_ns() - began_ns < 3 * SECOND); round++) {
 		iou_t *iou = new_iou(N_READS);
 
 		for (int i = 0; i < N_READS; i++) {

@@ -78,7 +78,7 @@ write_init() {
 		export CK_TIMEOUT_MULTIPLIER=3 CK_VERBOSITY=normal CK_TAP_LOG_FILE_NAME=/dev/ttyS0
 		. /suite
 		echo "IOU kernel $(uname -r)"
-		/check; echo "IOU status $?"
+		/check >/out; echo; cat /out; echo "IOU status $?"
 		IOU_TEST_SYSCTL=1 CK_RUN_SUITE=hostile CK_RUN_CASE=sysctl /check; echo "IOU sysctl status $?"
 		dmesg | grep -E 'WARNING|BUG|Oops|hung_task|blocked for more|Call Trace|general protection|rcu.*stall|refcount|use-after-free' |
 			sed 's/^/IOU dmesg /'
