@@ -261,7 +261,7 @@ typedef struct round_t {
 
 /* The worker pool knows nothing of the ring: it takes ops as jobs, and gives each back with finish(). */
 typedef struct pool_t {
-	stack_t_ fresh;       /* jobs just queued, which nobody has moved to the queue yet: the loop takes no lock for them */
+	stack_t_ fresh;       /* jobs just queued, not yet moved to the queue: the loop takes no lock for them */
 	pthread_mutex_t lock; /* guards all below, and phase and node of the queued ops; the atomics are read without */
 	pthread_cond_t cond;  /* idle workers wait for jobs, or for stop */
 	node_t queue;
@@ -1197,8 +1197,11 @@ static int enter(iou_t *iou, unsigned what, uint64_t until_ns)
 		flags = sqpoll_flags(iou, &n);
 	if (wait || iou->ring.must_get || sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
 		flags |= IORING_ENTER_GETEVENTS;
-	if (!n && !flags)
+	if (!n && !flags) {
+		if (iou->ring.io.sq.sqe_tail != sq_head(iou))
+			sched_yield(); /* SQPOLL: its thread may need this CPU to take them */
 		return 0;
+	}
 	flags |= iou->ring.enter_flags;
 	if (wait && iou->ring.io.features & IORING_FEAT_NO_IOWAIT)
 		flags |= IORING_ENTER_NO_IOWAIT;

@@ -37,12 +37,17 @@ struct contender {
 	void (*run)(int argc, char **argv); /* the arguments after the name */
 };
 
-static inline uint64_t now_ns(void)
+static inline uint64_t clock_ns(clockid_t clock)
 {
 	struct timespec now;
 
-	clock_gettime(CLOCK_MONOTONIC, &now);
+	clock_gettime(clock, &now);
 	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+static inline uint64_t now_ns(void)
+{
+	return clock_ns(CLOCK_MONOTONIC);
 }
 
 __attribute__((noreturn)) static inline void die(const char *what, int error)
@@ -154,14 +159,14 @@ static inline int compare_u64(const void *a, const void *b)
 
 /* How many ns one of n takes, where run(state, n) does n of them: warmed up, scaled to last BENCH_MS in all, and
  * the median of SLICES parts, so that a neighbour's short burst does not count. */
-static inline double ns_each(void (*run)(void *state, uint64_t n), void *state, uint64_t n)
+static inline double ns_each_by(clockid_t clock, void (*run)(void *state, uint64_t n), void *state, uint64_t n)
 {
 	uint64_t want = bench_ns() / SLICES, took[SLICES], start;
 
 	for (;;) {
-		start = now_ns();
+		start = clock_ns(clock);
 		run(state, n);
-		took[0] = now_ns() - start;
+		took[0] = clock_ns(clock) - start;
 		place_threads(); /* those that the first run started */
 		if (took[0] >= want / 2)
 			break;
@@ -169,12 +174,24 @@ static inline double ns_each(void (*run)(void *state, uint64_t n), void *state, 
 	}
 	n = 1 + (uint64_t)((double)n * (double)want / (double)took[0]);
 	for (int i = 0; i < SLICES; i++) {
-		start = now_ns();
+		start = clock_ns(clock);
 		run(state, n);
-		took[i] = now_ns() - start;
+		took[i] = clock_ns(clock) - start;
 	}
 	qsort(took, SLICES, sizeof(*took), compare_u64);
 	return (double)took[SLICES / 2] / (double)n;
+}
+
+/* By the wall clock. */
+static inline double ns_each(void (*run)(void *state, uint64_t n), void *state, uint64_t n)
+{
+	return ns_each_by(CLOCK_MONOTONIC, run, state, n);
+}
+
+/* For one thread that never sleeps: by its CPU time, kernel included, which the neighbours' turns are not part of. */
+static inline double cpu_ns_each(void (*run)(void *state, uint64_t n), void *state, uint64_t n)
+{
+	return ns_each_by(CLOCK_THREAD_CPUTIME_ID, run, state, n);
 }
 
 /* Sorts the samples and reports their median and, where asked, their 99.9th percentile, in us. */

@@ -7,7 +7,7 @@
  *   memory N   N ops with an environment of 64 bytes: what the process grew by, and when all are timers (bytes each)
  *   idle       what the process grew by for one that has run once and now waits (KiB)
  *   life       to make and free one, without a thread (us)
- *   rings N    N threads with one each: a NOP, 32 in flight (ns, of a thread)
+ *   rings N    N threads with one each: a NOP, 32 in flight (ns of CPU time, so beside 1 thread what they hold each other up)
  *
  *   raw   a ring with nothing around it: idle, life, rings
  *   iou
@@ -115,15 +115,9 @@ static void *thread_main(void *data)
 {
 	struct thread *thread = data;
 	void *state = thread->open();
-	uint64_t until, begun, n = 0;
 
-	thread->rounds(state, 100000);
 	pthread_barrier_wait(&barrier);
-	begun = now_ns();
-	until = begun + bench_ns();
-	for (; now_ns() < until; n += 100000)
-		thread->rounds(state, 100000);
-	thread->ns = (double)(now_ns() - begun) / (double)n;
+	thread->ns = cpu_ns_each(thread->rounds, state, 10000);
 	pthread_barrier_wait(&barrier);
 	thread->close(state);
 	return NULL;
@@ -350,10 +344,10 @@ static void iou_contender(int argc, char **argv)
 	if (is(argc, argv, "alive")) {
 		ops_take(nops, n);
 		timers_start(nops, n);
-		report("ns", ns_each(alive_rounds, nops, 10000));
+		report("ns", cpu_ns_each(alive_rounds, nops, 10000));
 	} else if (is(argc, argv, "burst")) {
 		burst = n;
-		report("ns", ns_each(burst_rounds, nops, n));
+		report("ns", cpu_ns_each(burst_rounds, nops, n));
 	} else {
 		memory(nops, n);
 	}

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * nop CONTENDER DEPTH: IORING_OP_NOP, DEPTH of them kept in flight: the cost of the machinery alone.
+ * nop CONTENDER DEPTH: IORING_OP_NOP, DEPTH of them kept in flight: the cost of the machinery alone, in CPU time.
  *
  *   raw        one io_uring_submit_and_wait() per batch
  *   raw-first  registered ring fd; submits first, and waits only where nothing came
@@ -67,7 +67,7 @@ static void raw_measure(int argc, char **argv, int submit_first)
 	raw_ring_open(&raw.ring, raw.depth);
 	if (submit_first)
 		must(io_uring_register_ring_fd(&raw.ring), "io_uring_register_ring_fd");
-	report("ns", ns_each(raw_rounds, &raw, 10000));
+	report("ns", cpu_ns_each(raw_rounds, &raw, 10000));
 	io_uring_queue_exit(&raw.ring);
 }
 
@@ -153,7 +153,7 @@ static void iou_measure(int argc, char **argv, void (*rounds)(void *state, uint6
 	struct nops nops = {.depth = (unsigned)argument(argc, argv, 0, 1)};
 
 	nops.iou = must_have(iou_new(nops.depth), "iou_new");
-	report("ns", ns_each(rounds, &nops, 10000));
+	report("ns", cpu_ns_each(rounds, &nops, 10000));
 	iou_free(nops.iou);
 }
 

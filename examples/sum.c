@@ -80,7 +80,7 @@ struct sum {
 	unsigned n_open;
 	bool stdin_is_read;
 
-	uint64_t n_good, n_bad, n_unread, n_malformed; /* with -c, in this list */
+	uint64_t n_checked, n_bad, n_unread, n_malformed; /* with -c, in this list */
 	bool failed;
 };
 
@@ -125,24 +125,18 @@ static void print_sum(const struct file *file)
 
 static void print_verdict(struct sum *sum, const struct file *file)
 {
-	const char *verdict = "OK";
+	bool good = !file->error && memcmp(file->sum, file->expected, SUM_SIZE) == 0;
 
-	if (file->error) {
-		verdict = "FAILED open or read";
-		sum->n_unread++;
-	} else if (memcmp(file->sum, file->expected, SUM_SIZE) != 0) {
-		verdict = "FAILED";
-		sum->n_bad++;
-	} else {
-		sum->n_good++;
-	}
+	sum->n_unread += file->error != 0;
+	sum->n_bad += !file->error && !good;
+	sum->n_checked++;
 	if (strchr(file->name, '\n')) { /* nothing else is escaped here */
 		putchar('\\');
 		put_escaped(file->name, stdout);
 	} else {
 		fputs(file->name, stdout);
 	}
-	printf(": %s\n", verdict);
+	printf(": %s\n", file->error ? "FAILED open or read" : good ? "OK" : "FAILED");
 }
 
 static void print_done(struct sum *sum)
@@ -189,20 +183,14 @@ static int hash_chunk(void *data) /* on a worker thread */
 	return EVP_DigestUpdate(lane->digest, lane->chunks[i], lane->sizes[i]) ? 0 : -EIO;
 }
 
-static void hashed(struct lane *lane, int result)
-{
-	lane->n_hashed++;
-	if (result < 0)
-		fail(lane, result);
-}
-
 static int on_hashed(void *data)
 {
 	struct lane *lane = data;
-	int result = lane->hasher->result;
 
+	lane->n_hashed++;
+	if (lane->hasher->result < 0)
+		fail(lane, lane->hasher->result);
 	lane->hasher = NULL;
-	hashed(lane, result);
 	return goes_on(lane);
 }
 
@@ -217,7 +205,9 @@ static void hash_next(struct lane *lane)
 		iou_op_free(iou, lane->hasher); /* no memory or no thread is no reason to fail */
 		lane->hasher = NULL;
 	}
-	hashed(lane, hash_chunk(lane));
+	if (hash_chunk(lane) < 0)
+		fail(lane, -EIO);
+	lane->n_hashed++;
 }
 
 static int on_read(void *data)
@@ -288,10 +278,12 @@ static void go_on(struct lane *lane)
 		finish(lane);
 }
 
-static void wait_for_another(struct lane *lane)
+/* Open the file when another lane has ended. */
+static int wait_for_another(struct lane *lane)
 {
 	lane->next = lane->sum->waiting;
 	lane->sum->waiting = lane;
+	return 0;
 }
 
 static int on_open(void *data)
@@ -300,10 +292,8 @@ static int on_open(void *data)
 	int result = lane->reader->result;
 
 	lane->reader = NULL;
-	if ((result == -EMFILE || result == -ENFILE) && lane->sum->n_open > 0) {
-		wait_for_another(lane);
-		return 0;
-	}
+	if ((result == -EMFILE || result == -ENFILE) && lane->sum->n_open > 0)
+		return wait_for_another(lane);
 	if (result < 0) {
 		fail(lane, result);
 	} else {
@@ -499,12 +489,12 @@ static void check_list(struct sum *sum, const char *name)
 		return;
 	}
 	name = is_stdin ? "standard input" : name;
-	sum->n_good = sum->n_bad = sum->n_unread = sum->n_malformed = 0;
+	sum->n_checked = sum->n_bad = sum->n_unread = sum->n_malformed = 0;
 	run(sum);
 	fflush(stdout); /* before what is said about it */
 	if (ferror(sum->list)) {
 		complain(sum, name, "read error");
-	} else if (sum->n_good + sum->n_bad + sum->n_unread == 0) {
+	} else if (sum->n_checked == 0) {
 		complain(sum, name, "no properly formatted checksum lines found");
 	} else {
 		warn(sum->n_malformed, "line is improperly formatted", "lines are improperly formatted");

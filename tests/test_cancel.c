@@ -383,9 +383,9 @@ static const state_t states[] = {
 	{"head of a chain in the backlog", enter_head_in_backlog, 0, -ECANCELED, -ETIME, false, false},
 	{"member of a chain in the backlog", enter_member_in_backlog, 0, -ECANCELED, -ETIME, false, false},
 	{"head of a chain in the kernel", enter_head_in_kernel, 0, -ECANCELED, -ETIME, false, false},
-	{"head of a hard chain in the kernel", enter_hard_head_in_kernel, 0, -ECANCELED, -ETIME, false, false},
+	{"head of a hard chain", enter_hard_head_in_kernel, 0, -ECANCELED, -ETIME, false, false},
 	{"member of a chain in the kernel", enter_member_in_kernel, -EALREADY, -ECANCELED, -ETIME, true, false},
-	{"member of a hard chain in the kernel", enter_hard_member_in_kernel, -EALREADY, -ECANCELED, -ETIME, true, false},
+	{"member of a hard chain", enter_hard_member_in_kernel, -EALREADY, -ECANCELED, -ETIME, true, false},
 	{"poll-armed read", enter_poll_armed, 0, -ECANCELED, -ETIME, false, false},
 	{"receive", enter_receive, 0, -ECANCELED, -ETIME, false, false},
 	{"timeout of the kernel's", enter_timeout, 0, -ECANCELED, -ETIME, false, false},
@@ -1379,8 +1379,8 @@ Suite *cancel_suite(void)
 	TEST_CASE(suite, "table", every_state_by_cancel, every_state_by_deadline, every_state_by_cancel_all,
 		  every_state_by_free);
 	TEST_CASE(suite, "one", nothing_to_cancel, asking_often_is_harmless, io_wq_lets_go_of_all,
-		  inner_codes_do_not_show, a_chain_in_the_backlog_is_cut, a_member_is_cancelled_when_it_starts, queued_jobs_end_at_once,
-		  an_op_queued_again_is_cancelled_again);
+		  inner_codes_do_not_show, a_chain_in_the_backlog_is_cut, a_member_is_cancelled_when_it_starts,
+		  queued_jobs_end_at_once, an_op_queued_again_is_cancelled_again);
 	TEST_CASE(suite, "races", a_cancel_never_hits_another_op, late_cancels_find_nothing,
 		  cancels_race_with_completions, cancels_race_with_jobs);
 	TEST_CASE(suite, "all", cancel_all_ends_gracefully, cancel_all_is_for_those_pending, cancel_all_in_a_callback,

@@ -841,6 +841,7 @@ Suite *chains_suite(void)
 	TEST_CASE(suite, "inside", the_wake_up_stands_in_no_chain, cancels_stand_in_no_chain);
 	TEST_CASE(suite, "drain", a_drained_op_waits_for_those_before_it, nothing_passes_a_drained_op,
 		  drain_does_not_hold_up_the_rest, a_drained_op_is_cancelled, a_drained_chain,
-		  a_multishot_op_is_drained, drained_ops_are_queued_again, a_waiting_drain_costs_no_cpu_time, random_ops_and_drains);
+		  a_multishot_op_is_drained, drained_ops_are_queued_again, a_waiting_drain_costs_no_cpu_time,
+		  random_ops_and_drains);
 	return suite;
 }

@@ -982,6 +982,7 @@ Suite *ops_suite(void)
 	TEST_CASE(suite, "keys", a_poll_is_updated_by_its_key, a_timeout_is_updated_by_its_key,
 		  an_op_is_cancelled_by_its_key);
 	TEST_CASE(suite, "add_sqe", add_sqe_prepares_at_once, add_sqe_refuses_null, no_memory_for_add_sqe,
-		  a_handler_is_called_for_each_cqe, a_handler_lives_until_its_last_callback, handlers_keep_the_order_too);
+		  a_handler_is_called_for_each_cqe, a_handler_lives_until_its_last_callback,
+		  handlers_keep_the_order_too);
 	return suite;
 }

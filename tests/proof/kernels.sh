@@ -88,10 +88,11 @@ write_init() {
 }
 
 boot() { # RELEASE: what the machine says goes to $top/RELEASE/log
-	timeout -k 5 "$LIMIT" qemu-system-x86_64 -machine q35,accel=tcg -cpu max -smp 2 -m 1536 -nographic -no-reboot \
-		-nodefaults -serial stdio -monitor none -kernel "$top/$1/vmlinuz" -initrd "$top/initrd" \
+	timeout -k 5 "$LIMIT" qemu-system-x86_64 -machine q35,accel=tcg -cpu max -smp 2 -m 1536 -display none -no-reboot \
+		-nodefaults -serial "file:$top/$1/serial" -monitor none -kernel "$top/$1/vmlinuz" -initrd "$top/initrd" \
 		-append 'console=ttyS0 quiet loglevel=1 panic=-1 mitigations=off random.trust_cpu=on' \
-		</dev/null 2>&1 | tr -d '\r' >"$top/$1/log"
+		</dev/null >"$top/$1/qemu" 2>&1
+	tr -d '\r' <"$top/$1/serial" >"$top/$1/log"
 }
 
 check=$B/static/tests/check
