@@ -37,7 +37,7 @@ $(filter deps%,$(MAKECMDGOALS)):
 else
 # ---- Flags. Each way to build has its own folder: build, build/address, build/clang-NDEBUG, ... --------
 san-address  := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
-san-thread   := -fsanitize=thread -fno-omit-frame-pointer $(if $(findstring clang,$(CC)),,-Wno-tsan)
+san-thread   := -fsanitize=thread -fno-omit-frame-pointer
 $(if $(SAN),$(if $(san-$(SAN)),,$(error SAN=$(SAN): address or thread)))
 
 empty        :=

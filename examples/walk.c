@@ -24,8 +24,8 @@
  *
  * The unit of work is a batch: an open directory, and names in it still to be looked at. A stack of them is walked
  * depth first, and a wide directory is read on only when what was read of it is done. So memory is bounded by
- * depth, not by width. Descriptors are bounded too: those deep in the stack are closed and opened again when their
- * turn comes, each below another one, so that paths longer than PATH_MAX do not matter.
+ * depth, not by width. Descriptors are bounded too: those deep in the stack are closed, and opened again when their
+ * turn comes: as the parent of the one that was done before, or by their path, which may be longer than PATH_MAX.
  */
 
 #define _GNU_SOURCE
@@ -52,7 +52,6 @@ enum {
 	SLICE_US = 20000,         /* a job's longest time */
 	SHARE_US = 100,           /* its shortest: sharing takes some 50 us itself */
 	MAX_FDS = 1024,           /* more are of no use */
-	REOPEN = 16,              /* directories opened again at a time */
 	MAX_LANES = 256,
 	MAX_READERS = 32,
 	READ_SIZE = 128 << 10,
@@ -82,6 +81,8 @@ struct batch {
 	int fd;          /* the directory; -1: closed for lack of descriptors */
 	bool more;       /* the directory was not read to its end */
 	off_t position;  /* where it goes on */
+	dev_t dev;       /* known when fd was closed */
+	ino_t ino;
 	unsigned n_open; /* with -l: files that are read */
 	size_t at, size; /* what is left of names */
 	char *names;     /* each with a byte for its type before and a zero behind */
@@ -341,12 +342,16 @@ static void complain(struct bytes *messages, const struct dir *dir, const char *
 /* Close half of them, those that are needed last. */
 static void close_some(struct stack *stack)
 {
-	size_t n_left = (stack->n_fds + 1) / 2;
-	size_t n_kept = 0;
+	size_t n_left = (stack->n_fds + 1) / 2, n_kept = 0;
+	struct stat st;
 
 	for (struct batch *batch = stack->top; stack->n_fds > n_left; batch = batch->next) {
 		if (batch->fd < 0 || n_kept++ < n_left)
 			continue;
+		if (fstat(batch->fd, &st) == 0) {
+			batch->dev = st.st_dev;
+			batch->ino = st.st_ino;
+		}
 		close(batch->fd);
 		batch->fd = -1;
 		stack->n_fds--;
@@ -378,50 +383,51 @@ static int open_below(int fd, char *path)
 	}
 }
 
-static bool is_below(const struct dir *dir, const struct dir *above)
+static bool opened_again(struct lane *lane, struct batch *batch, int fd)
 {
-	while (dir && dir != above)
-		dir = dir->parent;
-	return dir;
+	if (fd >= 0 && batch->more && lseek(fd, batch->position, SEEK_SET) < 0) {
+		close(fd);
+		fd = -1;
+	}
+	batch->fd = fd;
+	lane->stack.n_fds += fd >= 0;
+	return fd >= 0;
 }
 
-static void open_again(const struct walk *walk, struct batch *batch, const struct batch *above)
+/* Open the directory on the top by its path. */
+static bool open_top(struct lane *lane)
 {
-	const struct dir *root = batch->dir;
+	const struct dir *root = lane->stack.top->dir;
 	char *path;
+	int fd;
 
-	if (above && is_below(batch->dir, above->dir)) {
-		path = path_below(above->dir, batch->dir);
-		batch->fd = open_below(above->fd, path);
-	} else {
-		while (root->parent)
-			root = root->parent;
-		path = path_below(root, batch->dir);
-		batch->fd = open_below(walk->root, path);
-	}
+	while (root->parent)
+		root = root->parent;
+	path = path_below(root, lane->stack.top->dir);
+	fd = open_below(lane->walk->root, path);
 	free(path);
-	if (batch->fd >= 0 && batch->more && lseek(batch->fd, batch->position, SEEK_SET) < 0) {
-		close(batch->fd);
-		batch->fd = -1;
-	}
+	return opened_again(lane, lane->stack.top, fd);
 }
 
-/* Open the directory on the top, and with it some that come soon: the path from the root may be long. */
-static bool reopen(struct lane *lane)
+/* The directory on the top is done: open the one whose turn is next, if it was closed and lies above. */
+static void climb(struct lane *lane)
 {
-	struct batch *closed[REOPEN], *top = lane->stack.top, *above = NULL;
-	size_t n = 0, most = lane->walk->fds_per_lane / 2;
+	struct batch *from = lane->stack.top, *to = from->next;
+	char path[PATH_MAX] = "./", *p = path + 2;
+	const struct dir *dir = from->dir;
+	struct stat st;
+	int fd;
 
-	for (struct batch *batch = top; batch && batch->fd < 0 && n < REOPEN && n < most; batch = batch->next)
-		closed[n++] = batch;
-	while (n-- > 0) {
-		open_again(lane->walk, closed[n], above);
-		if (closed[n]->fd >= 0) {
-			lane->stack.n_fds++;
-			above = closed[n];
-		}
+	if (from->fd < 0 || !to || to->fd != -1)
+		return;
+	for (; dir && dir != to->dir && p + 4 < path + sizeof(path); dir = dir->parent, p += 3)
+		memcpy(p, "../", 4);
+	fd = dir == to->dir ? openat(from->fd, path, OPEN_DIR) : -1;
+	if (fd >= 0 && (fstat(fd, &st) < 0 || st.st_ino != to->ino || st.st_dev != to->dev)) { /* it was moved */
+		close(fd);
+		fd = -1;
 	}
-	return top->fd >= 0;
+	opened_again(lane, to, fd);
 }
 
 
@@ -558,12 +564,12 @@ static struct batch *enter(struct lane *lane, const struct batch *batch, const c
 }
 
 /* With -l: the files that were found in the directory, for the readers. */
-static void hand_over_files(struct lane *lane, struct batch *batch)
+static void hand_over_files(struct lane *lane, struct batch *batch, bool is_done)
 {
 	int fd = batch->fd;
 
-	if (fd >= 0 && batch->at == batch->size && !batch->more) {
-		batch->fd = -1; /* no more use for it here */
+	if (fd >= 0 && is_done) {
+		batch->fd = -1;
 		lane->stack.n_fds--;
 	} else if (fd >= 0) {
 		fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
@@ -576,8 +582,9 @@ static void hand_over_files(struct lane *lane, struct batch *batch)
 static void step(struct lane *lane)
 {
 	struct batch *batch = lane->stack.top, *child = NULL;
+	bool is_done;
 
-	if (batch->fd == -1 && !reopen(lane)) {
+	if (batch->fd == -1 && !open_top(lane)) {
 		complain(&lane->messages, batch->dir, NULL, errno);
 		batch->at = batch->size;
 		batch->more = false;
@@ -592,9 +599,12 @@ static void step(struct lane *lane)
 	}
 	if (batch->at == batch->size && batch->more && !child)
 		read_on(lane, batch);
+	is_done = batch->at == batch->size && !batch->more;
+	if (is_done && !child)
+		climb(lane);
 	if (lane->files.size > 0)
-		hand_over_files(lane, batch);
-	if (batch->at == batch->size && !batch->more)
+		hand_over_files(lane, batch, is_done);
+	if (is_done)
 		free_batch(pop(&lane->stack));
 	if (child)
 		push(&lane->stack, child);
@@ -825,6 +835,11 @@ static void move(struct stack *to, struct stack *from, size_t n)
 {
 	struct batch *rest = to->top, **end = &to->top;
 
+	if (!rest && n == from->n) { /* all, as is usual */
+		*to = *from;
+		*from = (struct stack){ .top = NULL };
+		return;
+	}
 	while (n--) {
 		struct batch *batch = *end = pop(from);
 

@@ -153,6 +153,15 @@ static void start_server(char **argv, rlim_t n_files)
 	server.n_fds = server_fds();
 }
 
+static double server_cpu(void)
+{
+	struct timespec used;
+	clockid_t clock;
+
+	EXPECT(clock_getcpuclockid(server.pid, &clock) == 0 && clock_gettime(clock, &used) == 0, "its CPU time");
+	return (double)used.tv_sec + (double)used.tv_nsec / 1e9;
+}
+
 /* Wait until it has closed what it had open for its connections. */
 static void expect_no_connections(void)
 {
@@ -188,6 +197,7 @@ static struct totals server_end(void)
 /* ---- Connections ------------------------------------------------------------------------------ */
 
 static bool have_ipv6;
+static unsigned long n_connecting; /* so far */
 
 static int start_connecting(unsigned id, int type)
 {
@@ -200,6 +210,7 @@ static int start_connecting(unsigned id, int type)
 
 	to4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	EXPECT(fd >= 0, "socket");
+	n_connecting++;
 	if (connect(fd, v6 ? (void *)&to6 : (void *)&to4, v6 ? sizeof(to6) : sizeof(to4)) != 0 && errno != EINPROGRESS) {
 		int error = errno;
 
@@ -387,11 +398,83 @@ static void storm(int n)
 		n_complete += guests[i].fate == COMPLETE;
 		n_bytes += guests[i].n_received;
 	}
-	EXPECT(totals.n_connections >= n_complete && totals.n_connections <= (unsigned long)n, "%lu of %d, %lu complete",
-	       totals.n_connections, n, n_complete);
+	EXPECT(totals.n_connections >= n_complete && totals.n_connections <= n_connecting, "%lu of %lu, %lu complete",
+	       totals.n_connections, n_connecting, n_complete);
 	EXPECT(totals.n_bytes >= n_bytes, "%lu bytes echoed, %lu received", totals.n_bytes, n_bytes);
 	EXPECT(totals.n_failed <= (unsigned long)n - n_complete, "%lu failed", totals.n_failed);
 	free(guests);
+}
+
+/* As many connections as the server has room for and more, silent: it waits. Then as above. */
+static void shortage(int n)
+{
+	int *fds = calloc((size_t)n, sizeof(*fds));
+	double used;
+
+	EXPECT(fds, "memory");
+	for (int i = 0; i < n; i++)
+		fds[i] = connect_to_server((unsigned)i);
+	say(fds[0], 0, 0, 100);
+	expect_echo(fds[0], 0, 0, 100);
+	used = server_cpu();
+	poll(NULL, 0, 500);
+	used = server_cpu() - used;
+	EXPECT(used < 0.02, "it spends %f s of 0.5 s waiting", used);
+	for (int i = 0; i < n; i++)
+		close(fds[i]);
+	storm(n);
+	free(fds);
+}
+
+/* A peer that does not read what it sent before the server cannot send any more: nothing is lost. */
+static void full(int rounds)
+{
+	int fd = connect_to_server(0);
+	struct pollfd room = {.fd = fd, .events = POLLOUT};
+	size_t n_sent = 0, n_received = 0;
+	char buffer[65536];
+
+	while (rounds-- > 0) {
+		while (poll(&room, 1, 100) == 1) {
+			ssize_t n;
+
+			fill(0, n_sent, buffer, sizeof(buffer));
+			n = send(fd, buffer, sizeof(buffer), MSG_NOSIGNAL | MSG_DONTWAIT);
+			EXPECT(n > 0, "send");
+			n_sent += (size_t)n;
+		}
+		while (n_received < n_sent) {
+			ssize_t n = recv(fd, buffer, sizeof(buffer), 0);
+
+			EXPECT(n > 0, "after %zu of %zu bytes", n_received, n_sent);
+			check(0, n_received, buffer, (size_t)n);
+			n_received += (size_t)n;
+		}
+	}
+	shutdown(fd, SHUT_WR);
+	expect_end(fd);
+	tell_server(SIGTERM);
+	EXPECT(server_end().n_bytes == n_sent, "%zu bytes", n_sent);
+}
+
+/* Sending to a peer that has ended and reset the connection: where the server finds both at once, the socket's
+ * error is EPIPE, which would come with SIGPIPE. */
+static void broken(int n)
+{
+	for (int i = 0; i < n; i++) {
+		int fd = connect_to_server((unsigned)i);
+
+		say(fd, (unsigned)i, 0, 100);
+		expect_echo(fd, (unsigned)i, 0, 100);
+		tell_server(SIGSTOP);
+		say(fd, (unsigned)i, 100, 100);
+		shutdown(fd, SHUT_WR);
+		reset(fd);
+		tell_server(SIGCONT);
+	}
+	expect_no_connections();
+	tell_server(SIGTERM);
+	EXPECT(server_end().n_connections == (unsigned long)n, "not %d connections", n);
 }
 
 /* With `-t 1`: who is silent, or takes nothing, is closed after a second; who says a word now and then is not. */
@@ -531,6 +614,30 @@ static void stop(int n)
 	free(text);
 }
 
+/* The end, found together with the end of a connection while `-c 2` holds the acceptor back; and with a word of the
+ * other, which is answered, and who is then closed without waiting for the rest of the second. */
+static void stop_paused(int unused)
+{
+	int gone = connect_to_server(0), here = connect_to_server(1);
+	double start;
+
+	(void)unused;
+	say(gone, 0, 0, 100);
+	expect_echo(gone, 0, 0, 100);
+	say(here, 1, 0, 100);
+	expect_echo(here, 1, 0, 100);
+	tell_server(SIGSTOP);
+	start = now();
+	close(gone);
+	say(here, 1, 100, 100);
+	tell_server(SIGTERM);
+	tell_server(SIGCONT);
+	expect_echo(here, 1, 100, 100);
+	expect_end(here);
+	server_end();
+	EXPECT(now() - start < 0.8, "it ended after %f s", now() - start);
+}
+
 /* The end though a peer never stops talking; a second signal ends the patience at once. */
 static void stop_busy(int signals)
 {
@@ -565,12 +672,15 @@ static const struct test {
 	rlim_t n_files; /* of the server, 0: as here */
 } tests[] = {
 	{"storm", storm, 1000, 0},
-	{"shortage", storm, 200, 24},
+	{"shortage", shortage, 200, 24},
+	{"full", full, 3, 0},
+	{"broken", broken, 20, 0},
 	{"idle", idle, 0, 0},
 	{"cap", cap, 8, 0},
 	{"stop-alone", stop_alone, 0, 0},
 	{"stop", stop, 4, 0},
 	{"stop-cap", stop, 20, 0},
+	{"stop-paused", stop_paused, 0, 0},
 	{"stop-busy", stop_busy, 1, 0},
 	{"stop-twice", stop_busy, 2, 0},
 };

@@ -3,7 +3,8 @@
 /*
  * Each call by which iou.c reaches the outside is made to fail, one after the other.
  *
- *     faults [-j PROCESSES] [-v]     all of it; ends with a line that counts the faults; -v names each
+ *     faults [-j PROCESSES] [-v] [-x]     all of it, or (-x) up to the first failure; ends with a line that counts
+ *                                    the faults; -v names each
  *     faults -r SCENARIO/RING/CALL/N/ERROR/MODE      one of them, as a failure names it
  *     faults -s SCENARIO             once, nothing injected from within: for strace, tests/proof/strace.sh
  *
@@ -87,7 +88,7 @@ static const struct {
 };
 #define N_RINGS (sizeof(rings) / sizeof(*rings))
 static unsigned on_ring;
-static bool is_verbose;
+static bool is_verbose, stops_early;
 
 /* The error for this call, or 0. */
 static int fault(enum kind kind)
@@ -1087,7 +1088,7 @@ static void run_row(sums_t *sums, unsigned which, unsigned row, unsigned n_calls
 	for (enum mode mode = ONCE; mode < N_MODES; mode++) {
 		if (!(table[row].modes & M(mode)))
 			continue;
-		for (unsigned nth = 1; nth <= n_calls; nth++) {
+		for (unsigned nth = 1; nth <= n_calls && !(stops_early && sums->n_failed); nth++) {
 			bool good = run_one(which, (injection_t){table[row].kind, nth, table[row].error, mode});
 
 			atomic_fetch_add(&sums->n_failed, !good);
@@ -1108,6 +1109,8 @@ static void run_rows(sums_t *sums)
 	unsigned job_number;
 
 	while ((job_number = atomic_fetch_add(&sums->next, 1)) < n_rows * N_SCENARIOS * N_RINGS) {
+		if (stops_early && sums->n_failed)
+			return;
 		unsigned which = job_number / n_rows % N_SCENARIOS, row = job_number % n_rows;
 
 		on_ring = job_number / n_rows / N_SCENARIOS;
@@ -1201,10 +1204,13 @@ int main(int argc, char **argv)
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
 	report = shared(sizeof(*report));
-	while ((option = getopt(argc, argv, "j:r:s:v")) != -1) {
+	while ((option = getopt(argc, argv, "j:r:s:vx")) != -1) {
 		switch (option) {
 		case 'j':
 			n_processes = atoi(optarg);
+			break;
+		case 'x':
+			stops_early = true;
 			break;
 		case 'v':
 			is_verbose = true;

@@ -162,7 +162,7 @@ void close_pair(const int fds[2]);
 /* Memory that the kernel wrote behind valgrind's back. */
 void ck_defined(const void *data, size_t size);
 
-/* True under ASan, TSan or valgrind: for tests whose size should shrink there. */
+/* True under ASan, TSan or valgrind, and with IOU_TEST_SLOW=1: for tests whose size should shrink there. */
 bool is_slow(void);
 bool is_tsan(void);
 

@@ -17,7 +17,7 @@ sim-wraps := io_uring_queue_init_params io_uring_queue_exit io_uring_ring_dontfo
 	pthread_mutex_init pthread_mutex_destroy pthread_mutex_lock pthread_mutex_unlock pthread_cond_init \
 	pthread_cond_destroy pthread_cond_wait pthread_cond_signal pthread_cond_broadcast \
 	malloc calloc realloc aligned_alloc free
-sim-link   = $(link) -o $@ $(filter %.c %.o,$^) -I. $(sim-wraps:%=-Wl,--wrap=%) $(libs)
+sim-link   = $(link) $(if $(findstring fine,$@),-DSIM_FINE) -o $@ $(filter %.c %.o,$^) -I. $(sim-wraps:%=-Wl,--wrap=%) $(libs)
 sim-src   := tests/sim.c tests/sim_kernel.c tests/sim_threads.c
 
 $(B)/tests/sim: $(sim-src) $(B)/iou.o tests/sim.h
@@ -34,13 +34,14 @@ $(B)/tests/iou-fine.o: iou.c iou.h $(B)/flags
 	$(Q)mkdir -p $(@D) && $(compile) -fsanitize=thread -c -o $@ $<
 
 .PHONY: check-sim check-sim-part
-check-sim-part: $(B)/tests/sim
-	$(Q)$(B)/tests/sim -s $(SEED) -n $(RUNS) -j $(JOBS)
+check-sim-part: $(B)/tests/$(or $(GRAIN),sim)
+	$(Q)$< -s $(SEED) -n $(RUNS) -j $(JOBS)
 
-# One seed alone, to replay it; else a tenth of the seeds again under ASan and UBSan.
+# RUNS=1 replays one seed; else a tenth of the seeds is run again in the finer grain, and under ASan and UBSan.
 check-sim: check-sim-part
-	$(Q)$(if $(or $(SAN),$(filter 1,$(RUNS))),,$(make) --no-print-directory SAN=address \
-		B='$(B)/address' RUNS=$$(($(RUNS) / 10)) SEED=$(SEED) check-sim-part)
+	$(Q)$(if $(filter 1,$(RUNS))$(GRAIN)$(SAN),,\
+		$(make) --no-print-directory RUNS=$$(($(RUNS) / 10)) GRAIN=sim-fine check-sim-part && \
+		$(make) --no-print-directory RUNS=$$(($(RUNS) / 10)) SAN=address B='$(B)/address' check-sim-part)
 
 # ---- check-faults: each call to the outside fails, tests/faults.c ---------------------------------------
 fault-wraps := malloc calloc aligned_alloc free pthread_create pthread_join mmap madvise sched_getaffinity eventfd \
@@ -49,3 +50,24 @@ fault-wraps := malloc calloc aligned_alloc free pthread_create pthread_join mmap
 $(B)/tests/faults: tests/faults.c $(B)/iou.o
 	$(call say,CC)
 	$(Q)mkdir -p $(@D) && $(compile) $(LDFLAGS) -o $@ tests/faults.c $(B)/iou.o $(fault-wraps:%=-Wl,--wrap=%) $(libs)
+
+.PHONY: check-faults
+check-faults: $(B)/tests/faults
+	$(Q)$(B)/tests/faults -j $$(($(JOBS) * 2))
+
+# ---- check-mutants: faults put into iou.c, each caught by some test -------------------------------------
+.PHONY: check-mutants
+check-mutants: export FLAGS = $(own) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS)
+check-mutants: export SIM_SRC = $(sim-src)
+check-mutants: export SIM_WRAPS = $(sim-wraps:%=-Wl,--wrap=%)
+check-mutants: export FAULT_WRAPS = $(fault-wraps:%=-Wl,--wrap=%)
+check-mutants: export CHECK_OBJECTS = $(check-src:%.c=$(B)/%.o)
+check-mutants: export CHECK_LIBS = $(check-libs)
+check-mutants: export LIBS = $(libs)
+check-mutants: $(check-bin)
+	$(Q)B='$(B)' CC='$(CC)' JOBS='$(JOBS)' bash tests/proof/mutants.sh $(T)
+
+# ---- check-kernels: the Check program on older and newer kernels ----------------------------------------
+.PHONY: check-kernels
+check-kernels:
+	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' sh tests/proof/kernels.sh $(T)

@@ -117,7 +117,6 @@ typedef struct model_t {
 	iou_t *iou;
 	iou_config_t config;
 	bool freeing;
-	bool create_failed; /* a worker could not be started */
 	driver_t *driver;
 	unsigned n_drivers;
 	unsigned budget;    /* actions left */
@@ -130,8 +129,10 @@ typedef struct model_t {
 	bool short_of_supply; /* the last enter was refused or short */
 	int holds;            /* of the loop thread, less unholds begun */
 	unsigned poster_holds;
-	bool quit_is_set;     /* by the loop thread, or by another and returned, with a run active or to come */
+	bool quit_is_set;     /* by the loop thread, for the run that is active or the next; */
+	bool others_quit;     /* by another thread, which has returned */
 	unsigned quits_of_others, quits_explained;
+	unsigned n_runs;      /* iou_run() calls that have ended, but nested ones */
 	int fd;
 	int job_error;        /* of a short job whose completion runs */
 	enum { ANYTHING, UNHOLD, POST } order; /* to a posting thread */
@@ -175,7 +176,8 @@ void sim_fail(const char *file, int line, const char *format, ...)
 	fprintf(stderr, "sim: seed %llu: ", (unsigned long long)sim_seed);
 	vfprintf(stderr, format, args);
 	fprintf(stderr, " (%s:%d)\n", file, line);
-	fprintf(stderr, "sim: replay it with: make check-sim SEED=%llu RUNS=1 TRACE=1\n", (unsigned long long)sim_seed);
+	fprintf(stderr, "sim: replay it with: make check-sim SEED=%llu RUNS=1 TRACE=1%s%s\n", (unsigned long long)sim_seed,
+		SIM_ASAN ? " SAN=address" : "", SIM_FINE ? " GRAIN=sim-fine" : "");
 	va_end(args);
 	fflush(stdout);
 	_exit(1);
@@ -339,9 +341,11 @@ void model_chain_left_open(unsigned previous)
 	FAIL("op %u was submitted last, with its link flag", previous);
 }
 
-void model_dropped(void)
+void model_dropped(unsigned number)
 {
 	model.broken = true;
+	if (number)
+		ops[number].n_exp_in--;
 }
 
 bool model_is_broken(void)
@@ -431,6 +435,8 @@ static void check_op_at_rest(unsigned number, bool for_ever, uint64_t until_ns)
 		CHECK(!op->finished, "the loop sleeps while job %u, done, waits to be delivered", number);
 		CHECK(op->started || !op->asked, "the loop sleeps while job %u, cancelled, waits", number);
 		CHECK(op->started || threads_n_free() == 0, "job %u waits while a worker is free", number);
+		CHECK(op->started || world.thread_refused || threads_n_workers() >= (model.config.workers ? model.config.workers : 2),
+		      "job %u waits while there may be more workers", number);
 		return;
 	}
 	CHECK(op->n_exp_in == op->n_exp_out, "the loop sleeps while a completion of op %u waits", number);
@@ -475,7 +481,7 @@ void model_sleeps(bool for_ever, uint64_t until_ns)
 	check_at_rest(for_ever, until_ns);
 	CHECK(is_pending(), "the loop sleeps with nothing pending");
 	CHECK(driver->is_run || driver->timeout_ns, "iou_poll(0) sleeps");
-	CHECK(!driver->is_run || !model.quit_is_set, "the loop sleeps after iou_quit()");
+	CHECK(!driver->is_run || (!model.quit_is_set && !model.others_quit), "the loop sleeps after iou_quit()");
 }
 
 void model_rescue(void)
@@ -948,6 +954,7 @@ void poster_act(unsigned number)
 	bh_model_t *bh = &model.bhs[pick(MAX_BHS)];
 	unsigned what = model.order == UNHOLD ? 3 : model.order == POST ? 0 : pick(5);
 	bool needed = model.order == POST;
+	unsigned n_runs;
 
 	model.order = ANYTHING;
 	switch (what) {
@@ -967,7 +974,9 @@ void poster_act(unsigned number)
 		if (one_in(2)) {
 			TRACE("thread %u: iou_quit", number);
 			model.quits_of_others++;
+			n_runs = model.n_runs;
 			iou_quit(model.iou);
+			model.others_quit |= n_runs == model.n_runs; /* else that run may have spent it */
 			break;
 		}
 		TRACE("thread %u: hold, post, unhold", number);
@@ -1515,7 +1524,8 @@ static int run(void)
 	for (driver_t *up = model.driver; up; up = up->up)
 		if (up->is_run)
 			return ret;
-	model.quit_is_set = false;
+	model.quit_is_set = model.others_quit = false;
+	model.n_runs++;
 	return ret;
 }
 
@@ -1783,7 +1793,7 @@ static void simulate(uint64_t seed)
 	kernel_reset();
 	threads_reset();
 	model.fd = -1;
-	model.budget = one_in(2) ? 1 + pick(6) : 2 + pick(one_in(6) ? 60 : 14);
+	model.budget = one_in(2) ? 1 + pick(4) : 2 + pick(one_in(6) ? 60 : 10);
 	model.actions = one_in(2) ? ~UINT64_C(0) : random64() | random64();
 	configure(&model.config);
 	world.tick_ns = model.config.spin_ns ? 64 : 16;

@@ -38,6 +38,13 @@
 #define SIM_ASAN 0
 #endif
 
+#ifdef SIM_FINE /* sim_atomics.c */
+#undef SIM_FINE
+#define SIM_FINE 1
+#else
+#define SIM_FINE 0
+#endif
+
 /* ---- Chance, failure, trace ------------------------------------------------------------------ */
 
 extern uint64_t sim_random;  /* the generator's state: a counter, mixed on the way out */
@@ -93,6 +100,7 @@ typedef struct world_t {
 	uint64_t events;       /* counts what happens, for before and after */
 	unsigned faults;       /* how many more calls may fail */
 	unsigned n_faults;     /* how many have */
+	bool thread_refused;   /* pthread_create() was one of them */
 	unsigned drops;        /* how many CQEs may be lost */
 	unsigned n_allocs;     /* memory that iou holds */
 	bool posters;          /* the posting threads may start something */
@@ -174,7 +182,7 @@ const char *kernel_where(unsigned op);
 void model_taken(unsigned op, const struct io_uring_sqe *sqe, bool first_in_enter, unsigned previous, bool linked,
 		 bool cut);
 void model_chain_cut(unsigned last);
-void model_dropped(void);
+void model_dropped(unsigned op);
 bool model_is_broken(void);
 void model_supply_is_short(bool is_short);
 void model_cancel_seen(uint64_t user_data);

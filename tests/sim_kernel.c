@@ -231,7 +231,7 @@ static void post(ring_t *ring, const wait_t *wait)
 		world.drops--;
 		ring->cq_overflow++;
 		ring->dropped = true;
-		model_dropped();
+		model_dropped(wait->op);
 	} else if (cq_full(ring)) {
 		CHECK(ring->n_overflow < MAX_WAITS, "%d CQEs have overflown", MAX_WAITS);
 		ring->overflow[ring->n_overflow++] = *wait;

@@ -304,8 +304,10 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(
 int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*main)(void *), void *data)
 {
 	(void)attr;
-	if (fault(10))
+	if (fault(10)) {
+		world.thread_refused = true;
 		return EAGAIN;
+	}
 	CHECK(current == 0, "a worker starts a thread");
 	CHECK(n_threads < MAX_THREADS, "%u threads", n_threads);
 	thread_prepare(n_threads, main, data);

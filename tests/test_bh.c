@@ -451,6 +451,12 @@ static int on_signal_half(void *data)
 	return 0;
 }
 
+static int on_nothing_counted(void *data)
+{
+	++*(int *)data;
+	return 0;
+}
+
 /* A schedule from a handler is never lost, wherever it interrupts the loop. */
 START_TEST(a_signal_handler_schedules)
 {
@@ -467,6 +473,48 @@ START_TEST(a_signal_handler_schedules)
 	iou_unhold(the_iou);
 	run(the_iou);
 	ck_assert_int_eq(n_noticed, n_signals);
+	done(the_iou);
+}
+END_TEST
+
+/* Whatever the handler interrupts, the allocator and the library's own locks included, it may schedule and quit. */
+static void schedule_and_quit(void)
+{
+	schedule_in_handler();
+	iou_quit(the_iou);
+}
+
+START_TEST(a_handler_interrupts_anything)
+{
+	int n_max = is_slow() ? 200 : 1000, n_calls = 0;
+	uint64_t until_ns = now_ns() + 20 * SECOND;
+	call_t call = {0};
+
+	the_iou = new_iou(4);
+	n_signals = n_noticed = 0;
+	signal_half.bh = new_bh(the_iou, on_signal_half, NULL);
+	start_alarms(100 * USEC, schedule_and_quit);
+	while (__atomic_load_n(&n_signals, __ATOMIC_RELAXED) < n_max && now_ns() < until_ns) {
+		for (int i = 0; i < 20; i++) {
+			iou_bh_t *bh = new_bh(the_iou, on_call, &call);
+
+			iou_bh_schedule(bh);
+			iou_bh_schedule_idle(signal_half.bh);
+			if (i % 2)
+				iou_bh_cancel(bh);
+			iou_bh_delete(bh);
+			post(the_iou, on_nothing_counted, &n_calls);
+			start(the_iou, i % 4 ? CQE : JOB, on_nothing_counted, &n_calls);
+		}
+		run(the_iou);
+	}
+	stop_alarms();
+	run(the_iou); /* spends the last quit */
+	run(the_iou);
+	ck_assert_int_eq(call.n, 0);
+	ck_assert_int_ge(n_signals, n_max);
+	ck_assert_int_eq(n_noticed, n_signals);
+	ck_assert_int_eq(n_calls % 40, 0);
 	done(the_iou);
 }
 END_TEST
@@ -655,7 +703,7 @@ Suite *bh_suite(void)
 		  another_deletes_it, it_is_deleted_inside_its_own_nested_call, those_left_are_freed);
 	TEST_CASE(suite, "idle", an_idle_one_runs_when_nothing_else_does, schedule_overrides_idle,
 		  idle_ones_starve_nobody);
-	TEST_CASE(suite, "threads", a_signal_handler_schedules, threads_schedule, threads_schedule_the_same_one,
-		  threads_make_and_delete, idle_from_a_thread_wakes);
+	TEST_CASE(suite, "threads", a_signal_handler_schedules, a_handler_interrupts_anything, threads_schedule,
+		  threads_schedule_the_same_one, threads_make_and_delete, idle_from_a_thread_wakes);
 	return suite;
 }

@@ -1372,6 +1372,165 @@ START_TEST(cancel_all_of_ten_thousand)
 }
 END_TEST
 
+/* ---- At random ------------------------------------------------------------------------------- */
+
+/* Slots, each with an op of some kind or none. Whatever is queued, fed, cancelled and queued again in whatever order:
+ * each op has one last callback, with a result that it can have. */
+#define N_SLOTS 48
+
+typedef struct slot_t {
+	iou_op_t *op; /* NULL: none */
+	int kind;
+	char byte;
+} slot_t;
+
+static slot_t slots[N_SLOTS];
+static uint64_t random_seed;
+static int random_pipe[2], random_fd, n_begun, n_over;
+static bool ending;
+static struct __kernel_timespec random_time;
+
+static unsigned below(unsigned n)
+{
+	return random_below(&random_seed, n);
+}
+
+static int on_slot(void *data);
+
+/* By one of the doors, with a deadline or without, linked or drained now and then. */
+static void start_slot(slot_t *slot)
+{
+	struct io_uring_sqe *sqe = slot->op->sqe;
+
+	memset(sqe, 0, sizeof(*sqe));
+	slot->kind = (int)below(9);
+	n_begun++;
+	if (below(4) == 0)
+		iou_op_deadline(the_iou, slot->op, below(300) * USEC);
+	switch (slot->kind) {
+	case 0:
+		start_job(the_iou, slot->op, on_nothing, NULL, on_slot, slot);
+		return;
+	case 1:
+		iou_op_timer(the_iou, slot->op, below(300) * USEC, below(3) ? 0 : 100 * USEC, on_slot, slot);
+		return;
+	case 2:
+		io_uring_prep_poll_multishot(sqe, random_fd, POLLIN);
+		break;
+	case 3:
+		io_uring_prep_timeout(sqe, &random_time, 0, 0);
+		break;
+	case 4:
+		io_uring_prep_openat(sqe, AT_FDCWD, scratch_path("fifo"), O_RDONLY | O_CLOEXEC, 0);
+		sqe->flags = IOSQE_ASYNC;
+		break;
+	case 5:
+	case 6:
+		io_uring_prep_nop(sqe);
+		break;
+	default:
+		io_uring_prep_read(sqe, random_pipe[0], &slot->byte, 1, 0);
+	}
+	if (below(8) == 0)
+		sqe->flags |= (uint8_t[]){IOSQE_IO_LINK, IOSQE_IO_HARDLINK, IOSQE_IO_DRAIN}[below(3)];
+	iou_op_queue(the_iou, slot->op, on_slot, slot);
+}
+
+static bool is_possible_result(const slot_t *slot, int result)
+{
+	if (result == -ECANCELED || result == -ETIME || result == -E2BIG)
+		return true;
+	return slot->kind == 2 || slot->kind == 1 ? result > 0 : slot->kind >= 7 ? result == 1 : result == 0;
+}
+
+static int on_slot(void *data)
+{
+	slot_t *slot = data;
+	iou_op_t *op = slot->op;
+
+	if (!op || !is_possible_result(slot, op->result))
+		ck_abort_msg("kind %d: result %d", slot->kind, op ? op->result : 1);
+	if (op->flags & IORING_CQE_F_MORE)
+		return below(4) ? 0 : iou_op_cancel(the_iou, op);
+	n_over++;
+	if (ending || below(3))
+		slot->op = NULL;
+	else
+		start_slot(slot);
+	return 0;
+}
+
+static void step_slot(slot_t *slot)
+{
+	uint64_t one = 1;
+
+	if (!slot->op) {
+		slot->op = new_op(the_iou);
+		start_slot(slot);
+		return;
+	}
+	switch (below(12)) {
+	case 0:
+	case 1:
+	case 2:
+		if (iou_op_cancel(the_iou, slot->op) == -EINVAL)
+			ck_abort_msg("not pending");
+		break;
+	case 3:
+		put(random_pipe[1], "x", 1);
+		break;
+	case 4:
+		put(random_fd, &one, sizeof(one));
+		break;
+	case 5:
+		flush(the_iou);
+		break;
+	case 6:
+		if (below(20) == 0)
+			iou_cancel_all(the_iou);
+		break;
+	default:
+		if (iou_poll(the_iou, below(2) * 50 * (int64_t)USEC) < 0)
+			ck_abort_msg("iou_poll failed");
+	}
+}
+
+static void end_slots(void)
+{
+	ending = true;
+	iou_cancel_all(the_iou);
+	run(the_iou);
+	ending = false;
+	ck_assert_int_eq(n_over, n_begun);
+	for (int i = 0; i < N_SLOTS; i++)
+		ck_assert_ptr_null(slots[i].op);
+}
+
+START_TEST(random_ops_end_once)
+{
+	int n_steps = is_full() ? 1000000 : is_slow() ? 10000 : 60000;
+	char rest[4096];
+
+	new_fifo("fifo");
+	new_pipe(random_pipe);
+	random_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	random_time = kernel_time(100 * USEC);
+	for (unsigned entries = 2; entries <= 32; entries *= 4) {
+		the_iou = new_iou(entries);
+		random_seed = entries;
+		for (int i = 0; i < n_steps / 3; i++) {
+			step_slot(&slots[below(N_SLOTS)]);
+			if (i % 1000 == 0 && poll(&(struct pollfd){.fd = random_pipe[0], .events = POLLIN}, 1, 0) == 1)
+				ck_assert_int_gt(read(random_pipe[0], rest, sizeof(rest)), 0);
+		}
+		end_slots();
+		done(the_iou);
+	}
+	close(random_fd);
+	close_pair(random_pipe);
+}
+END_TEST
+
 Suite *cancel_suite(void)
 {
 	Suite *suite = suite_create("cancel");
@@ -1383,6 +1542,7 @@ Suite *cancel_suite(void)
 		  queued_jobs_end_at_once, an_op_queued_again_is_cancelled_again);
 	TEST_CASE(suite, "races", a_cancel_never_hits_another_op, late_cancels_find_nothing,
 		  cancels_race_with_completions, cancels_race_with_jobs);
+	TEST_CASE(suite, "random", random_ops_end_once);
 	TEST_CASE(suite, "all", cancel_all_ends_gracefully, cancel_all_is_for_those_pending, cancel_all_in_a_callback,
 		  cancel_all_of_ten_thousand);
 	return suite;

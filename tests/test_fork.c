@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <semaphore.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -211,6 +212,52 @@ START_TEST(a_child_does_no_harm)
 }
 END_TEST
 
+static void child_queues(void *data)
+{
+	busy_t *busy = data;
+
+	iou_op_queue(busy->iou, busy->free_op, on_nothing, NULL);
+}
+
+static void child_times(void *data)
+{
+	busy_t *busy = data;
+
+	iou_op_timer(busy->iou, busy->free_op, 1, 1, on_nothing, NULL);
+}
+
+static void child_gives_back(void *data)
+{
+	busy_t *busy = data;
+
+	iou_op_free(busy->iou, busy->free_op);
+}
+
+static void child_sets_a_deadline(void *data)
+{
+	busy_t *busy = data;
+
+	iou_op_deadline(busy->iou, busy->free_op, 1);
+}
+
+/* Calls that return nothing are misuse in the child, as from a wrong thread. */
+START_TEST(a_childs_void_calls_end_it)
+{
+	void (*const calls[])(void *) = {child_queues, child_times, child_gives_back, child_sets_a_deadline};
+	char said[1024];
+	busy_t busy;
+	int status;
+
+	make_busy(&busy);
+	for (int i = 0; i < 4; i++) {
+		status = in_child(calls[i], &busy, said, sizeof(said));
+		ck_assert(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+		ck_assert_msg(strncmp(said, "iou: iou_op_", 12) == 0, "%s", said);
+	}
+	finish_busy(&busy);
+}
+END_TEST
+
 /* Before its first run too. */
 START_TEST(a_child_of_an_unused_iou)
 {
@@ -334,8 +381,8 @@ END_TEST
 Suite *fork_suite(void)
 {
 	Suite *suite = suite_create("fork");
-	TCase *tcase = TEST_CASE(suite, "fork", a_child_of_an_unused_iou, a_fork_beside_a_sleeping_loop,
-				 the_parent_frees_first);
+	TCase *tcase = TEST_CASE(suite, "fork", a_childs_void_calls_end_it, a_child_of_an_unused_iou,
+				 a_fork_beside_a_sleeping_loop, the_parent_frees_first);
 
 	tcase_add_loop_test(tcase, a_child_does_no_harm, 0, N_CHILDREN);
 	tcase_add_loop_test(tcase, a_callback_forks, 0, N_KINDS);

@@ -214,6 +214,11 @@ START_TEST(a_dump_tells_what_is_pending)
 	ck_assert_msg(n_lines("timer", "", b) == 1, "%s", dumped);
 	ck_assert_msg(n_lines("hold", "1", "") >= 1, "%s", dumped);
 
+	ck_assert_msg(n_lines("post", "", "") == 0, "%s", dumped);
+	post(iou, on_nothing, NULL);
+	dump(iou);
+	ck_assert_msg(n_lines("post", "", "") == 1, "%s", dumped);
+
 	sem_post(&job_may_end);
 	iou_unhold(iou);
 	ck_assert_int_eq(iou_cancel_all(iou), 0);
