@@ -101,6 +101,7 @@
 #define SHORTAGES_MAX 8   /* fruitless tries, with naps of 1 to 64 ms between them, before the program is told */
 #define RETRY_MAX_NS  (128 * NS_PER_MS)
 #define SPIN_LEAST_NS 2000
+#define WORKERS_MAX   32768
 #define WORKER_SPIN_NS 50000
 
 __attribute__((noreturn, cold, noinline)) static void misuse(const char *function, const char *rule)
@@ -310,7 +311,8 @@ struct iou_t {
 	heap_entry_t *heap;    /* room for all of n_ops */
 	size_t heap_end, heap_size;
 
-	int fd;                /* iou_fd(), or -1 */
+	int fd;                /* iou_fd(): bell, once it was asked for; or -1 */
+	int bell;              /* the eventfd that is registered with the ring, or -1 */
 	watch_t wake, clock;   /* the eventfd that wakers write; the timerfd behind iou_fd() */
 	uint64_t clock_due_ns; /* what the timerfd is set to */
 	uint64_t n_signalled;  /* n_reaped when the eventfd was registered last */
@@ -410,9 +412,11 @@ static bool list_empty(const node_t *list)
 
 static void list_append(node_t *list, node_t *node)
 {
-	node->prev = list->prev;
+	node_t *last = list->prev; /* read once: see may_alias */
+
+	node->prev = last;
 	node->next = list;
-	list->prev->next = node;
+	last->next = node;
 	list->prev = node;
 }
 
@@ -1431,11 +1435,11 @@ static int pool_init(pool_t *pool, unsigned max, bool spins, void (*finish)(op_t
 	if (!max)
 		max = sched_getaffinity(0, sizeof(cpus), &cpus) == 0 ? (unsigned)CPU_COUNT(&cpus)
 								     : (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
-	pool->max = max;
+	pool->max = max < WORKERS_MAX ? max : WORKERS_MAX;
 	pool->spins = spins;
 	pool->finish = finish;
 	list_init(&pool->queue);
-	pool->threads = calloc(max, sizeof(*pool->threads));
+	pool->threads = calloc(pool->max, sizeof(*pool->threads));
 	if (!pool->threads)
 		return -ENOMEM;
 	pthread_mutex_init(&pool->lock, NULL);
@@ -1711,11 +1715,22 @@ static int call(round_t *round, int (*cb)(void *cb_data), void *cb_data)
 	return cb(cb_data);
 }
 
-static inline __attribute__((always_inline)) int deliver(iou_t *iou, round_t *round, op_t *op, int result,
-							    unsigned flags)
+/* The callback of an op that runs in no other of the same op: so it is this one's to release. */
+static inline __attribute__((always_inline)) int deliver_outermost(iou_t *iou, round_t *round, op_t *op)
 {
 	int ret;
 
+	op->bits |= OP_CALLED;
+	ret = call(round, op->cb, op->cb_data);
+	op->bits &= (uint8_t)~OP_CALLED;
+	if (op->state <= OP_LAST) /* or given back in the callback: OP_FREE */
+		op_release(iou, op);
+	return ret;
+}
+
+static inline __attribute__((always_inline)) int deliver(iou_t *iou, round_t *round, op_t *op, int result,
+							    unsigned flags)
+{
 	op->pub.result = result;
 	op->pub.flags = flags;
 	if (likely(!(flags & IORING_CQE_F_MORE))) {
@@ -1729,12 +1744,7 @@ static inline __attribute__((always_inline)) int deliver(iou_t *iou, round_t *ro
 	}
 	if (unlikely(op->bits & OP_CALLED)) /* nested in one that releases it */
 		return call(round, op->cb, op->cb_data);
-	op->bits |= OP_CALLED;
-	ret = call(round, op->cb, op->cb_data);
-	op->bits &= (uint8_t)~OP_CALLED;
-	if (op->state <= OP_LAST) /* or given back in the callback: OP_FREE */
-		op_release(iou, op);
-	return ret;
+	return deliver_outermost(iou, round, op);
 }
 
 static int deliver_timers(iou_t *iou, round_t *round)
@@ -1865,6 +1875,30 @@ static op_t *reap_own(iou_t *iou, uint64_t user_data, int result, unsigned flags
 	return NULL;
 }
 
+/* A completion of the program's that is not the plain case below. */
+static __attribute__((noinline)) int deliver_other(iou_t *iou, round_t *round, uint64_t user_data, int result, unsigned flags)
+{
+	op_t *op = (op_t *)(uintptr_t)user_data;
+
+	if (user_data & 1 || !user_data) {
+		op = reap_own(iou, user_data, result, flags);
+		if (!op)
+			return 0;
+		result = op->pub.result;
+		flags = op->pub.flags;
+	} else if (!(flags & IORING_CQE_F_MORE)) {
+		leave_ring(iou, op);
+		if (op->cancel == CANCEL_SENT) {
+			op->state = OP_HELD;
+			iou->n_other++;
+			op->pub.result = result;
+			op->pub.flags = flags;
+			return 0;
+		}
+	}
+	return deliver(iou, round, op, op_result(op, result), flags);
+}
+
 static int deliver_cqes(iou_t *iou, round_t *round)
 {
 	int ret = 0;
@@ -1887,23 +1921,15 @@ static int deliver_cqes(iou_t *iou, round_t *round)
 		__atomic_store_n(cq->khead, head + 1, __ATOMIC_RELEASE);
 		iou->n_reaped++;
 		op = (op_t *)(uintptr_t)user_data;
-		if (unlikely(user_data & 1 || !user_data)) {
-			op = reap_own(iou, user_data, result, flags);
-			if (!op)
-				continue;
-			result = op->pub.result;
-			flags = op->pub.flags;
-		} else if (likely(!(flags & IORING_CQE_F_MORE))) {
-			leave_ring(iou, op);
-			if (unlikely(op->cancel == CANCEL_SENT)) {
-				op->state = OP_HELD;
-				iou->n_other++;
-				op->pub.result = result;
-				op->pub.flags = flags;
-				continue;
-			}
+		if (unlikely(user_data & 1 || !user_data || flags & IORING_CQE_F_MORE || result < 0 || op->bits | op->cancel)) {
+			ret = deliver_other(iou, round, user_data, result, flags);
+			continue;
 		}
-		ret = deliver(iou, round, op, op_result(op, result), flags);
+		iou->n_ring--;
+		op->pub.result = result;
+		op->pub.flags = flags;
+		op->state = OP_LAST;
+		ret = deliver_outermost(iou, round, op);
 	}
 	return ret;
 }
@@ -2066,10 +2092,10 @@ static void close_fds(const iou_t *iou)
 {
 	if (iou->wake.fd >= 0)
 		close(iou->wake.fd);
-	if (iou->fd >= 0) {
+	if (iou->clock.fd >= 0)
 		close(iou->clock.fd);
-		close(iou->fd);
-	}
+	if (iou->bell >= 0)
+		close(iou->bell);
 }
 
 /* In mirror order, once no worker is there. */
@@ -2081,6 +2107,25 @@ static void destroy(iou_t *iou, bool ring, bool by_owner, bool ops)
 	pool_exit(&iou->pool);
 	pthread_mutex_destroy(&iou->bhs_lock);
 	free_memory(iou, ops);
+}
+
+/* The eventfd behind iou_fd(), with the ring's. Silent until it was asked for. */
+static int bell_register(iou_t *iou, ring_t *ring)
+{
+	int bell = iou->bell, ret;
+
+	if (bell < 0)
+		bell = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK); /* readable: the first poll arms the watches */
+	if (bell < 0)
+		return -errno;
+	ret = io_uring_register((unsigned)ring->io.ring_fd, IORING_REGISTER_EVENTFD, &bell, 1);
+	if (ret >= 0)
+		iou->bell = bell;
+	else if (iou->bell < 0)
+		close(bell);
+	if (ret >= 0)
+		io_uring_cq_eventfd_toggle(&ring->io, iou->fd >= 0);
+	return ret;
 }
 
 static uint64_t process_number(void)
@@ -2111,7 +2156,7 @@ static iou_t *iou_alloc(const iou_config_t *config)
 	atomic_init(&iou->owner, NOBODY);
 	iou->setup_flags = config->setup_flags;
 	iou->handed = config->setup_flags && !(config->setup_flags & IORING_SETUP_SINGLE_ISSUER);
-	iou->fd = iou->clock.fd = iou->wake.fd = -1;
+	iou->fd = iou->bell = iou->clock.fd = iou->wake.fd = -1;
 	iou->poll_flags = IORING_POLL_ADD_MULTI;
 	iou->heap_end = HEAP_ROOT;
 	iou->clock_due_ns = NEVER;
@@ -2139,9 +2184,10 @@ iou_t *iou_new_with(const iou_config_t *config)
 	ret = iou->wake.fd < 0 ? -errno : ring_open(&iou->ring, config->entries ? config->entries : 64, config->setup_flags);
 	if (ret < 0) {
 		destroy(iou, false, false, true);
-		errno = -ret;
-		return NULL;
+		return refuse(-ret);
 	}
+	if (!(iou->ring.io.features & IORING_FEAT_LINKED_FILE))
+		bell_register(iou, &iou->ring); /* before 5.18 that would wait for all that is in flight: so not in iou_fd() */
 	return iou;
 }
 
@@ -2234,8 +2280,8 @@ int iou_resize(iou_t *iou, unsigned entries)
 		return ret;
 	if (iou->bound)
 		ret = ring_bind(&fresh, iou->handed);
-	if (ret >= 0 && iou->fd >= 0)
-		ret = io_uring_register((unsigned)fresh.io.ring_fd, IORING_REGISTER_EVENTFD, &iou->fd, 1);
+	if (ret >= 0 && iou->bell >= 0)
+		ret = bell_register(iou, &fresh);
 	if (ret < 0) {
 		ring_close(&fresh, true);
 		return ret;
@@ -2267,8 +2313,10 @@ struct io_uring *iou_ring(iou_t *iou)
 #define MUST_QUEUE(iou, op, cb) \
 	do { \
 		MUST_OWN(iou); \
-		MUST_OP(iou, op); \
-		MUST(op_is_programs(op), "op is queued already"); \
+		MUST(op, "op is NULL"); \
+		MUST((op)->iou == (iou), "op of another iou"); \
+		if (unlikely(!op_is_programs(op))) \
+			misuse(__func__, (op)->state == OP_FREE ? "op was given back" : "op is queued already"); \
 		MUST(cb, "cb is NULL"); \
 	} while (0)
 
@@ -2299,6 +2347,14 @@ void iou_op_free(iou_t *iou, iou_op_t *pub)
 		op_release(iou, op);
 }
 
+/* The rarer consequences: out of line, for a short way through iou_op_queue(). */
+static __attribute__((noinline)) void queued(op_t *op)
+{
+	if (op->bits & OP_DEADLINE)
+		timer_start(op, op->seq);
+	touch(op->iou);
+}
+
 void iou_op_queue(iou_t *iou, iou_op_t *pub, int (*cb)(void *cb_data), void *cb_data)
 {
 	op_t *op = (op_t *)pub;
@@ -2308,9 +2364,8 @@ void iou_op_queue(iou_t *iou, iou_op_t *pub, int (*cb)(void *cb_data), void *cb_
 	op->sqe.user_data = (uintptr_t)op;
 	list_append(&iou->backlog, &op->node);
 	iou->n_backlog++;
-	if (unlikely(op->bits & OP_DEADLINE))
-		timer_start(op, op->seq);
-	touch(iou);
+	if (unlikely(op->bits & OP_DEADLINE || iou->fd >= 0))
+		queued(op);
 }
 
 void *iou_op_env(iou_op_t *pub, size_t size)
@@ -2572,23 +2627,20 @@ int iou_poll(iou_t *iou, int64_t timeout_ns)
 
 int iou_fd(iou_t *iou)
 {
-	int fd, clock, ret;
+	int ret;
 
 	CHECK_OWN(iou, true);
 	if (iou->fd >= 0)
 		return iou->fd;
-	fd = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK); /* readable: the first poll arms the watches */
-	clock = fd < 0 ? -1 : timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-	ret = clock < 0 ? -errno : io_uring_register((unsigned)iou->ring.io.ring_fd, IORING_REGISTER_EVENTFD, &fd, 1);
-	if (ret < 0) {
-		if (clock >= 0)
-			close(clock);
-		if (fd >= 0)
-			close(fd);
+	if (iou->clock.fd < 0)
+		iou->clock.fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	if (iou->clock.fd < 0)
+		return -errno;
+	ret = iou->bell < 0 ? bell_register(iou, &iou->ring) : 0;
+	if (ret < 0)
 		return ret;
-	}
-	iou->clock.fd = clock;
-	return iou->fd = fd;
+	io_uring_cq_eventfd_toggle(&iou->ring.io, true);
+	return iou->fd = iou->bell;
 }
 
 iou_t *iou_current(void)
@@ -2734,6 +2786,19 @@ static const char *opcode_name(unsigned opcode)
 	return opcode < sizeof(names) / sizeof(*names) ? names[opcode] : "?";
 }
 
+/* The program's own function, behind the library's in iou_async() and iou_add_sqe(). */
+static void *function_of(const op_t *op, bool work)
+{
+	const short_job_t *job = (const short_job_t *)(const void *)op->small_env;
+	iou_handler_t *const *handler = (iou_handler_t *const *)(const void *)op->small_env;
+
+	if (op->cb == on_short_job)
+		return (void *)(uintptr_t)(work ? job->async_cb : job->completion_cb);
+	if (op->cb == on_handler)
+		return (void *)(uintptr_t)(*handler)->cb;
+	return (void *)(uintptr_t)(work ? op->as.job.work : op->cb);
+}
+
 static void dump_op(iou_t *iou, op_t *op, FILE *out)
 {
 	uint64_t at_ns = now_ns(), due_ns = op->heap_index ? iou->heap[op->heap_index].due_ns : NEVER;
@@ -2752,7 +2817,7 @@ static void dump_op(iou_t *iou, op_t *op, FILE *out)
 		phase = op->phase;
 		pthread_mutex_unlock(&iou->pool.lock);
 		fprintf(out, "%s: work %p", phase == JOB_QUEUED ? "job queue" : phase == JOB_RUNNING ? "worker" : "done",
-			(void *)(uintptr_t)op->as.job.work);
+			function_of(op, true));
 		break;
 	case OP_TIMER:
 		fprintf(out, "timer:");
@@ -2765,7 +2830,7 @@ static void dump_op(iou_t *iou, op_t *op, FILE *out)
 	}
 	if (due_ns != NEVER)
 		fprintf(out, " due in %.3f ms", due_ns > at_ns ? (double)(due_ns - at_ns) / 1e6 : 0.0);
-	fprintf(out, "%s callback %p\n", op->state != OP_JOB && op->cancel ? " cancelled" : "", (void *)(uintptr_t)op->cb);
+	fprintf(out, "%s callback %p\n", op->state != OP_JOB && op->cancel ? " cancelled" : "", function_of(op, false));
 }
 
 void iou_dump(const iou_t *iou, FILE *out)

@@ -157,41 +157,44 @@ static inline int compare_u64(const void *a, const void *b)
 
 #define SLICES 9
 
-/* How many ns one of n takes, where run(state, n) does n of them: warmed up, scaled to last BENCH_MS in all, and
- * the median of SLICES parts, so that a neighbour's short burst does not count. */
-static inline double ns_each_by(clockid_t clock, void (*run)(void *state, uint64_t n), void *state, uint64_t n)
+/* How long one of n takes, where run(state, n) does n of them, by the wall clock and in CPU time (by `cpu`: of the process or
+ * of the thread, the kernel's part included). Warmed up, scaled to last BENCH_MS in all, and the median of SLICES
+ * parts, so that a neighbour's short burst does not count. CPU time hardly knows the neighbours at all. */
+static inline void measure_each(void (*run)(void *state, uint64_t n), void *state, uint64_t n, clockid_t cpu, double *ns,
+				double *cpu_ns)
 {
-	uint64_t want = bench_ns() / SLICES, took[SLICES], start;
+	uint64_t want = bench_ns() / SLICES, wall[SLICES], busy[SLICES];
 
 	for (;;) {
-		start = clock_ns(clock);
+		wall[0] = now_ns();
 		run(state, n);
-		took[0] = clock_ns(clock) - start;
+		wall[0] = now_ns() - wall[0];
 		place_threads(); /* those that the first run started */
-		if (took[0] >= want / 2)
+		if (wall[0] >= want / 2)
 			break;
-		n *= took[0] < want / 16 ? 8 : 2;
+		n *= wall[0] < want / 16 ? 8 : 2;
 	}
-	n = 1 + (uint64_t)((double)n * (double)want / (double)took[0]);
+	n = 1 + (uint64_t)((double)n * (double)want / (double)wall[0]);
 	for (int i = 0; i < SLICES; i++) {
-		start = clock_ns(clock);
+		busy[i] = clock_ns(cpu);
+		wall[i] = now_ns();
 		run(state, n);
-		took[i] = clock_ns(clock) - start;
+		wall[i] = now_ns() - wall[i];
+		busy[i] = clock_ns(cpu) - busy[i];
 	}
-	qsort(took, SLICES, sizeof(*took), compare_u64);
-	return (double)took[SLICES / 2] / (double)n;
+	qsort(wall, SLICES, sizeof(*wall), compare_u64);
+	qsort(busy, SLICES, sizeof(*busy), compare_u64);
+	*ns = (double)wall[SLICES / 2] / (double)n;
+	*cpu_ns = (double)busy[SLICES / 2] / (double)n;
 }
 
-/* By the wall clock. */
-static inline double ns_each(void (*run)(void *state, uint64_t n), void *state, uint64_t n)
+static inline void report_each(void (*run)(void *state, uint64_t n), void *state, uint64_t n)
 {
-	return ns_each_by(CLOCK_MONOTONIC, run, state, n);
-}
+	double ns, cpu_ns;
 
-/* For one thread that never sleeps: by its CPU time, kernel included, which the neighbours' turns are not part of. */
-static inline double cpu_ns_each(void (*run)(void *state, uint64_t n), void *state, uint64_t n)
-{
-	return ns_each_by(CLOCK_THREAD_CPUTIME_ID, run, state, n);
+	measure_each(run, state, n, CLOCK_PROCESS_CPUTIME_ID, &ns, &cpu_ns);
+	report("ns", ns);
+	report("cpu_ns", cpu_ns);
 }
 
 /* Sorts the samples and reports their median and, where asked, their 99.9th percentile, in us. */

@@ -6,8 +6,8 @@
  *   burst N    N NOPs queued before any is submitted (ns each)
  *   memory N   N ops with an environment of 64 bytes: what the process grew by, and when all are timers (bytes each)
  *   idle       what the process grew by for one that has run once and now waits (KiB)
- *   life       to make and free one, without a thread (us)
- *   rings N    N threads with one each: a NOP, 32 in flight (ns of CPU time, so beside 1 thread what they hold each other up)
+ *   life       to make and free one, without a thread (ns)
+ *   rings N    N threads with one each: a NOP, 32 in flight (ns, of a thread)
  *
  *   raw   a ring with nothing around it: idle, life, rings
  *   iou
@@ -92,7 +92,7 @@ static int is(int argc, char **argv, const char *what)
 static void common(int argc, char **argv, struct kind *kind)
 {
 	if (is(argc, argv, "life"))
-		report("us", ns_each(life_rounds, kind, 10) / 1e3);
+		report_each(life_rounds, kind, 10);
 	else if (is(argc, argv, "idle"))
 		idle(kind);
 	else
@@ -106,7 +106,7 @@ struct thread {
 	void (*rounds)(void *state, uint64_t n);
 	void *(*open)(void);
 	void (*close)(void *state);
-	double ns;
+	double ns, cpu_ns;
 };
 
 static pthread_barrier_t barrier;
@@ -117,7 +117,7 @@ static void *thread_main(void *data)
 	void *state = thread->open();
 
 	pthread_barrier_wait(&barrier);
-	thread->ns = cpu_ns_each(thread->rounds, state, 10000);
+	measure_each(thread->rounds, state, 10000, CLOCK_THREAD_CPUTIME_ID, &thread->ns, &thread->cpu_ns);
 	pthread_barrier_wait(&barrier);
 	thread->close(state);
 	return NULL;
@@ -126,7 +126,7 @@ static void *thread_main(void *data)
 static void threads(unsigned n_threads, const struct thread *kind)
 {
 	struct thread all[64];
-	double sum = 0;
+	double ns = 0, cpu_ns = 0;
 
 	n_threads = n_threads < 64 ? n_threads : 64;
 	pthread_barrier_init(&barrier, NULL, n_threads);
@@ -136,9 +136,11 @@ static void threads(unsigned n_threads, const struct thread *kind)
 	}
 	for (unsigned i = 0; i < n_threads; i++) {
 		pthread_join(all[i].thread, NULL);
-		sum += all[i].ns;
+		ns += all[i].ns / n_threads;
+		cpu_ns += all[i].cpu_ns / n_threads;
 	}
-	report("ns", sum / n_threads);
+	report("ns", ns);
+	report("cpu_ns", cpu_ns);
 }
 
 /* ---- raw ---- */
@@ -344,10 +346,10 @@ static void iou_contender(int argc, char **argv)
 	if (is(argc, argv, "alive")) {
 		ops_take(nops, n);
 		timers_start(nops, n);
-		report("ns", cpu_ns_each(alive_rounds, nops, 10000));
+		report_each(alive_rounds, nops, 10000);
 	} else if (is(argc, argv, "burst")) {
 		burst = n;
-		report("ns", cpu_ns_each(burst_rounds, nops, n));
+		report_each(burst_rounds, nops, n);
 	} else {
 		memory(nops, n);
 	}

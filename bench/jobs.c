@@ -73,7 +73,7 @@ static void futex_run(int argc, char **argv)
 
 	(void)argc, (void)argv;
 	must(-pthread_create(&pair.thread, NULL, futex_thread, &pair), "pthread_create");
-	report("ns", ns_each(futex_rounds, &pair, 100));
+	report_each(futex_rounds, &pair, 100);
 	futex_hand(&pair.turn, 2);
 	pthread_join(pair.thread, NULL);
 }
@@ -105,7 +105,7 @@ static void eventfd_run(int argc, char **argv)
 
 	(void)argc, (void)argv;
 	must(-pthread_create(&pair.thread, NULL, eventfd_thread, &pair), "pthread_create");
-	report("ns", ns_each(eventfd_rounds, &pair, 100));
+	report_each(eventfd_rounds, &pair, 100);
 	eventfd_write(pair.there, 2);
 	pthread_join(pair.thread, NULL);
 }
@@ -234,7 +234,7 @@ static void raw_run(int argc, char **argv)
 	list_init(&raw.done);
 	for (unsigned i = 0; i < raw.workers; i++)
 		must(-pthread_create(&threads[i], NULL, raw_thread, &raw), "pthread_create");
-	report("ns", ns_each(raw_rounds, &raw, 100));
+	report_each(raw_rounds, &raw, 100);
 	pthread_mutex_lock(&raw.todo.lock);
 	raw.todo.closed = 1;
 	pthread_cond_broadcast(&raw.todo.more);
@@ -294,7 +294,7 @@ static void iou_contender(int argc, char **argv)
 	};
 
 	jobs.iou = must_have(iou_new_with(&config), "iou_new_with");
-	report("ns", ns_each(iou_rounds, &jobs, 100));
+	report_each(iou_rounds, &jobs, 100);
 	iou_free(jobs.iou);
 }
 
@@ -343,7 +343,7 @@ static void uv_contender(int argc, char **argv)
 	must(uv_loop_init(&jobs.loop), "uv_loop_init");
 	jobs.loop.data = &jobs;
 	jobs.reqs = must_have(calloc(jobs.outstanding, sizeof(*jobs.reqs)), "calloc");
-	report("ns", ns_each(uv_rounds, &jobs, 100));
+	report_each(uv_rounds, &jobs, 100);
 	uv_loop_close(&jobs.loop);
 	free(jobs.reqs);
 }
@@ -397,7 +397,7 @@ static void glib_contender(int argc, char **argv)
 	g_main_context_acquire(NULL);
 	jobs.loop = g_main_loop_new(NULL, FALSE);
 	jobs.pool = g_thread_pool_new(g_no_work, NULL, (gint)argument(argc, argv, 1, 2), TRUE, NULL);
-	report("ns", ns_each(g_rounds, &jobs, 100));
+	report_each(g_rounds, &jobs, 100);
 	g_thread_pool_free(jobs.pool, FALSE, TRUE);
 	g_main_loop_unref(jobs.loop);
 }

@@ -67,7 +67,7 @@ static void raw_measure(int argc, char **argv, int submit_first)
 	raw_ring_open(&raw.ring, raw.depth);
 	if (submit_first)
 		must(io_uring_register_ring_fd(&raw.ring), "io_uring_register_ring_fd");
-	report("ns", cpu_ns_each(raw_rounds, &raw, 10000));
+	report_each(raw_rounds, &raw, 10000);
 	io_uring_queue_exit(&raw.ring);
 }
 
@@ -153,7 +153,7 @@ static void iou_measure(int argc, char **argv, void (*rounds)(void *state, uint6
 	struct nops nops = {.depth = (unsigned)argument(argc, argv, 0, 1)};
 
 	nops.iou = must_have(iou_new(nops.depth), "iou_new");
-	report("ns", cpu_ns_each(rounds, &nops, 10000));
+	report_each(rounds, &nops, 10000);
 	iou_free(nops.iou);
 }
 

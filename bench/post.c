@@ -195,7 +195,7 @@ static void raw_run(int argc, char **argv)
 		return;
 	}
 	sender_start(&raw.sender, raw_send, &raw, 1);
-	report("ns", ns_each(raw_flat, &raw, 1000));
+	report_each(raw_flat, &raw, 1000);
 	sender_end(&raw.sender);
 }
 
@@ -308,7 +308,7 @@ static void iou_measure(int argc, char **argv, int use_bh)
 	} else {
 		loop.bh = must_have(iou_bh_new(loop.iou, on_flat, &loop), "iou_bh_new");
 		sender_start(&loop.sender, flat_send, &loop, !use_bh);
-		report("ns", ns_each(iou_flat, &loop, 1000));
+		report_each(iou_flat, &loop, 1000);
 		sender_end(&loop.sender);
 	}
 	iou_unhold(loop.iou);
@@ -420,7 +420,7 @@ static void uv_contender(int argc, char **argv)
 	} else {
 		uv_side_open(&near, uv_on_flat);
 		sender_start(&near.sender, uv_flat_send, &near, 0);
-		report("ns", ns_each(uv_flat, &near, 1000));
+		report_each(uv_flat, &near, 1000);
 		sender_end(&near.sender);
 	}
 	uv_side_close(&near);
@@ -565,7 +565,7 @@ static void ev_measure(void (*cb)(struct ev_loop *loop, ev_async *async, int eve
 
 	ev_side_open(&side, cb);
 	sender_start(&side.sender, send, &side, counted);
-	report("ns", ns_each(ev_flat, &side, 1000));
+	report_each(ev_flat, &side, 1000);
 	sender_end(&side.sender);
 	ev_side_close(&side);
 }

@@ -56,14 +56,6 @@ static uint64_t file_place(struct file *file)
 	return random64(&file->seed) % file->n_blocks * BLOCK;
 }
 
-/* By the wall clock; from the page cache also by the CPU time of all threads, which neighbours disturb less. */
-static void file_measure(void (*rounds)(void *state, uint64_t n), void *state, const struct file *file)
-{
-	report("ns", ns_each(rounds, state, 1000));
-	if (!file->direct)
-		report("cpu_ns", ns_each_by(CLOCK_PROCESS_CPUTIME_ID, rounds, state, 1000));
-}
-
 static void file_close(struct file *file)
 {
 	close(file->fd);
@@ -116,7 +108,7 @@ static void raw_run(int argc, char **argv)
 
 	file_open(&raw.file, argc, argv);
 	raw_ring_open(&raw.ring, raw.file.depth);
-	file_measure(raw_rounds, &raw, &raw.file);
+	report_each(raw_rounds, &raw, 1000);
 	io_uring_queue_exit(&raw.ring);
 	file_close(&raw.file);
 }
@@ -172,7 +164,7 @@ static void iou_contender(int argc, char **argv)
 
 	file_open(&reads.file, argc, argv);
 	reads.iou = must_have(iou_new(reads.file.depth), "iou_new");
-	file_measure(iou_rounds, &reads, &reads.file);
+	report_each(iou_rounds, &reads, 1000);
 	iou_free(reads.iou);
 	file_close(&reads.file);
 }
@@ -234,7 +226,7 @@ static void uv_contender(int argc, char **argv)
 	reads.slots = must_have(calloc(reads.file.depth, sizeof(*reads.slots)), "calloc");
 	for (unsigned i = 0; i < reads.file.depth; i++)
 		reads.slots[i].buf = uv_buf_init(reads.file.bufs + (size_t)i * BLOCK, BLOCK);
-	file_measure(uv_rounds, &reads, &reads.file);
+	report_each(uv_rounds, &reads, 1000);
 	uv_loop_close(&reads.loop);
 	free(reads.slots);
 	file_close(&reads.file);

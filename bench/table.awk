@@ -7,7 +7,7 @@
 BEGIN {
 	FS = "\t"
 	if (header)
-		printf "%-46s %9s %9s  %-5s %-18s %-30s %-6s %-9s %s\n", "work", "iou", "limit", "", "iou / limit", "bound",
+		printf "%-46s %9s %9s  %-5s %-18s %-30s %-7s %-9s %s\n", "work", "iou", "limit", "", "iou / limit", "bound",
 			"", "disturbed", "others (iou / theirs)"
 }
 
@@ -103,6 +103,8 @@ function verdict(row,    list, n, i, result, all, goals, kept, unknown)
 	if (!n)
 		return ""
 	result = !all ? "MISSED" : unknown ? "?" : has_goal && goals ? "goal" : "ok"
+	if (n_clean < 3 && metric[row] !~ /^cpu|bytes$|^kib$/ && result != "?")
+		result = result "?" # not to be relied on
 	has_goal = 0
 	return result
 }
@@ -136,7 +138,7 @@ END {
 		gsub(/ +/, " ", bounds[i])
 		said = verdict(i)
 		own = middle(metric[i], subject[i])
-		printf "%-46s %9s %9s  %-5s %-18s %-30s %-6s %-9s %s\n", label[i], show(own), show(middle(metric[i], limit[i])),
+		printf "%-46s %9s %9s  %-5s %-18s %-30s %-7s %-9s %s\n", label[i], show(own), show(middle(metric[i], limit[i])),
 			unit[i], text, bounds[i], said, which, others(i)
 		printf "row\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", part, label[i], metric[i], unit[i], subject[i], "median", own >>tsv
 		if (x >= 0)

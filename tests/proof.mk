@@ -71,3 +71,13 @@ check-mutants: $(check-bin)
 .PHONY: check-kernels
 check-kernels:
 	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' sh tests/proof/kernels.sh $(T)
+
+# ---- check-spin: the wake-up protocols as models, and for real ------------------------------------------
+HANDOFFS ?= 10000000
+$(B)/tests/handoff: tests/handoff.c $(B)/libiou.a
+	$(call say,CC)
+	$(Q)mkdir -p $(@D) && $(compile) $(LDFLAGS) -o $@ $^ $(libs)
+
+.PHONY: check-spin
+check-spin: $(B)/tests/handoff
+	$(Q)B='$(B)' CC='$(CC)' HANDOFFS=$(HANDOFFS) sh tests/proof/spin.sh

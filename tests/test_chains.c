@@ -78,8 +78,8 @@ START_TEST(linked_ops_run_one_after_the_other)
 	int in[2], out[2];
 	call_t calls[4];
 
-	new_pipe(in);
-	new_pipe(out);
+	new_socketpair(in);
+	new_socketpair(out);
 	for (int i = 0; i < 2; i++) {
 		iou_t *iou = new_iou(4);
 
@@ -109,7 +109,7 @@ START_TEST(a_failure_ends_a_link_but_no_hardlink)
 	char buf[10];
 	int fds[2];
 
-	new_pipe(fds);
+	new_socketpair(fds);
 	queue_failing(iou, &calls[0], 0, IOSQE_IO_LINK);
 	queue_nop(iou, &calls[1], 1, IOSQE_IO_LINK);
 	queue_nop(iou, &calls[2], 2, 0);
@@ -209,7 +209,7 @@ START_TEST(a_chain_longer_than_the_sq_fails_whole)
 	call_t calls[12];
 	int fds[2];
 
-	new_pipe(fds);
+	new_socketpair(fds);
 	for (int i = 0; i < 4; i++) {
 		iou_t *iou = new_iou(4);
 		int n = i < 2 ? 5 : 9;
@@ -264,7 +264,7 @@ START_TEST(a_link_timeout_works)
 	call_t read, timeout;
 	int fds[2];
 
-	new_pipe(fds);
+	new_socketpair(fds);
 	queue_read(iou, &read, 0, fds[0], IOSQE_IO_LINK);
 	io_uring_prep_link_timeout(call_op(iou, &timeout, 1), &soon, 0);
 	call_queue(iou, &timeout);
@@ -338,8 +338,8 @@ START_TEST(a_flush_or_a_poll_ends_a_chain)
 	int in[2], out[2];
 	call_t calls[4];
 
-	new_pipe(in);
-	new_pipe(out);
+	new_socketpair(in);
+	new_socketpair(out);
 	for (int with_poll = 0; with_poll < 2; with_poll++) {
 		iou_t *iou = new_iou(4);
 
@@ -437,7 +437,7 @@ START_TEST(a_waiting_chain_was_ended)
 	int in[2];
 	call_t read, drained, calls[2];
 
-	new_pipe(in);
+	new_socketpair(in);
 	for (int how = 0; how < 3; how++) {
 		iou_t *iou = new_iou(8);
 
@@ -482,7 +482,7 @@ START_TEST(the_wake_up_stands_in_no_chain)
 	pthread_t thread;
 	int in[2];
 
-	new_pipe(in);
+	new_socketpair(in);
 	for (int failing = 0; failing < 2; failing++) {
 		the_iou = new_iou(4);
 		loop_tid = gettid();
@@ -514,7 +514,7 @@ START_TEST(cancels_stand_in_no_chain)
 	call_t reads[2], calls[3];
 	int in[2];
 
-	new_pipe(in);
+	new_socketpair(in);
 	call_read(iou, &reads[0], 0, in[0]);
 	call_read(iou, &reads[1], 1, in[0]);
 	flush(iou);
@@ -542,8 +542,8 @@ START_TEST(a_drained_op_waits_for_those_before_it)
 	call_t reads[2], writes[4];
 	int in[2], out[2];
 
-	new_pipe(in);
-	new_pipe(out);
+	new_socketpair(in);
+	new_socketpair(out);
 	n_order = 0;
 	queue_read(iou, &reads[0], 8, in[0], 0);
 	queue_write(iou, &writes[0], 0, out[1], 0);
@@ -577,8 +577,8 @@ START_TEST(nothing_passes_a_drained_op)
 	call_t read, writes[2], again;
 	int in[2], out[2];
 
-	new_pipe(in);
-	new_pipe(out);
+	new_socketpair(in);
+	new_socketpair(out);
 	queue_read(iou, &read, 0, in[0], IOSQE_IO_DRAIN); /* nothing before it: it starts, and takes its time */
 	queue_write(iou, &writes[0], 1, out[1], 0);
 	flush(iou);
@@ -610,7 +610,7 @@ START_TEST(drain_does_not_hold_up_the_rest)
 	call_t reads[2], drained, timer, other = {0};
 	int in[2];
 
-	new_pipe(in);
+	new_socketpair(in);
 	queue_read(iou, &reads[0], 0, in[0], 0);
 	queue_read(iou, &reads[1], 1, in[0], 0);
 	queue_nop(iou, &drained, 2, IOSQE_IO_DRAIN);
@@ -640,7 +640,7 @@ START_TEST(a_drained_op_is_cancelled)
 	call_t read, drained, nop;
 	int in[2];
 
-	new_pipe(in);
+	new_socketpair(in);
 	for (int started = 0; started < 2; started++) {
 		if (!started)
 			queue_read(iou, &read, 0, in[0], 0);
@@ -667,8 +667,8 @@ START_TEST(a_drained_chain)
 	call_t reads[2], writes[4];
 	int in[2], out[2];
 
-	new_pipe(in);
-	new_pipe(out);
+	new_socketpair(in);
+	new_socketpair(out);
 	for (int member = 0; member < 3; member++) {
 		iou_t *iou = new_iou(4);
 		unsigned flags[3] = {IOSQE_IO_LINK, IOSQE_IO_LINK, 0};
@@ -760,7 +760,7 @@ START_TEST(a_waiting_drain_costs_no_cpu_time)
 	uint64_t began_ns;
 	int in[2];
 
-	new_pipe(in);
+	new_socketpair(in);
 	queue_read(iou, &read, 0, in[0], 0);
 	for (int i = 0; i < 10; i++)
 		queue_nop(iou, &drained[i], i, IOSQE_IO_DRAIN);

@@ -19,17 +19,17 @@ typedef struct host_t {
 	iou_t *iou;
 	int epoll_fd;
 	int n_polls; /* times iou_poll() was called */
-	int pipe[2];
+	int fds[2];
 } host_t;
 
-static void new_host(host_t *host)
+static void new_host_of(host_t *host, iou_t *iou)
 {
 	struct epoll_event event = {.events = EPOLLIN};
 	int fd;
 
-	host->iou = new_iou(4);
+	host->iou = iou;
 	host->n_polls = 0;
-	new_pipe(host->pipe);
+	new_socketpair(host->fds);
 	host->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	ck_assert_int_ge(host->epoll_fd, 0);
 	fd = iou_fd(host->iou);
@@ -37,10 +37,15 @@ static void new_host(host_t *host)
 	ck_assert_int_eq(epoll_ctl(host->epoll_fd, EPOLL_CTL_ADD, fd, &event), 0);
 }
 
+static void new_host(host_t *host)
+{
+	new_host_of(host, new_iou(4));
+}
+
 static void end_host(host_t *host)
 {
 	close(host->epoll_fd);
-	close_pair(host->pipe);
+	close_pair(host->fds);
 	done(host->iou);
 }
 
@@ -151,7 +156,7 @@ static int wake_it(void *data)
 
 	WAIT_UNTIL(thread_sleeps(loop_tid));
 	if (wake->kind == CQE)
-		EXPECT(write(wake->host->pipe[1], "x", 1) == 1);
+		EXPECT(write(wake->host->fds[1], "x", 1) == 1);
 	else if (wake->kind == POST)
 		post(wake->host->iou, on_call, &wake->call);
 	else if (wake->kind == BH && wake->idle)
@@ -182,7 +187,7 @@ START_TEST(it_wakes_the_surrounding_loop)
 		wake.call = (call_t){0};
 		wake.idle = i % 2;
 		if (_i == CQE)
-			call_read(host.iou, &wake.call, 0, host.pipe[0]);
+			call_read(host.iou, &wake.call, 0, host.fds[0]);
 		else if (_i == TIMER)
 			iou_op_timer(host.iou, new_op(host.iou), 5 * MSEC, 0, on_call, &wake.call);
 		else if (_i == JOB)
@@ -315,7 +320,7 @@ START_TEST(it_is_quiet_when_idle)
 		ck_assert_int_eq(iou_poll(host.iou, 0), 0);
 		settle(&host);
 	}
-	call_read(host.iou, &read, 0, host.pipe[0]); /* still to be submitted */
+	call_read(host.iou, &read, 0, host.fds[0]); /* still to be submitted */
 	ck_assert_int_eq(wait_for(&host, 0), 1);
 	settle(&host); /* in flight, nothing to do */
 	nap();
@@ -361,14 +366,14 @@ START_TEST(it_may_be_asked_for_late)
 		struct epoll_event event = {.events = EPOLLIN};
 		call_t call = {0}, read;
 
-		new_pipe(host.pipe);
-		call_read(host.iou, &read, 1, host.pipe[0]);
+		new_socketpair(host.fds);
+		call_read(host.iou, &read, 1, host.fds[0]);
 		flush(host.iou);
 		make_ready(host.iou, (kind_t)i, on_call, &call);
 		host.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 		ck_assert_int_eq(epoll_ctl(host.epoll_fd, EPOLL_CTL_ADD, iou_fd(host.iou), &event), 0);
 		TURN_UNTIL(&host, call.n);
-		ck_assert_int_eq(write(host.pipe[1], "x", 1), 1);
+		ck_assert_int_eq(write(host.fds[1], "x", 1), 1);
 		TURN_UNTIL(&host, read.n);
 		settle(&host);
 		end_host(&host);
@@ -393,9 +398,9 @@ START_TEST(it_is_the_same_across_resize)
 		if (i % 2 == 0)
 			start(host.iou, (kind_t)(i % 4), on_call, &call);
 		TURN_UNTIL(&host, call.n);
-		call_read(host.iou, &read, 0, host.pipe[0]);
+		call_read(host.iou, &read, 0, host.fds[0]);
 		settle(&host);
-		ck_assert_int_eq(write(host.pipe[1], "x", 1), 1);
+		ck_assert_int_eq(write(host.fds[1], "x", 1), 1);
 		TURN_UNTIL(&host, read.n);
 		settle(&host);
 	}
@@ -420,8 +425,8 @@ START_TEST(run_and_poll_still_wake)
 	new_host(&host);
 	loop_tid = gettid();
 	for (int i = 0; i < 10; i++) {
-		call_read(host.iou, &read, 0, host.pipe[0]);
-		thread = start_thread(write_to_the_sleeper, &host.pipe[1]);
+		call_read(host.iou, &read, 0, host.fds[0]);
+		thread = start_thread(write_to_the_sleeper, &host.fds[1]);
 		if (i % 2)
 			run(host.iou);
 		else
@@ -459,7 +464,7 @@ static int on_mix_read(void *data)
 	ck_assert_int_eq(mix->read_op->result, 1);
 	if (++mix->n[CQE] == mix->n_max)
 		return 0;
-	ck_assert_int_eq(write(mix->host.pipe[1], "x", 1), 1);
+	ck_assert_int_eq(write(mix->host.fds[1], "x", 1), 1);
 	iou_op_queue(mix->host.iou, mix->read_op, on_mix_read, mix);
 	return 0;
 }
@@ -514,8 +519,8 @@ static void start_mix(mix_t *mix, int n_max)
 	mix->job_op = new_op(iou);
 	mix->timer_op = new_op(iou);
 	mix->bh = new_bh(iou, on_mix_bh, mix);
-	io_uring_prep_read(mix->read_op->sqe, mix->host.pipe[0], &mix->byte, 1, 0);
-	ck_assert_int_eq(write(mix->host.pipe[1], "x", 1), 1);
+	io_uring_prep_read(mix->read_op->sqe, mix->host.fds[0], &mix->byte, 1, 0);
+	ck_assert_int_eq(write(mix->host.fds[1], "x", 1), 1);
 	iou_op_queue(iou, mix->read_op, on_mix_read, mix);
 	iou_op_timer(iou, mix->timer_op, 0, 0, on_mix_timer, mix);
 	start_job(iou, mix->job_op, mix_job, mix, on_mix_job, mix);
@@ -539,6 +544,33 @@ START_TEST(epoll_drives_a_mixture)
 	TURN_UNTIL(&mix.host, mix_done(&mix));
 	settle(&mix.host);
 	end_host(&mix.host);
+}
+END_TEST
+
+/* On each kind of ring; the kernel signals their completions in other ways. */
+START_TEST(epoll_drives_every_ring)
+{
+	static const unsigned flags[] = {
+		IORING_SETUP_CLAMP,
+		IORING_SETUP_COOP_TASKRUN,
+		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
+		IORING_SETUP_SQPOLL,
+	};
+
+	for (unsigned i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
+		iou_t *iou = iou_new_with(&(iou_config_t){.entries = 4, .setup_flags = flags[i]});
+		mix_t mix = {.n_max = 0};
+
+		if (!iou) {
+			ck_assert_int_eq(errno, EINVAL); /* an older kernel */
+			continue;
+		}
+		new_host_of(&mix.host, iou);
+		start_mix(&mix, 200);
+		TURN_UNTIL(&mix.host, mix_done(&mix));
+		end_host(&mix.host);
+	}
 }
 END_TEST
 
@@ -679,7 +711,7 @@ Suite *embed_suite(void)
 			tcase_add_loop_test(tcase, it_wakes_the_surrounding_loop, kind, kind + 1);
 	TEST_CASE(suite, "readable", it_is_quiet_when_idle, it_stays_readable_while_there_is_more,
 		  it_may_be_asked_for_late, it_is_the_same_across_resize, run_and_poll_still_wake);
-	TEST_CASE(suite, "hosts", epoll_drives_a_mixture, several_share_a_loop, an_iou_drives_another,
-		  glib_drives_a_mixture);
+	TEST_CASE(suite, "hosts", epoll_drives_a_mixture, epoll_drives_every_ring, several_share_a_loop,
+		  an_iou_drives_another, glib_drives_a_mixture);
 	return suite;
 }

@@ -216,7 +216,7 @@ START_TEST(queueing_does_not_reach_the_kernel)
 	iou_stats_t before, now;
 	int fds[2];
 
-	new_pipe(fds);
+	new_socketpair(fds);
 	flush(iou);
 	before = get_stats(iou);
 	queue_writes(iou, calls, N, fds[1]);
@@ -240,7 +240,7 @@ START_TEST(flush_hands_the_backlog_over)
 	call_t calls[N];
 	int fds[2];
 
-	new_pipe(fds);
+	new_socketpair(fds);
 	for (int i = 0; i < 5; i++) {
 		iou_t *iou = new_iou(entries[i]);
 
@@ -944,7 +944,7 @@ START_TEST(handlers_keep_the_order_too)
 	call_t call;
 	int fds[2];
 
-	new_pipe(fds);
+	new_socketpair(fds);
 	component.fd = fds[1];
 	for (int i = 0; i < 4; i++) {
 		component.flags = i == 3 ? IOSQE_IO_LINK : 0;
