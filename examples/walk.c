@@ -52,6 +52,7 @@ enum {
 	SLICE_US = 20000,         /* a job's longest time */
 	SHARE_US = 100,           /* its shortest: sharing takes some 50 us itself */
 	MAX_FDS = 1024,           /* more are of no use */
+	MIN_LANES = 8,            /* where -j does not say: stats that wait for the disk want it, others do not mind */
 	MAX_LANES = 256,
 	MAX_READERS = 32,
 	READ_SIZE = 128 << 10,
@@ -413,15 +414,16 @@ static bool open_top(struct lane *lane)
 static void climb(struct lane *lane)
 {
 	struct batch *from = lane->stack.top, *to = from->next;
-	char path[PATH_MAX] = "./", *p = path + 2;
+	char path[PATH_MAX], *p = path + 1;
 	const struct dir *dir = from->dir;
 	struct stat st;
 	int fd;
 
 	if (from->fd < 0 || !to || to->fd != -1)
 		return;
+	memcpy(path, ".", 2);
 	for (; dir && dir != to->dir && p + 4 < path + sizeof(path); dir = dir->parent, p += 3)
-		memcpy(p, "../", 4);
+		memcpy(p, "/..", 4);
 	fd = dir == to->dir ? openat(from->fd, path, OPEN_DIR) : -1;
 	if (fd >= 0 && (fstat(fd, &st) < 0 || st.st_ino != to->ino || st.st_dev != to->dev)) { /* it was moved */
 		close(fd);
@@ -594,7 +596,7 @@ static void step(struct lane *lane)
 
 		if (look_at(lane, batch, entry[0] - 1, entry + 1) == DT_DIR)
 			child = enter(lane, batch, entry + 1);
-		if (is_over(lane) || is_wanted(lane))
+		if (!child && (is_over(lane) || is_wanted(lane)))
 			break;
 	}
 	if (batch->at == batch->size && batch->more && !child)
@@ -1044,7 +1046,7 @@ int main(int argc, char **argv)
 	static const char usage[] = "usage: walk [-j N] [-x] [-l] [-q] [-n] [PATH...]\n";
 	static char dot[] = ".", *here[] = { dot, NULL };
 	static struct walk walk;
-	unsigned n_cpus = count_cpus(), n_lanes = n_cpus;
+	unsigned n_cpus = count_cpus(), n_lanes = n_cpus > MIN_LANES ? n_cpus : MIN_LANES;
 	char **paths, *end = dot + 1;
 	int opt, ret = 0;
 

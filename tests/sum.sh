@@ -15,8 +15,8 @@ cd "$dir" || exit 1
 
 fail() { echo "FAIL: $*"; exit 1; }
 
-# same LABEL ARGUMENT...: output and status are those of sha256sum with the same arguments and standard input ($input);
-# and as many lines of complaint, each with our name for its name.
+# same LABEL ARGUMENT...: output, status and warnings are those of sha256sum with the same arguments and standard
+# input ($input); and there are as many lines of complaint.
 input=/dev/null
 same() {
 	label=$1
@@ -28,6 +28,7 @@ same() {
 	cmp theirs ours || fail "$label: output"
 	[ $ours = $theirs ] || fail "$label: status $ours, not $theirs"
 	[ "$(wc -l <ours.err)" = "$(wc -l <theirs.err)" ] || fail "$label: $(cat ours.err), where sha256sum says $(cat theirs.err)"
+	[ "$(grep WARNING ours.err)" = "$(sed -n '/WARNING/s/^sha256//p' theirs.err)" ] || fail "$label: $(cat ours.err)"
 	grep -qv '^sum: ' ours.err && fail "$label: $(cat ours.err)"
 	echo "ok: $label"
 }

@@ -419,12 +419,13 @@ START_TEST(idle_ones_starve_nobody)
 
 	new_half(iou, &idle, 0, on_idle_again);
 	idle.max = 1 << 30;
+	iou_bh_schedule_idle(idle.bh);
+	ck_assert_int_eq(iou_poll(iou, -1), 1);
+	ck_assert_int_eq(idle.n, 1); /* and again, whenever nothing else is there */
 	call_op(iou, &timer, 0);
 	iou_op_timer(iou, timer.op, 5 * MSEC, 0, on_call, &timer);
-	iou_bh_schedule_idle(idle.bh);
 	while (!timer.n)
 		ck_assert_int_ge(iou_poll(iou, -1), 1);
-	ck_assert_int_ge(idle.n, 1);
 	iou_bh_delete(idle.bh);
 	run(iou);
 	done(iou);
