@@ -1331,6 +1331,7 @@ static void *worker_main(void *data)
 	pool_t *pool = data;
 	op_t *op;
 
+	pthread_setname_np(pthread_self(), "iou-worker");
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
 	for (;;) {
 		pthread_mutex_lock(&pool->lock);
@@ -1358,7 +1359,7 @@ static int worker_start(pool_t *pool)
 	error = pthread_create(&pool->threads[pool->n_threads], NULL, worker_main, pool);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	if (!error)
-		pthread_setname_np(pool->threads[pool->n_threads++], "iou-worker");
+		pool->n_threads++;
 	return -error;
 }
 

@@ -18,14 +18,14 @@ sim-wraps := io_uring_queue_init_params io_uring_queue_exit io_uring_ring_dontfo
 	pthread_cond_destroy pthread_cond_wait pthread_cond_signal pthread_cond_broadcast \
 	malloc calloc realloc aligned_alloc free
 sim-link   = $(link) $(if $(findstring fine,$@),-DSIM_FINE) -o $@ $(filter %.c %.o,$^) -I. $(sim-wraps:%=-Wl,--wrap=%) $(libs)
-sim-src   := tests/sim.c tests/sim_kernel.c tests/sim_threads.c
+sim-src   := $(filter-out %_atomics.c,$(wildcard tests/sim*.c))
 
-$(B)/tests/sim: $(sim-src) $(B)/iou.o tests/sim.h
+$(B)/tests/sim: $(sim-src) $(B)/iou.o $(wildcard tests/sim*.h)
 	$(call say,CC)
 	$(Q)mkdir -p $(@D) && $(sim-link)
 
 # The same with iou.c taken apart at each atomic operation.
-$(B)/tests/sim-fine: $(sim-src) tests/sim_atomics.c $(B)/tests/iou-fine.o tests/sim.h
+$(B)/tests/sim-fine: $(sim-src) tests/sim_atomics.c $(B)/tests/iou-fine.o $(wildcard tests/sim*.h)
 	$(call say,CC)
 	$(Q)$(sim-link)
 

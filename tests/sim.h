@@ -5,8 +5,8 @@
 /*
  * Deterministic simulation. iou.c, as it is, is linked with a fake kernel (sim_kernel.c) and fake threads
  * (sim_threads.c) by the linker's --wrap; one seed decides everything that either does. Random programs
- * of API calls (sim.c) run on it, and a model of what iou promises looks at each callback, each SQE
- * that reaches the kernel, and each time the loop goes to sleep.
+ * of API calls (sim_acts.c, sim_callbacks.c) run on it, and a model of what iou promises (sim_model.c) looks
+ * at each callback, each SQE that reaches the kernel, and each time the loop goes to sleep.
  *
  * All runs in one thread of the system. The main program is the loop thread; workers, and two more
  * threads that post, schedule and quit, are coroutines that are stepped whenever the loop thread calls
@@ -130,7 +130,7 @@ void threads_until(bool (*cond)(const void *data), const void *data, const char 
 void threads_check_end(void);
 /* Give back what iou holds, where it may not do that itself. */
 void threads_free_all(void);
-/* What a posting thread does when told to (sim.c); and telling one. */
+/* What a posting thread does when told to (sim_callbacks.c); and telling one. */
 void poster_act(unsigned number);
 bool poster_start(bool forced);
 bool posters_idle(void);
@@ -176,7 +176,7 @@ bool kernel_forgot_cancel(unsigned op);
 bool kernel_holds(unsigned op);
 const char *kernel_where(unsigned op);
 
-/* ---- The model (sim.c) ------------------------------------------------------------------------ */
+/* ---- The model (sim_model.c) ------------------------------------------------------------------------ */
 
 /* The kernel's side of it. `op` is the number that the program put in the SQE's last word; 0: iou's own. */
 void model_taken(unsigned op, const struct io_uring_sqe *sqe, bool first_in_enter, unsigned previous, bool linked,

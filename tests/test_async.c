@@ -163,6 +163,16 @@ START_TEST(default_is_a_worker_for_each_cpu)
 }
 END_TEST
 
+START_TEST(many_workers_are_allowed)
+{
+	iou_t *iou = new_pool(UINT32_MAX);
+
+	meet_together(iou, 20, 2);
+	ck_assert_int_eq(n_threads("iou-worker"), 20);
+	done(iou);
+}
+END_TEST
+
 static int count_blocked(void *data)
 {
 	sigset_t set;
@@ -674,8 +684,8 @@ Suite *async_suite(void)
 	TCase *threads;
 
 	threads = TEST_CASE(suite, "threads", threads_are_started_when_needed, no_job_waits_while_a_worker_is_free,
-			    default_is_a_worker_for_each_cpu, workers_block_signals, no_worker_is_an_error,
-			    one_worker_carries_on);
+			    default_is_a_worker_for_each_cpu, many_workers_are_allowed, workers_block_signals,
+			    no_worker_is_an_error, one_worker_carries_on);
 	tcase_add_loop_test(threads, a_job_finds_the_worker_that_falls_asleep, 0, 4);
 	TEST_CASE(suite, "order", jobs_start_in_order, completions_come_in_the_order_of_finishing,
 		  finished_jobs_wait_in_order, jobs_start_without_the_loop);

@@ -394,6 +394,50 @@ START_TEST(an_op_is_queued_again_around_a_loop)
 }
 END_TEST
 
+/* In its last callback the op is queued again, by each door in turn, and its next callback runs within this one.
+ * It is given back when the outermost returns, not before. */
+static int on_next_door(void *data)
+{
+	multi_t *multi = data;
+	int mine = ++multi->n;
+
+	if (mine == 13)
+		return 0;
+	if (mine % 3 == 0)
+		iou_op_queue(the_iou, multi->op, on_next_door, multi);
+	else if (mine % 3 == 1)
+		start_job(the_iou, multi->op, on_nothing, NULL, on_next_door, multi);
+	else
+		iou_op_timer(the_iou, multi->op, 0, 0, on_next_door, multi);
+	while (multi->n == mine)
+		ck_assert_int_ge(iou_poll(the_iou, -1), 0);
+	for (int i = 0; i < 10; i++) {
+		iou_op_t *other = new_op(the_iou);
+
+		ck_assert_ptr_ne(other, multi->op);
+		iou_op_free(the_iou, other);
+	}
+	ck_assert_str_eq(multi->env, "mine");
+	return 0;
+}
+
+START_TEST(an_op_is_queued_again_and_ends_inside_its_callback)
+{
+	multi_t multi = {.n = 0};
+
+	the_iou = new_iou(8);
+	multi.op = new_op(the_iou);
+	multi.env = iou_op_env(multi.op, 64);
+	ck_assert_ptr_nonnull(multi.env);
+	memcpy(multi.env, "mine", 5);
+	io_uring_prep_nop(multi.op->sqe);
+	iou_op_queue(the_iou, multi.op, on_next_door, &multi);
+	run(the_iou);
+	ck_assert_int_eq(multi.n, 13);
+	done(the_iou);
+}
+END_TEST
+
 /* ---- Several ious, and other threads ----------------------------------------------------------- */
 
 static iou_t *other_iou;
@@ -523,7 +567,8 @@ Suite *nested_suite(void)
 	deep = TEST_CASE(suite, "depth", an_op_is_queued_again_around_a_loop);
 	tcase_add_loop_test(deep, loops_nest_deeply, 0, N_KINDS);
 	tcase_add_loop_test(deep, a_kind_nests_in_itself, 0, N_KINDS);
-	TEST_CASE(suite, "one op", callbacks_of_one_op_nest, a_periodic_timer_ticks_in_its_own_callback);
+	TEST_CASE(suite, "one op", callbacks_of_one_op_nest, a_periodic_timer_ticks_in_its_own_callback,
+		  an_op_is_queued_again_and_ends_inside_its_callback);
 	TEST_CASE(suite, "others", another_iou_runs_in_a_callback, inner_loops_leave_wakeups_alone);
 	return suite;
 }

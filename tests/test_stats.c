@@ -233,6 +233,42 @@ START_TEST(a_dump_tells_what_is_pending)
 }
 END_TEST
 
+static int on_handler(iou_handler_t *handler) { return handler ? 0 : 3; }
+
+static void prep_nop(struct io_uring_sqe *sqe, void *opaque)
+{
+	(void)opaque;
+	io_uring_prep_nop(sqe);
+}
+
+/* Not the library's own, that stand in between for the short forms. */
+START_TEST(a_dump_names_the_programs_callbacks)
+{
+	iou_handler_t handler = {.cb = on_handler};
+	iou_t *iou = new_iou_with(&(iou_config_t){.entries = 4, .workers = 1});
+	char a[32], b[32], c[32];
+	bool started = false;
+
+	snprintf(a, sizeof(a), "%p", (void *)(uintptr_t)on_a);
+	snprintf(b, sizeof(b), "%p", (void *)(uintptr_t)on_b);
+	snprintf(c, sizeof(c), "%p", (void *)(uintptr_t)on_handler);
+	sem_init(&job_may_end, 0, 0);
+	ck_assert_int_eq(iou_async(iou, wait_job, &started, on_b, NULL), 0);
+	WAIT_UNTIL(__atomic_load_n(&started, __ATOMIC_ACQUIRE));
+	ck_assert_int_eq(iou_async(iou, on_a, &started, on_b, NULL), 0);
+	ck_assert_int_eq(iou_add_sqe(iou, prep_nop, NULL, &handler), 0);
+	dump(iou);
+	ck_assert_msg(n_lines("worker", b, "") == 1, "%s", dumped);
+	ck_assert_msg(n_lines("queue", a, b) == 1, "%s", dumped);
+	ck_assert_msg(n_lines("backlog", c, "") == 1, "%s", dumped);
+	sem_post(&job_may_end);
+	while (n_pending(iou))
+		ck_assert_int_ne(iou_run(iou), -1);
+	sem_destroy(&job_may_end);
+	done(iou);
+}
+END_TEST
+
 /* Every opcode by its name: none is missing, none is a bare number, up to the last this liburing knows. */
 START_TEST(opcodes_have_names)
 {
@@ -272,6 +308,6 @@ Suite *stats_suite(void)
 
 	TEST_CASE(suite, "stats", a_new_iou_has_done_nothing, ring_ops_are_counted, the_rest_is_counted,
 		  wakeups_are_counted, a_loop_is_woken_once);
-	TEST_CASE(suite, "dump", a_dump_tells_what_is_pending, opcodes_have_names);
+	TEST_CASE(suite, "dump", a_dump_tells_what_is_pending, a_dump_names_the_programs_callbacks, opcodes_have_names);
 	return suite;
 }
