@@ -157,11 +157,11 @@ static inline int compare_u64(const void *a, const void *b)
 
 #define SLICES 9
 
-/* How long one of n takes, where run(state, n) does n of them, by the wall clock and in CPU time (by `cpu`: of the process or
- * of the thread, the kernel's part included). Warmed up, scaled to last BENCH_MS in all, and the median of SLICES
- * parts, so that a neighbour's short burst does not count. CPU time hardly knows the neighbours at all. */
-static inline void measure_each(void (*run)(void *state, uint64_t n), void *state, uint64_t n, clockid_t cpu, double *ns,
-				double *cpu_ns)
+/* How long one of n takes, where run(state, n) does n of them, by the wall clock and in CPU time (by `cpu`: of the
+ * process or of the thread, the kernel's part included). Warmed up, scaled to last BENCH_MS in all, and the median of
+ * SLICES parts, so that a neighbour's short burst does not count. CPU time hardly knows the neighbours at all. */
+static inline void measure_each(void (*run)(void *state, uint64_t n), void *state, uint64_t n, clockid_t cpu,
+				double *ns, double *cpu_ns)
 {
 	uint64_t want = bench_ns() / SLICES, wall[SLICES], busy[SLICES];
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 #
-# make bench         build and run the comparisons of bench/run; WHAT="nop jobs" for some parts, ROUNDS=5, BENCH_MS=300,
-#                    WALK_FILES=, SUM_MIB= for other sizes. The table goes to $(B)/bench/table.txt, all samples to samples.tsv
+# make bench         build and run the comparisons of bench/run; WHAT="nop jobs" for some parts, ROUNDS=5, BENCH_MS=250,
+#                    WALK_FILES=, SUM_MIB= for other sizes. Table and samples: $(B)/bench/table.txt, samples.tsv
 # make check-instr   instructions per op (callgrind) against bench/instr.bounds; skipped without valgrind
 # make clean-bench   take the programs, results and scratch files away again
 
@@ -18,7 +18,8 @@ bench-libs   := -Wl,--as-needed $(if $(HAVE_UV),$(call pc,--libs libuv)) $(if $(
 
 $(bench-bin): $(B)/bench/%: bench/%.c $(B)/libiou.a $(B)/flags
 	$(call say,CC)
-	$(Q)mkdir -p $(@D) && $(compile) $(bench-flags) $(LDFLAGS) -MMD -MP -MT $@ -o $@ $< $(B)/libiou.a $(bench-libs) $(libs)
+	$(Q)mkdir -p $(@D) && \
+		$(compile) $(bench-flags) $(LDFLAGS) -MMD -MP -MT $@ -o $@ $< $(B)/libiou.a $(bench-libs) $(libs)
 
 bench: $(bench-bin) $(if $(filter all walk sum echo,$(or $(WHAT),all)),$(examples))
 	$(Q)B='$(B)' WHAT='$(WHAT)' ROUNDS='$(ROUNDS)' sh bench/run

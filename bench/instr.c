@@ -87,10 +87,14 @@ static void timers(uint64_t n)
 {
 	uint64_t seed = 88172645463325252, hour = UINT64_C(3600000000000);
 
-	for (int i = 0; i < 1000; i++)
-		iou_op_timer(iou, must_have(iou_op_new(iou), "iou_op_new"), 2 * hour + random64(&seed) % hour, 0, no_work, NULL);
+	for (int i = 0; i < 1000; i++) {
+		iou_op_t *op = must_have(iou_op_new(iou), "iou_op_new");
+
+		iou_op_timer(iou, op, 2 * hour + random64(&seed) % hour, 0, no_work, NULL);
+	}
 	for (; n; n -= 2) {
-		iou_op_t *fires = must_have(iou_op_new(iou), "iou_op_new"), *ends = must_have(iou_op_new(iou), "iou_op_new");
+		iou_op_t *fires = must_have(iou_op_new(iou), "iou_op_new");
+		iou_op_t *ends = must_have(iou_op_new(iou), "iou_op_new");
 
 		iou_op_timer(iou, fires, 0, 0, no_work, NULL);
 		iou_op_timer(iou, ends, hour + random64(&seed) % (2 * hour), 0, no_work, NULL);

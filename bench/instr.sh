@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MIT
 #
 # bench/instr.sh: instructions per op, counted by callgrind, against bench/instr.bounds. The same program runs twice
-# on inputs of two sizes, so that starting up drops out. A neighbour's load does not change the counts, another compiler or
-# liburing a little. New bounds: bench/instr.sh -w, with what is measured plus 5 %.
+# on inputs of two sizes, so that starting up drops out. A neighbour's load does not change the counts, another
+# compiler or liburing a little. New bounds: bench/instr.sh -w, with what is measured plus 5 %.
 set -u
 : "${B:?the build folder}"
 cd "$(dirname "$0")" || exit 1
@@ -25,7 +25,8 @@ trap 'rm -f "$log"' EXIT
 
 # count KIND N: instructions, in user space, of all threads.
 count() {
-	timeout 120 valgrind --tool=callgrind --callgrind-out-file=/dev/null "$B/bench/instr" "$1" "$2" >"$log" 2>&1 || {
+	set -- --tool=callgrind --callgrind-out-file=/dev/null "$B/bench/instr" "$1" "$2"
+	timeout 120 valgrind "$@" >"$log" 2>&1 || {
 		cat "$log" >&2
 		return 1
 	}

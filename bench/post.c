@@ -52,7 +52,8 @@ static void *sender_main(void *data)
 
 static void sender_start(struct sender *sender, void (*send)(void *to), void *to, int counted)
 {
-	*sender = (struct sender){.start = must_errno(eventfd(0, 0), "eventfd"), .send = send, .to = to, .counted = counted};
+	*sender = (struct sender){.send = send, .to = to, .counted = counted};
+	sender->start = must_errno(eventfd(0, 0), "eventfd");
 	must(-pthread_create(&sender->thread, NULL, sender_main, sender), "pthread_create");
 }
 
@@ -559,7 +560,8 @@ static void ev_trip(void)
 	report_trips();
 }
 
-static void ev_measure(void (*cb)(struct ev_loop *loop, ev_async *async, int events), void (*send)(void *to), int counted)
+static void ev_measure(void (*cb)(struct ev_loop *loop, ev_async *async, int events), void (*send)(void *to),
+		       int counted)
 {
 	static struct ev_side side;
 

@@ -6,14 +6,32 @@
 
 BEGIN {
 	FS = "\t"
+	line = "%-46s %9s %9s  %-5s %-18s %-30s %-7s %-9s %s\n"
+	record = "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n"
 	if (header)
-		printf "%-46s %9s %9s  %-5s %-18s %-30s %-7s %-9s %s\n", "work", "iou", "limit", "", "iou / limit", "bound",
-			"", "disturbed", "others (iou / theirs)"
+		printf line, "work", "iou", "limit", "", "iou / limit", "bound", "", "disturbed",
+			"others (iou / theirs)"
 }
 
 $1 == "R" {
 	n_rows++
-	metric[n_rows] = $2; unit[n_rows] = $3; subject[n_rows] = $4; limit[n_rows] = $5; label[n_rows] = $6; bounds[n_rows] = $7
+	metric[n_rows] = $2
+	unit[n_rows] = $3
+	subject[n_rows] = $4
+	limit[n_rows] = $5
+	label[n_rows] = $6
+	bounds[n_rows] = $7
+}
+
+# The label of a row in full, where it is about the one above.
+function full(i,    text)
+{
+	text = label[i]
+	if (sub(/^  /, ": ", text))
+		return top text
+	top = text
+	sub(/; limit.*/, "", top)
+	return text
 }
 
 $1 == "S" {
@@ -65,7 +83,7 @@ function ratio(m, a, b,    list, n, r, mid)
 
 function show(x)
 {
-	return x < 0 ? "-" : x >= 100000 ? sprintf("%.0f", x) : x >= 100 ? sprintf("%.0f", x) : x >= 10 ? sprintf("%.1f", x) : sprintf("%.2f", x)
+	return x < 0 ? "-" : sprintf(x >= 100 ? "%.0f" : x >= 10 ? "%.1f" : "%.2f", x)
 }
 
 # 1: kept, 0: missed, -1: cannot tell. A bound is <=F, >=F, <=F*NAME or >=F*NAME.
@@ -103,7 +121,7 @@ function verdict(row,    list, n, i, result, all, goals, kept, unknown)
 	if (!n)
 		return ""
 	result = !all ? "MISSED" : unknown ? "?" : has_goal && goals ? "goal" : "ok"
-	if (n_clean < 3 && metric[row] !~ /^cpu|bytes$|^kib$/ && result != "?")
+	if (n_clean < 3 && metric[row] !~ /^cpu|^per_message|bytes$|^kib$/ && result != "?")
 		result = result "?" # not to be relied on
 	has_goal = 0
 	return result
@@ -138,17 +156,19 @@ END {
 		gsub(/ +/, " ", bounds[i])
 		said = verdict(i)
 		own = middle(metric[i], subject[i])
-		printf "%-46s %9s %9s  %-5s %-18s %-30s %-7s %-9s %s\n", label[i], show(own), show(middle(metric[i], limit[i])),
-			unit[i], text, bounds[i], said, which, others(i)
-		printf "row\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", part, label[i], metric[i], unit[i], subject[i], "median", own >>tsv
+		name = full(i)
+		printf line, label[i], show(own), show(middle(metric[i], limit[i])), unit[i], text, bounds[i], said, which,
+			others(i)
+		printf record, "row", part, name, metric[i], unit[i], subject[i], "median", own >>tsv
 		if (x >= 0)
-			printf "row\t%s\t%s\t%s\t%s\t%s\t%s\t%.4f\n", part, label[i], metric[i], "ratio", subject[i] "/" limit[i], "median", x >>tsv
+			printf record, "row", part, name, metric[i], "ratio", subject[i] "/" limit[i], "median",
+				x >>tsv
 		if (said != "")
-			printf "row\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", part, label[i], metric[i], bounds[i], subject[i], "verdict", said >>tsv
+			printf record, "row", part, name, metric[i], bounds[i], subject[i], "verdict", said >>tsv
 		for (r = 1; r <= last; r++)
 			for (k = 1; k <= n_names; k++)
 				if ((r, names[k], metric[i]) in sample)
-					printf "sample\t%s\t%s\t%s\t%s\t%s\t%d%s\t%s\n", part, label[i], metric[i], unit[i], names[k], r,
-						disturbed[r] ? "d" : "", sample[r, names[k], metric[i]] >>tsv
+					printf record, "sample", part, name, metric[i], unit[i], names[k],
+						r (disturbed[r] ? "d" : ""), sample[r, names[k], metric[i]] >>tsv
 	}
 }

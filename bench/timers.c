@@ -3,8 +3,8 @@
  * timers CONTENDER N: N one-shot timers at random times, whole milliseconds (libuv has no finer).
  *
  *   start_ns    to make and start one, due in one to two hours
- *   cancel_ns   to end one, in random order; the loop runs after every 1,000, as it does where answers end the timers of
- *               their questions (iou calls back for each)
+ *   cancel_ns   to end one, in random order; the loop runs after every 1,000, as it does where answers end the
+ *               timers of their questions (iou calls back for each)
  *   fire_ns     one callback, when all are due at once
  *
  *   iou   iou_op_new() and iou_op_timer(), iou_op_cancel()

@@ -21,8 +21,8 @@ static double busy_ticks(void)
 	double user = 0, nice = 0, sys = 0, idle, iowait, irq = 0, softirq = 0, steal = 0;
 	FILE *file = fopen("/proc/stat", "r");
 
-	if (!file || fscanf(file, "cpu %lf %lf %lf %lf %lf %lf %lf %lf", &user, &nice, &sys, &idle, &iowait, &irq, &softirq,
-			    &steal) != 8)
+	if (!file || fscanf(file, "cpu %lf %lf %lf %lf %lf %lf %lf %lf", &user, &nice, &sys, &idle, &iowait, &irq,
+			    &softirq, &steal) != 8)
 		user = 0;
 	if (file)
 		fclose(file);

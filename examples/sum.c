@@ -57,8 +57,9 @@ struct lane {
 	int error;
 	unsigned n_read;    /* chunks; the i-th lies in chunks[i % 2] */
 	unsigned n_hashed;
+	unsigned n_hashing; /* in the job: 1 or 2 */
 	size_t sizes[2];
-	unsigned char *chunks[2];
+	unsigned char *chunks[2]; /* one behind the other */
 	EVP_MD_CTX *digest;
 };
 
@@ -175,19 +176,22 @@ static void fail(struct lane *lane, int error)
 	lane->error = error;
 }
 
-static int hash_chunk(void *data) /* on a worker thread */
+static int hash_chunks(void *data) /* on a worker thread */
 {
 	struct lane *lane = data;
-	unsigned i = lane->n_hashed % 2;
 
-	return EVP_DigestUpdate(lane->digest, lane->chunks[i], lane->sizes[i]) ? 0 : -EIO;
+	for (unsigned i = lane->n_hashed; i != lane->n_hashed + lane->n_hashing; i++) {
+		if (!EVP_DigestUpdate(lane->digest, lane->chunks[i % 2], lane->sizes[i % 2]))
+			return -EIO;
+	}
+	return 0;
 }
 
 static int on_hashed(void *data)
 {
 	struct lane *lane = data;
 
-	lane->n_hashed++;
+	lane->n_hashed += lane->n_hashing;
 	if (lane->hasher->result < 0)
 		fail(lane, lane->hasher->result);
 	lane->hasher = NULL;
@@ -197,17 +201,20 @@ static int on_hashed(void *data)
 static void hash_next(struct lane *lane)
 {
 	iou_t *iou = lane->sum->iou;
+	bool last_two = lane->n_read - lane->n_hashed == 2 && lane->sizes[(lane->n_read - 1) % 2] < CHUNK;
 
+	/* A chunk that is not full was most likely the last: one job does for both, since nothing is to be read meanwhile. */
+	lane->n_hashing = last_two ? 2 : 1;
 	if (lane->sizes[lane->n_hashed % 2] > SMALL) {
 		lane->hasher = iou_op_new(iou);
-		if (lane->hasher && iou_op_async(iou, lane->hasher, hash_chunk, lane, on_hashed, lane) == 0)
+		if (lane->hasher && iou_op_async(iou, lane->hasher, hash_chunks, lane, on_hashed, lane) == 0)
 			return;
 		iou_op_free(iou, lane->hasher); /* no memory or no thread is no reason to fail */
 		lane->hasher = NULL;
 	}
-	if (hash_chunk(lane) < 0)
+	if (hash_chunks(lane) < 0)
 		fail(lane, -EIO);
-	lane->n_hashed++;
+	lane->n_hashed += lane->n_hashing;
 }
 
 static int on_read(void *data)
@@ -216,25 +223,26 @@ static int on_read(void *data)
 	int result = lane->reader->result;
 
 	lane->reader = NULL;
-	if (result > 0)
-		lane->sizes[lane->n_read++ % 2] = (size_t)result;
-	else if (result == 0)
-		lane->at_end = true;
-	else
+	if (result < 0)
 		fail(lane, result);
+	lane->at_end |= result == 0;
+	for (; result > 0; result -= CHUNK)
+		lane->sizes[lane->n_read++ % 2] = result < CHUNK ? (size_t)result : CHUNK;
 	return goes_on(lane);
 }
 
+/* Into the chunk that is free, or at first into both. */
 static void read_next(struct lane *lane)
 {
 	iou_op_t *op = iou_op_new(lane->sum->iou);
+	bool both = lane->n_read == 0;
 
 	if (!op) {
 		fail(lane, -ENOMEM);
 		return;
 	}
 	/* at the file's own position: the same for files, pipes, and terminals */
-	io_uring_prep_read(op->sqe, lane->fd, lane->chunks[lane->n_read % 2], CHUNK, (uint64_t)-1);
+	io_uring_prep_read(op->sqe, lane->fd, lane->chunks[lane->n_read % 2], both ? 2 * CHUNK : CHUNK, (uint64_t)-1);
 	iou_op_queue(lane->sum->iou, op, on_read, lane);
 	lane->reader = op;
 }

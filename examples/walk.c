@@ -628,13 +628,18 @@ static int walk_on(void *data) /* on a worker thread */
 static int share_out(struct walk *walk);
 static int read_on_file(struct reader *reader);
 
+static void hide_progress(struct walk *walk)
+{
+	if (walk->progress_shown)
+		fputs("\r\033[K", stderr);
+	walk->progress_shown = false;
+}
+
 static void print_messages(struct walk *walk, struct bytes *messages)
 {
 	if (!messages->size)
 		return;
-	if (walk->progress_shown)
-		fputs("\r\033[K", stderr);
-	walk->progress_shown = false;
+	hide_progress(walk);
 	fwrite(messages->data, 1, messages->size, stderr);
 	messages->size = 0;
 	walk->failed = true;
@@ -679,9 +684,10 @@ static int start_readers(struct walk *walk)
 	return 0;
 }
 
-/* In the op's last callback: it can be queued again for the next file, or goes back to the pool. */
-static int finish_file(struct reader *reader)
+/* In its last callback: the op is queued again for the next file, or goes back to the pool. */
+static int on_finished(void *data)
 {
+	struct reader *reader = data;
 	struct walk *walk = reader->walk;
 	struct batch *batch = reader->batch;
 
@@ -695,11 +701,6 @@ static int finish_file(struct reader *reader)
 		walk->n_idle_readers++;
 	}
 	return share_out(walk);
-}
-
-static int on_close(void *data)
-{
-	return finish_file(data);
 }
 
 static int count_lines(void *data) /* on a worker thread, or not */
@@ -738,7 +739,7 @@ static int on_read(void *data)
 	if (n < 0)
 		complain_of_file(reader, -n);
 	io_uring_prep_close(reader->op->sqe, reader->fd);
-	iou_op_queue(iou, reader->op, on_close, reader);
+	iou_op_queue(iou, reader->op, on_finished, reader);
 	return 0;
 }
 
@@ -757,7 +758,7 @@ static int on_open(void *data)
 	if (reader->fd >= 0)
 		return read_on_file(reader);
 	complain_of_file(reader, -reader->fd);
-	return finish_file(reader);
+	return on_finished(reader);
 }
 
 
@@ -954,9 +955,7 @@ static int walk_path(struct walk *walk, const char *path)
 	ret = share_out(walk);
 	if (ret == 0)
 		ret = iou_run(walk->iou);
-	if (walk->progress_shown)
-		fputs("\r\033[K", stderr);
-	walk->progress_shown = false;
+	hide_progress(walk);
 	if (walk->root >= 0)
 		close(walk->root);
 	add_counts(walk->total, walk->counts);
@@ -973,7 +972,7 @@ static unsigned count_cpus(void)
 	return sched_getaffinity(0, sizeof(cpus), &cpus) == 0 ? (unsigned)CPU_COUNT(&cpus) : 1;
 }
 
-static void add_readers(struct walk *walk, unsigned n)
+static void add_readers(struct walk *walk, unsigned long n)
 {
 	for (; walk->n_readers < n; walk->n_readers++, walk->n_idle_readers++) {
 		struct reader *reader = &walk->readers[walk->n_readers];
@@ -984,7 +983,7 @@ static void add_readers(struct walk *walk, unsigned n)
 	}
 }
 
-static void add_lanes(struct walk *walk, unsigned n)
+static void add_lanes(struct walk *walk, unsigned long n)
 {
 	for (; walk->n_lanes < n; walk->n_lanes++, walk->n_idle_lanes++) {
 		struct lane *lane = &walk->lanes[walk->n_lanes];
@@ -996,11 +995,11 @@ static void add_lanes(struct walk *walk, unsigned n)
 }
 
 /* As many lanes and readers as there are descriptors for, and an iou with threads for all. */
-static void set_up(struct walk *walk, unsigned n_lanes, unsigned n_cpus)
+static void set_up(struct walk *walk, unsigned long n_lanes, unsigned long n_cpus)
 {
 	iou_config_t config = { .entries = 2 * MAX_READERS };
 	struct rlimit limit;
-	unsigned n_fds = 0;
+	unsigned long n_fds = 0;
 
 	if (getrlimit(RLIMIT_NOFILE, &limit) || limit.rlim_cur > MAX_FDS)
 		limit.rlim_cur = MAX_FDS;
@@ -1016,7 +1015,7 @@ static void set_up(struct walk *walk, unsigned n_lanes, unsigned n_cpus)
 	add_lanes(walk, n_lanes > n_fds / 12 + 1 ? n_fds / 12 + 1 : n_lanes);
 	walk->fds_per_lane = n_fds / walk->n_lanes;
 	walk->fds_per_lane = walk->fds_per_lane < 8 ? 4 : walk->fds_per_lane - 4;
-	config.workers = walk->n_lanes + (walk->read_files ? n_cpus : 0);
+	config.workers = walk->n_lanes + (walk->read_files ? (unsigned)n_cpus : 0); /* so that lines need not wait */
 	walk->iou = iou_new_with(&config);
 	if (!walk->iou) {
 		fprintf(stderr, "walk: io_uring: %s\n", strerror(errno));
@@ -1046,7 +1045,7 @@ int main(int argc, char **argv)
 	static const char usage[] = "usage: walk [-j N] [-x] [-l] [-q] [-n] [PATH...]\n";
 	static char dot[] = ".", *here[] = { dot, NULL };
 	static struct walk walk;
-	unsigned n_cpus = count_cpus(), n_lanes = n_cpus > MIN_LANES ? n_cpus : MIN_LANES;
+	unsigned long n_cpus = count_cpus(), n_lanes = n_cpus > MIN_LANES ? n_cpus : MIN_LANES;
 	char **paths, *end = dot + 1;
 	int opt, ret = 0;
 
@@ -1054,7 +1053,7 @@ int main(int argc, char **argv)
 	walk.quiet = !isatty(STDERR_FILENO);
 	while ((opt = getopt(argc, argv, "j:xlqnh")) != -1) {
 		switch (opt) {
-		case 'j': n_lanes = (unsigned)strtoul(optarg, &end, 10); break;
+		case 'j': n_lanes = strtoul(optarg, &end, 10); break;
 		case 'x': walk.one_fs = true; break;
 		case 'l': walk.read_files = true; break;
 		case 'q': walk.quiet = true; break;
@@ -1078,7 +1077,7 @@ int main(int argc, char **argv)
 	tear_down(&walk);
 	if (fflush(stdout) != 0 || ferror(stdout)) {
 		fprintf(stderr, "walk: write error: %s\n", strerror(errno));
-		ret = -errno;
+		ret = -EIO;
 	}
 	return ret < 0 || walk.failed ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -50,8 +50,8 @@ void sim_fail(const char *file, int line, const char *format, ...)
 	fprintf(stderr, "sim: seed %llu: ", (unsigned long long)sim_seed);
 	vfprintf(stderr, format, args);
 	fprintf(stderr, " (%s:%d)\n", file, line);
-	fprintf(stderr, "sim: replay it with: make check-sim SEED=%llu RUNS=1 TRACE=1%s%s\n", (unsigned long long)sim_seed,
-		SIM_ASAN ? " SAN=address" : "", SIM_FINE ? " GRAIN=sim-fine" : "");
+	fprintf(stderr, "sim: replay it with: make check-sim SEED=%llu RUNS=1 TRACE=1%s%s\n",
+		(unsigned long long)sim_seed, SIM_ASAN ? " SAN=address" : "", SIM_FINE ? " GRAIN=sim-fine" : "");
 	va_end(args);
 	fflush(stdout);
 	_exit(1);
@@ -151,7 +151,8 @@ static void check_buffers(void)
 {
 	for (unsigned i = 1; i <= model.n_ops; i++)
 		for (unsigned j = 0; ops[i].state == GONE && ops[i].seq && j < sizeof(ops[i].buffer); j++)
-			CHECK(ops[i].buffer[j] == 0x5a, "the buffer of op %u was written to after its last callback", i);
+			CHECK(ops[i].buffer[j] == 0x5a,
+			      "the buffer of op %u was written to after its last callback", i);
 }
 
 static void simulate(uint64_t seed)

@@ -166,10 +166,8 @@ void kernel_entered(void);
 /* Is the descriptor readable? The loop thread looks, outside iou. */
 bool kernel_readable(int fd);
 void kernel_close_of_program(int fd);
-/* CQEs of the program that iou can see. */
-unsigned kernel_n_visible(void);
-/* The SQ's size of the ring that was set up last, largest that there was in this run */
-unsigned kernel_sq_entries(void), kernel_sq_entries_min(void);
+/* The smallest SQ that there was in this run. */
+unsigned kernel_sq_entries_min(void);
 void kernel_check_end(void);
 /* Is an op there which was asked to end, can be, and was not? */
 bool kernel_forgot_cancel(unsigned op);
@@ -179,8 +177,7 @@ const char *kernel_where(unsigned op);
 /* ---- The model (sim_model.c) ------------------------------------------------------------------------ */
 
 /* The kernel's side of it. `op` is the number that the program put in the SQE's last word; 0: iou's own. */
-void model_taken(unsigned op, const struct io_uring_sqe *sqe, bool first_in_enter, unsigned previous, bool linked,
-		 bool cut);
+void model_taken(unsigned op, const struct io_uring_sqe *sqe, unsigned previous, bool linked);
 void model_chain_cut(unsigned last);
 void model_dropped(unsigned op);
 bool model_is_broken(void);
@@ -189,7 +186,7 @@ void model_cancel_seen(uint64_t user_data);
 void model_own_in_chain(unsigned previous);
 void model_chain_left_open(unsigned previous);
 void model_posted(unsigned op, int res, unsigned flags);
-void model_cancel_hits(unsigned op, bool by_iou, bool any);
+void model_cancel_hits(unsigned op, bool by_iou);
 bool model_room(unsigned op);
 /* The loop thread is about to sleep: with nothing ready, one hopes. */
 void model_sleeps(bool for_ever, uint64_t until_ns);

@@ -55,8 +55,10 @@ ACCESSES(16)
 #define FETCH(bits, type, name) \
 	ATOMIC(bits, type, fetch_##name, __atomic_fetch_##name(at, with, __ATOMIC_SEQ_CST), type with, int order)
 #define COMPARE(bits, type, kind) \
-	int __tsan_atomic##bits##_compare_exchange_##kind(volatile type *at, type *want, type with, int order, int order2); \
-	int __tsan_atomic##bits##_compare_exchange_##kind(volatile type *at, type *want, type with, int order, int order2) \
+	int __tsan_atomic##bits##_compare_exchange_##kind(volatile type *at, type *want, type with, int order, \
+							  int order2); \
+	int __tsan_atomic##bits##_compare_exchange_##kind(volatile type *at, type *want, type with, int order, \
+							  int order2) \
 	{ \
 		int done; \
 		(void)order; \
@@ -69,7 +71,8 @@ ACCESSES(16)
 #define ATOMICS(bits, type) \
 	ATOMIC(bits, type, load, __atomic_load_n(at, __ATOMIC_SEQ_CST), int order) \
 	ATOMIC(bits, type, exchange, __atomic_exchange_n(at, with, __ATOMIC_SEQ_CST), type with, int order) \
-	FETCH(bits, type, add) FETCH(bits, type, sub) FETCH(bits, type, and) FETCH(bits, type, or) FETCH(bits, type, xor) \
+	FETCH(bits, type, add) FETCH(bits, type, sub) FETCH(bits, type, and) FETCH(bits, type, or) \
+	FETCH(bits, type, xor) \
 	COMPARE(bits, type, strong) COMPARE(bits, type, weak) \
 	void __tsan_atomic##bits##_store(volatile type *at, type with, int order); \
 	void __tsan_atomic##bits##_store(volatile type *at, type with, int order) \

@@ -22,7 +22,6 @@
 #define MAX_REQS   1024
 #define MAX_WAITS  1024
 #define MAX_FILES  64
-#define MAX_CHAIN  64
 
 /* What liburing 2.3's header does not know yet. */
 #define FEAT_NO_IOWAIT      (1U << 17)
@@ -32,7 +31,7 @@
 enum { KERNEL_5_10, KERNEL_5_11, KERNEL_5_18, KERNEL_5_19, KERNEL_6_0, KERNEL_6_1, KERNEL_6_15, N_KERNELS };
 
 enum state { LINKED, START, RUN, OVER };
-enum ends { SOON, AT_DUE, FED, EVENT, BY_HAND };
+enum ends { SOON, AT_DUE, FED, EVENT };
 enum place { ARMED, WQ_QUEUED, WQ_RUNS, WQ_HARD, UNSTOPPABLE };
 
 typedef struct req_t req_t;
@@ -78,7 +77,6 @@ typedef struct ring_t {
 	struct io_uring_cqe cqes[MAX_CQ];
 	/* the kernel's */
 	unsigned own_sq_head;
-	unsigned cut_after;  /* the op after which a short submit cut a chain */
 	unsigned n_active, n_work, n_overflow;
 	unsigned n_idle_enters; /* enters in a row in which nothing happened */
 	uint64_t n_events;
@@ -107,7 +105,7 @@ static unsigned n_free_reqs;
 static unsigned n_rings, n_files_used;
 static unsigned kernel;
 static bool refuse_register, submitting;
-static unsigned sq_entries_now, sq_entries_min;
+static unsigned sq_entries_min;
 static unsigned storm; /* enters that are still to fail */
 
 /* ---- Files ------------------------------------------------------------------------------------ */
@@ -342,10 +340,9 @@ static bool key_matches(const req_t *req, const req_t *by)
 static int cancel_one(ring_t *ring, req_t *req, const req_t *by)
 {
 	static const int interrupted[] = { -EINTR, -512, -513, -514, -516, -ECANCELED };
-	bool any = by->sqe.opcode == IORING_OP_ASYNC_CANCEL && by->sqe.cancel_flags & IORING_ASYNC_CANCEL_ANY;
 
 	if (req->op)
-		model_cancel_hits(req->op, by->op == 0, any);
+		model_cancel_hits(req->op, by->op == 0);
 	switch (req->place) {
 	case ARMED:
 	case WQ_QUEUED:
@@ -747,20 +744,6 @@ const char *kernel_where(unsigned op)
 	return req ? names[req->state] : "not there";
 }
 
-unsigned kernel_n_visible(void)
-{
-	unsigned n = 0;
-
-	for (unsigned i = 0; i < n_rings; i++) {
-		for (unsigned at = rings[i].cq_head; rings[i].open && at != rings[i].cq_tail; at++) {
-			const struct io_uring_cqe *cqe = &rings[i].cqes[at & rings[i].cq_mask];
-			(void)cqe;
-			n++;
-		}
-	}
-	return n;
-}
-
 bool kernel_readable(int fd)
 {
 	const file_t *file = file_of(fd);
@@ -777,11 +760,6 @@ void kernel_close_of_program(int fd)
 
 	CHECK(file && file->kind == OPENED, "a result is descriptor %d, which is not open", fd);
 	file->open = false;
-}
-
-unsigned kernel_sq_entries(void)
-{
-	return sq_entries_now;
 }
 
 unsigned kernel_sq_entries_min(void)
@@ -801,7 +779,6 @@ void kernel_reset(void)
 	kernel = one_in(100) ? KERNEL_5_10 : one_in(3) ? KERNEL_6_1 : KERNEL_5_11 + pick(N_KERNELS - 1);
 	refuse_register = one_in(30);
 	storm = 0;
-	sq_entries_now = 0;
 	sq_entries_min = ~0U;
 }
 
@@ -810,7 +787,8 @@ void kernel_check_end(void)
 	for (unsigned i = 0; i < n_rings; i++)
 		CHECK(!rings[i].open, "a ring is left");
 	for (unsigned i = 0; i < n_files_used; i++)
-		CHECK(!files[i].open || (files[i].kind == OPENED && model_is_broken()), "descriptor %u is left, %s", FD_FAKE + i,
+		CHECK(!files[i].open || (files[i].kind == OPENED && model_is_broken()),
+		      "descriptor %u is left, %s", FD_FAKE + i,
 		      files[i].kind == OPENED ? "the result of an op" : "iou's own");
 }
 
@@ -927,11 +905,9 @@ int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *uring, 
 	/* all four of a real ring start at 0, and come near the wrap after some minutes */
 	ring->sq_head = ring->sq_tail = ring->own_sq_head = base;
 	ring->cq_head = ring->cq_tail = base - 1 + pick(3);
-	ring->cut_after = 0;
 	ring->n_active = ring->n_work = ring->n_overflow = ring->n_idle_enters = 0;
-	sq_entries_now = ring->sq_entries;
-	if (sq_entries_now < sq_entries_min)
-		sq_entries_min = sq_entries_now;
+	if (ring->sq_entries < sq_entries_min)
+		sq_entries_min = ring->sq_entries;
 	params->sq_entries = ring->sq_entries;
 	params->cq_entries = ring->cq_entries;
 	params->features = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_RW_CUR_POS |
@@ -966,11 +942,13 @@ void __wrap_io_uring_queue_exit(struct io_uring *uring)
 	for (unsigned i = 0; i < ring->n_active; i++) {
 		const req_t *req = ring->active[i];
 
-		CHECK(!req->op || model_is_broken(), "the ring is closed while op %u is %s in the kernel", req->op, kernel_where(req->op));
+		CHECK(!req->op || model_is_broken(),
+		      "the ring is closed while op %u is %s in the kernel", req->op, kernel_where(req->op));
 		CHECK(req->sqe.opcode != IORING_OP_READ, "the ring is closed while iou's own read is in flight");
 	}
 	for (unsigned at = ring->own_sq_head; at != __atomic_load_n(&ring->sq_tail, __ATOMIC_RELAXED); at++)
-		CHECK(!op_number(&ring->sqes[at & ring->sq_mask]) || model_is_broken(), "the ring is closed with an op published");
+		CHECK(!op_number(&ring->sqes[at & ring->sq_mask]) || model_is_broken(),
+		      "the ring is closed with an op published");
 	for (unsigned i = 0; i < ring->n_active; i++)
 		free_reqs[n_free_reqs++] = ring->active[i];
 	ring->open = false;
@@ -1090,7 +1068,7 @@ typedef struct chain_t {
 } chain_t;
 
 /* The next SQE: true when the submission stops after it. */
-static bool take_sqe(ring_t *ring, chain_t *chain, bool first)
+static bool take_sqe(ring_t *ring, chain_t *chain)
 {
 	unsigned index = ring->array[ring->own_sq_head & ring->sq_mask];
 	req_t *req;
@@ -1101,11 +1079,9 @@ static bool take_sqe(ring_t *ring, chain_t *chain, bool first)
 	ring->own_sq_head++;
 	TRACE("kernel: takes op %u, opcode %u, flags %#x", req->op, req->sqe.opcode, req->sqe.flags);
 	if (req->op)
-		model_taken(req->op, &req->sqe, first, chain->last ? chain->last->op : 0, chain->last != NULL,
-			    ring->cut_after != 0);
+		model_taken(req->op, &req->sqe, chain->last ? chain->last->op : 0, chain->last != NULL);
 	else if (chain->last)
 		model_own_in_chain(chain->last->op);
-	ring->cut_after = 0;
 	req->state = LINKED;
 	if (chain->last)
 		chain->last->next = req;
@@ -1134,14 +1110,14 @@ static int submit(ring_t *ring, unsigned to_submit)
 	while (i < to_submit && !stop) {
 		if (!(ring->flags & IORING_SETUP_SQPOLL) && fault(40))
 			break;
-		stop = take_sqe(ring, &chain, i == 0);
+		stop = take_sqe(ring, &chain);
 		i++;
 	}
 	if (chain.last) {
 		if (i == to_submit)
 			model_chain_left_open(chain.last->op);
 		else
-			model_chain_cut(ring->cut_after = chain.last->op);
+			model_chain_cut(chain.last->op);
 		chain_start(ring, chain.head, chain.bad);
 	}
 	submitting = false;
@@ -1376,7 +1352,8 @@ int __wrap_timerfd_settime(int fd, int flags, const struct itimerspec *new_value
 	}
 	if (new_value->it_value.tv_sec > INT64_MAX / 1000000000)
 		ns = NEVER - 1;
-	TRACE("kernel: timerfd %d is set to %llu%s", fd, (unsigned long long)ns, flags & TFD_TIMER_ABSTIME ? "" : " from now");
+	TRACE("kernel: timerfd %d is set to %llu%s", fd, (unsigned long long)ns,
+	      flags & TFD_TIMER_ABSTIME ? "" : " from now");
 	file->count = 0;
 	file->due_ns = !ns ? NEVER : flags & TFD_TIMER_ABSTIME ? ns : world.now_ns + ns;
 	kernel_entered();

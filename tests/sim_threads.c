@@ -444,7 +444,8 @@ int __wrap_pthread_cond_destroy(pthread_cond_t *cond);
 int __wrap_pthread_cond_destroy(pthread_cond_t *cond)
 {
 	for (unsigned i = 1; i < n_threads; i++)
-		CHECK(threads[i].state != WAITS_COND || threads[i].waits_for != cond, "a thread waits for a cond that goes");
+		CHECK(threads[i].state != WAITS_COND || threads[i].waits_for != cond,
+		      "a thread waits for a cond that goes");
 	return 0;
 }
 

@@ -3,6 +3,7 @@
 #
 # examples/sum prints and checks what sha256sum does, byte for byte, whatever the files and their names are; in
 # little memory, and with few descriptors.
+# shellcheck disable=SC1003,SC2015,SC2016
 set -u
 sum=$B/examples/sum
 [ -x "$sum" ] || { echo "SKIP sum: libcrypto was not there when it would have been built"; exit 77; }
@@ -27,7 +28,8 @@ same() {
 	ours=$?
 	cmp theirs ours || fail "$label: output"
 	[ $ours = $theirs ] || fail "$label: status $ours, not $theirs"
-	[ "$(wc -l <ours.err)" = "$(wc -l <theirs.err)" ] || fail "$label: $(cat ours.err), where sha256sum says $(cat theirs.err)"
+	[ "$(wc -l <ours.err)" = "$(wc -l <theirs.err)" ] ||
+		fail "$label: $(cat ours.err), where sha256sum says $(cat theirs.err)"
 	[ "$(grep WARNING ours.err)" = "$(sed -n '/WARNING/s/^sha256//p' theirs.err)" ] || fail "$label: $(cat ours.err)"
 	grep -qv '^sum: ' ours.err && fail "$label: $(cat ours.err)"
 	echo "ok: $label"
@@ -42,8 +44,8 @@ same "sizes" sizes/*
 same "one after the other" sizes/1 sizes/1 sizes/1000000 sizes/1000000 sizes/1
 
 mkdir names
-for name in plain 'with space' ' leading' 'trailing ' '*star' 'back\slash' 'back\\slashes' 'end\' $'new\nline' $'two\n\nlines\n' \
-	$'bell\a' $'\xff\xfe' "quote'" '"double"' '#hash' '\' '$(id)' "$(printf '%0250d' 0)"; do
+for name in plain 'with space' ' leading' 'trailing ' '*star' 'back\slash' 'back\\slashes' 'end\' \
+	$'new\nline' $'two\n\nlines\n' $'bell\a' $'\xff\xfe' "quote'" '"double"' '#hash' '\' '$(id)' "$(printf '%0250d' 0)"; do
 	printf '%s' "$name" >"names/$name"
 done
 same "odd names" names/*

@@ -168,7 +168,7 @@ START_TEST(many_workers_are_allowed)
 	iou_t *iou = new_pool(UINT32_MAX);
 
 	meet_together(iou, 20, 2);
-	ck_assert_int_eq(n_threads("iou-worker"), 20);
+	ck_assert_int_ge(n_threads("iou-worker"), 20);
 	done(iou);
 }
 END_TEST
@@ -388,7 +388,8 @@ START_TEST(async_reports_a_failed_job)
 	static const struct {
 		int work, cb, expected;
 	} table[] = {
-		{0, 0, 0}, {5, 0, 0}, {5, 7, 0}, {-5, 0, -5}, {-5, 7, -5}, {-5, -7, -7}, {5, -7, -7}, {INT32_MIN, 0, INT32_MIN},
+		{0, 0, 0}, {5, 0, 0}, {5, 7, 0}, {-5, 0, -5}, {-5, 7, -5}, {-5, -7, -7}, {5, -7, -7},
+		{INT32_MIN, 0, INT32_MIN},
 	};
 	iou_t *iou = new_pool(1);
 
@@ -664,9 +665,9 @@ static void no_second_worker(void *data)
 	limit_threads();
 	for (int i = 0; i < 100; i++)
 		EXPECT(iou_async(iou, on_nothing, NULL, on_call, &call) == 0);
-	EXPECT(n_threads("iou-worker") == 1);
 	EXPECT(iou_run(iou) == 0);
 	EXPECT(call.n == 101);
+	EXPECT(n_threads("iou-worker") == 1);
 	EXPECT(iou_free(iou) == NULL);
 }
 

@@ -474,7 +474,8 @@ static int on_mix_timer(void *data)
 	mix_t *mix = data;
 
 	if (++mix->n[TIMER] < mix->n_max)
-		iou_op_timer(mix->host.iou, mix->timer_op, (uint64_t)mix->n[TIMER] % 3 * 50 * USEC, 0, on_mix_timer, mix);
+		iou_op_timer(mix->host.iou, mix->timer_op, (uint64_t)mix->n[TIMER] % 3 * 50 * USEC, 0, on_mix_timer,
+			     mix);
 	return 0;
 }
 

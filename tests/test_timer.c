@@ -503,7 +503,8 @@ START_TEST(random_timers_end_once)
 		switch (random_below(&seed, 4)) {
 		case 0:
 			if (!pending)
-				call_timer(the_iou, call, 0, random_below(&seed, 2000) * USEC, random_below(&seed, 3) * USEC);
+				call_timer(the_iou, call, 0, random_below(&seed, 2000) * USEC,
+					   random_below(&seed, 3) * USEC);
 			break;
 		case 1:
 			if (pending && !call->id)

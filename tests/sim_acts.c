@@ -1,0 +1,765 @@
+/* SPDX-License-Identifier: MIT */
+
+/* What a program does: each act is one or a few calls, and checks what they return. */
+
+#include "sim_model.h"
+
+#include <errno.h>
+#include <poll.h>
+
+/* ---- Queueing --------------------------------------------------------------------------------- */
+
+static op_model_t *op_model_new(enum door door)
+{
+	op_model_t *op;
+
+	if (model.n_ops + 1 >= MAX_OPS)
+		return NULL;
+	op = &ops[++model.n_ops];
+	memset(op, 0, sizeof(*op));
+	op->door = door;
+	op->state = GONE; /* until it is accepted */
+	return op;
+}
+
+static void op_model_pending(op_model_t *op)
+{
+	op->state = PENDING;
+	model.n_pending++;
+}
+
+static int random_fd(void)
+{
+	return one_in(3) ? FD_READY : FD_READY + (int)pick(FD_END - FD_READY);
+}
+
+static const op_model_t *random_ring_op(void)
+{
+	for (unsigned i = 0; i < 8 && model.n_ops; i++) {
+		const op_model_t *op = &ops[1 + pick(model.n_ops)];
+
+		if (op->door == RING && op->state == PENDING)
+			return op;
+	}
+	return NULL;
+}
+
+static void prepare_cancel(struct io_uring_sqe *sqe)
+{
+	const op_model_t *target = random_ring_op();
+
+	if (!target)
+		io_uring_prep_nop(sqe);
+	else if (one_in(8))
+		io_uring_prep_cancel(sqe, NULL, IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL);
+	else if (one_in(4))
+		io_uring_prep_poll_remove(sqe, (__u64)(uintptr_t)target->op);
+	else if (one_in(4))
+		io_uring_prep_timeout_remove(sqe, (__u64)(uintptr_t)target->op, 0);
+	else
+		io_uring_prep_cancel(sqe, target->op, 0);
+}
+
+/* Any op, at random. */
+static void prepare(struct io_uring_sqe *sqe, op_model_t *op)
+{
+	int fd = random_fd();
+
+	op->ts = (struct __kernel_timespec){ 0, pick(3000) };
+	switch (pick(12)) {
+	case 0:
+		io_uring_prep_openat(sqe, fd, "x", 0, 0);
+		break;
+	case 1:
+		io_uring_prep_accept(sqe, fd, NULL, NULL, 0);
+		break;
+	case 2:
+		io_uring_prep_timeout(sqe, &op->ts, 0, 0);
+		break;
+	case 3:
+		if (one_in(2))
+			io_uring_prep_poll_multishot(sqe, fd, POLLIN);
+		else
+			io_uring_prep_poll_add(sqe, fd, POLLIN);
+		break;
+	case 4:
+		io_uring_prep_recv_multishot(sqe, fd, NULL, 8, 0);
+		break;
+	case 5:
+		io_uring_prep_send_zc(sqe, fd, op->buffer, 8, 0, 0);
+		break;
+	case 6:
+		io_uring_prep_write(sqe, fd, op->buffer, 8, 0);
+		break;
+	case 7:
+		prepare_cancel(sqe);
+		break;
+	case 8:
+		if (one_in(4)) {
+			io_uring_prep_nop(sqe);
+			sqe->opcode = 255;
+			break;
+		}
+		/* fall through */
+	case 9:
+		io_uring_prep_nop(sqe);
+		break;
+	default:
+		io_uring_prep_read(sqe, fd, op->buffer, 8, 0);
+	}
+	sqe->__pad2[0] = number_of(op);
+	if (one_in(32))
+		sqe->flags |= IOSQE_CQE_SKIP_SUCCESS;
+	if (one_in(16))
+		sqe->flags |= IOSQE_ASYNC;
+	if (one_in(24)) {
+		sqe->flags |= IOSQE_IO_DRAIN;
+		model.any_drain = true;
+	}
+}
+
+/* The op takes its place in the queue: which chain is it in? */
+static void queue_model(op_model_t *op, const struct io_uring_sqe *sqe)
+{
+	unsigned number = number_of(op), last = model.last_queued;
+
+	op->sqe = *sqe;
+	op->seq = ++model.seq;
+	op->chain = number;
+	op->n_chain = 1;
+	if (last && ops[last].sqe.flags & LINKS) {
+		/* where the one before it has ended in iou, nothing holds them together */
+		op->previous = last;
+		op->glued = !model.boundary;
+		for (unsigned at = last; at; at = ops[at].previous)
+			op->glued &= ops[at].state == PENDING && !ops[at].asked && !deadline_may_be_over(&ops[at]);
+		op->chain = ops[last].chain;
+		ops[op->chain].n_chain++;
+		ops[op->chain].ambiguous |= !op->glued;
+	}
+	ops[op->chain].drained |= (sqe->flags & IOSQE_IO_DRAIN) != 0;
+	model.last_queued = number;
+	model.boundary = false;
+	op_model_pending(op);
+}
+
+static iou_op_t *take_op(void)
+{
+	iou_op_t *op;
+
+	if (model.n_kept && one_in(2))
+		return model.kept[--model.n_kept];
+	op = CALL(true, iou_op_new(model.iou));
+	CHECK(op || errno == ENOMEM, "iou_op_new: %d", errno);
+	if (op)
+		CHECK(op->sqe->opcode == 0 && op->sqe->user_data == 0 && op->sqe->addr == 0 && op->sqe->flags == 0,
+		      "the SQE of a new op is not zeroed");
+	return op;
+}
+
+static void give_env(op_model_t *op)
+{
+	op->env_size = one_in(2) ? 1 + pick(64) : 65 + pick(100);
+	op->env = CALL(true, iou_op_env(op->op, op->env_size));
+	if (!op->env) {
+		CHECK(errno == ENOMEM || errno == EEXIST, "iou_op_env: %d", errno);
+		return;
+	}
+	CHECK(iou_op_of(op->env) == op->op, "iou_op_of()");
+	for (unsigned i = 0; i < op->env_size; i++) {
+		CHECK(op->env[i] == 0, "an environment is not zeroed");
+		op->env[i] = (unsigned char)(number_of(op) + i);
+	}
+}
+
+static void give_deadline(op_model_t *op, uint64_t *after_ns)
+{
+	*after_ns = pick(2000);
+	op->has_deadline = true;
+	CALL_VOID(false, iou_op_deadline(model.iou, op->op, *after_ns));
+}
+
+static void queue_ring(op_model_t *op)
+{
+	uint64_t before_ns = world.now_ns, after_ns = 0;
+
+	if (one_in(10) && !op->has_deadline)
+		give_deadline(op, &after_ns);
+	TRACE("iou_op_queue %u: opcode %u fd %d flags %#x%s", number_of(op), op->op->sqe->opcode, op->op->sqe->fd,
+	      op->op->sqe->flags, op->has_deadline ? ", deadline" : "");
+	queue_model(op, op->op->sqe);
+	before_ns = world.now_ns;
+	CALL_VOID(false, iou_op_queue(model.iou, op->op, on_ring, op));
+	op->deadline_from_ns = before_ns + after_ns;
+	op->deadline_ns = world.now_ns + after_ns;
+}
+
+static void act_queue(void)
+{
+	unsigned n = one_in(4) ? 2 + pick(4) : 1;
+
+	/* a chain, where n > 1; its last op now and then has the flag too */
+	for (unsigned i = 0; i < n; i++) {
+		op_model_t *op = op_model_new(RING);
+
+		if (!op)
+			return;
+		op->op = take_op();
+		if (!op->op)
+			return;
+		if (i && ops[model.last_queued].sqe.flags & LINKS && one_in(6)) {
+			op->ts = (struct __kernel_timespec){ 0, pick(1000) };
+			io_uring_prep_link_timeout(op->op->sqe, &op->ts, 0);
+			op->op->sqe->__pad2[0] = number_of(op);
+		} else {
+			prepare(op->op->sqe, op);
+		}
+		if (i + 1 < n || one_in(20))
+			op->op->sqe->flags |= one_in(3) ? IOSQE_IO_HARDLINK : IOSQE_IO_LINK;
+		if (one_in(10))
+			give_env(op);
+		queue_ring(op);
+	}
+}
+
+static void act_keep(void)
+{
+	iou_op_t *op;
+
+	if (model.n_kept == MAX_KEPT || one_in(3)) {
+		if (!model.n_kept)
+			return;
+		op = model.kept[--model.n_kept];
+		if (one_in(2))
+			CHECK(CALL(false, iou_op_cancel(model.iou, op)) == -EINVAL,
+			      "iou_op_cancel() of an op that is not queued");
+		CALL_VOID(false, iou_op_free(model.iou, op));
+		return;
+	}
+	op = CALL(true, iou_op_new(model.iou));
+	if (op)
+		model.kept[model.n_kept++] = op;
+}
+
+static void queue_timer(op_model_t *op, bool moved)
+{
+	uint64_t after_ns = one_in(30) ? NEVER - pick(3) : one_in(8) ? 0 : pick(3000);
+
+	op->period_ns = one_in(3) ? 1 + pick(2000) : one_in(60) ? NEVER : 0;
+	TRACE("iou_op_timer %u: after %llu, period %llu", number_of(op), (unsigned long long)after_ns,
+	      (unsigned long long)op->period_ns);
+	op->timer_seq = ++model.timer_seq;
+	op->due_from_ns = world.now_ns + after_ns < after_ns ? NEVER : world.now_ns + after_ns;
+	world.clock_stands = true;
+	CALL_VOID(false, iou_op_timer(model.iou, op->op, after_ns, op->period_ns, on_timer, op));
+	world.clock_stands = false;
+	op->due_ns = op->due_from_ns;
+	if (!moved)
+		op_model_pending(op);
+}
+
+static void act_timer(void)
+{
+	op_model_t *op;
+
+	if (model.n_ops && one_in(4)) {
+		op = &ops[1 + pick(model.n_ops)];
+		if (op->door == TIMER && op->state == PENDING && !op->asked) {
+			queue_timer(op, true);
+			return;
+		}
+	}
+	op = op_model_new(TIMER);
+	if (!op)
+		return;
+	op->op = take_op();
+	if (op->op)
+		queue_timer(op, false);
+}
+
+static bool queue_job(op_model_t *op)
+{
+	unsigned workers = threads_n_workers();
+	uint64_t before_ns, after_ns = 0;
+	int ret;
+
+	op->ret = one_in(8) ? -2000 - (int)pick(100) : (int)pick(100);
+	if (op->op && one_in(8) && !op->has_deadline)
+		give_deadline(op, &after_ns);
+	op->job_seq = ++model.job_seq;
+	op->state = PENDING; /* it may start at once */
+	TRACE("iou_%sasync %u", op->op ? "op_" : "", number_of(op));
+	before_ns = world.now_ns;
+	op->deadline_from_ns = before_ns + after_ns;
+	op->deadline_ns = NEVER;
+	if (op->op)
+		ret = CALL(true, iou_op_async(model.iou, op->op, job_main, op, on_job, op));
+	else
+		ret = CALL(true, iou_async(model.iou, job_main, op, on_short_job, op));
+	op->deadline_ns = world.now_ns + after_ns;
+	CHECK(ret == 0 || (ret == -EAGAIN && !workers) || (ret == -ENOMEM && !op->op), "iou_async: %d", ret);
+	CHECK(ret == 0 || !op->started, "job %u was refused, and runs", number_of(op));
+	op->state = GONE;
+	if (ret == 0)
+		op_model_pending(op);
+	return ret == 0;
+}
+
+static void act_job(void)
+{
+	op_model_t *op = op_model_new(one_in(3) ? SHORT_JOB : JOB);
+
+	if (!op)
+		return;
+	if (op->door == JOB) {
+		op->op = take_op();
+		if (!op->op)
+			return;
+	}
+	if (!queue_job(op) && op->op)
+		CALL_VOID(false, iou_op_free(model.iou, op->op));
+}
+
+static void prepare_handler(struct io_uring_sqe *sqe, void *data)
+{
+	op_model_t *op = data;
+
+	CHECK(sqe->opcode == 0 && sqe->user_data == 0 && sqe->flags == 0, "prep_sqe gets an SQE that is not zeroed");
+	prepare(sqe, op);
+	op->sqe = *sqe;
+}
+
+static void act_handler(void)
+{
+	op_model_t *op = op_model_new(HANDLER);
+	int ret;
+
+	if (!op)
+		return;
+	op->handler.cb = on_handler;
+	TRACE("iou_add_sqe %u", number_of(op));
+	ret = CALL(true, iou_add_sqe(model.iou, prepare_handler, op, &op->handler));
+	CHECK(ret == 0 || ret == -ENOMEM, "iou_add_sqe: %d", ret);
+	if (ret == 0)
+		queue_model(op, &op->sqe);
+}
+
+bool requeue(op_model_t *old)
+{
+	op_model_t *op = op_model_new(one_in(6) ? TIMER : one_in(6) ? JOB : RING);
+
+	if (!op)
+		return false;
+	op->op = old->op;
+	if (old->door == RING)
+		CHECK(op->op->sqe->opcode == old->sqe.opcode && op->op->sqe->fd == old->sqe.fd &&
+			      op->op->sqe->addr == old->sqe.addr && op->op->sqe->len == old->sqe.len,
+		      "the SQE of op %u does not hold what was queued", number_of(old));
+	if (op->door == RING && (old->door != RING || one_in(2))) {
+		memset(op->op->sqe, 0, sizeof(*op->op->sqe));
+		prepare(op->op->sqe, op);
+	} else if (op->door == RING) {
+		op->op->sqe->flags = 0;
+		op->op->sqe->__pad2[0] = number_of(op);
+		if (op->op->sqe->opcode == IORING_OP_READ || op->op->sqe->opcode == IORING_OP_WRITE ||
+		    op->op->sqe->opcode == IORING_OP_SEND_ZC)
+			op->op->sqe->addr = (uintptr_t)op->buffer;
+		else if (op->op->sqe->opcode == IORING_OP_ASYNC_CANCEL || op->op->sqe->opcode == IORING_OP_TIMEOUT ||
+			 op->op->sqe->opcode == IORING_OP_LINK_TIMEOUT ||
+			 op->op->sqe->opcode == IORING_OP_POLL_REMOVE ||
+			 op->op->sqe->opcode == IORING_OP_TIMEOUT_REMOVE)
+			op->op->sqe->opcode = IORING_OP_NOP; /* its key or timespec is dead */
+	}
+	op->env = old->env;
+	op->env_size = old->env_size;
+	if (op->env)
+		for (unsigned i = 0; i < op->env_size; i++)
+			op->env[i] = (unsigned char)(number_of(op) + i);
+	TRACE("queued again, op %u:", number_of(old));
+	op_gone(old);
+	if (op->door == TIMER)
+		queue_timer(op, false);
+	else if (op->door == RING)
+		queue_ring(op);
+	else if (!queue_job(op))
+		return true; /* still in its last callback: given back */
+	return true;
+}
+
+/* ---- Other actions ---------------------------------------------------------------------------- */
+
+static void cancel(op_model_t *op)
+{
+	unsigned number = number_of(op);
+	bool was_started = op->started;
+	int ret;
+
+	op->asked = true;
+	ret = CALL(false, iou_op_cancel(model.iou, op->op));
+	TRACE("iou_op_cancel %u: %d", number, ret);
+	CHECK(ret == 0 || ret == -EALREADY, "iou_op_cancel of op %u: %d", number, ret);
+	if (op->door == JOB) {
+		op->withdrawn |= ret == 0 && !op->started;
+		if (ret == -EALREADY)
+			CHECK(op->started || threads_n_workers() > threads_n_free(),
+			      "job %u cannot be cancelled", number);
+		if (ret == 0)
+			CHECK(!was_started || op->finished, "job %u, which runs, was cancelled", number);
+	} else if (ret == -EALREADY) {
+		CHECK(op->previous, "op %u cannot be cancelled", number);
+	}
+}
+
+static void act_cancel(void)
+{
+	for (unsigned i = 0; i < 4 && model.n_ops; i++) {
+		op_model_t *op = &ops[1 + pick(model.n_ops)];
+
+		if (op->state == PENDING && op->op) {
+			cancel(op);
+			return;
+		}
+	}
+}
+
+void cancel_all(void)
+{
+	TRACE("iou_cancel_all");
+	for (unsigned i = 1; i <= model.n_ops; i++)
+		if (ops[i].state == PENDING)
+			ops[i].asked = true;
+	CHECK(CALL(false, iou_cancel_all(model.iou)) == 0, "iou_cancel_all");
+}
+
+void check_stats(void)
+{
+	iou_stats_t stats;
+	unsigned n = 0;
+
+	for (unsigned i = 1; i <= model.n_ops; i++)
+		n += ops[i].state == PENDING;
+	CALL_VOID(false, iou_stats(model.iou, &stats));
+	CHECK(stats.pending == n, "iou_stats: %llu ops are pending, and not %u", (unsigned long long)stats.pending, n);
+}
+
+static void look_inside(void)
+{
+	static FILE *nowhere;
+
+	check_stats();
+	CHECK(CALL(false, iou_ring(model.iou)) != NULL, "iou_ring() is NULL");
+	if (!nowhere)
+		nowhere = fopen("/dev/null", "w");
+	if (nowhere && one_in(16))
+		CALL_VOID(false, iou_dump(model.iou, nowhere));
+}
+
+/* A flush, a poll or a run ends the chain that is open. */
+static void chain_ends(void)
+{
+	model.last_queued = 0;
+}
+
+static void drive_begin(driver_t *driver, bool is_run, int64_t timeout_ns)
+{
+	unsigned last_queued = model.last_queued;
+
+	chain_ends();
+	*driver = (driver_t){ .up = model.driver, .id = ++model.n_drivers, .is_run = is_run, .timeout_ns = timeout_ns,
+			      .last_queued = last_queued };
+	if (model.driver)
+		model.driver->nested = true;
+	model.driver = driver;
+}
+
+static void drive_end(driver_t *driver)
+{
+	model.driver = driver->up;
+	if (driver->is_run && !driver->n_calls && (model.quit_is_set || model.quits_of_others))
+		model.last_queued = driver->last_queued; /* it may have returned before its first round */
+	model.boundary = true;
+}
+
+/* Is there something that a poll has to deliver? */
+static bool is_something_ready(void)
+{
+	for (unsigned i = 1; i <= model.n_ops; i++)
+		if (ops[i].state == PENDING && ops[i].door == TIMER && (ops[i].asked || ops[i].due_ns <= world.now_ns))
+			return true;
+	for (unsigned i = 0; i < model.n_posts; i++)
+		if (!posts[i].thread && posts[i].accepted && !posts[i].delivered)
+			return true;
+	for (unsigned i = 0; i < MAX_BHS; i++)
+		if (model.bhs[i].bh && model.bhs[i].scheduled && !model.bhs[i].idle && !model.bhs[i].n_running)
+			return true;
+	return false;
+}
+
+int poll_once(int64_t timeout_ns)
+{
+	bool ready = is_something_ready();
+	uint64_t from_ns = world.now_ns;
+	driver_t driver;
+	call_t call = call_begin(false);
+	bool faulty;
+	int ret;
+
+	drive_begin(&driver, false, timeout_ns);
+	TRACE("iou_poll(%lld)", (long long)timeout_ns);
+	ret = iou_poll(model.iou, timeout_ns);
+	TRACE("iou_poll: %d", ret);
+	faulty = call_end(call);
+	drive_end(&driver);
+	if (driver.error) {
+		CHECK(ret == driver.error, "iou_poll returns %d and not %d", ret, driver.error);
+	} else if (ret < 0) {
+		CHECK((faulty && is_shortage(ret)) || (model.broken && ret == -EBADR), "iou_poll: %d", ret);
+	} else {
+		CHECK(ret == driver.n_calls, "iou_poll returns %d after %d callbacks", ret, driver.n_calls);
+		CHECK(ret || !ready, "iou_poll returns 0 while something is ready");
+		CHECK(ret || timeout_ns < 0 || faulty || world.now_ns < from_ns + (uint64_t)timeout_ns + LATE_NS,
+		      "iou_poll(%lld) returns after %llu", (long long)timeout_ns,
+		      (unsigned long long)(world.now_ns - from_ns));
+		if (ret == 0 && timeout_ns != 0 && main_things_pending())
+			CHECK(timeout_ns > 0 && world.now_ns >= from_ns + (uint64_t)timeout_ns,
+			      "iou_poll(%lld) returns 0 too early", (long long)timeout_ns);
+	}
+	return ret;
+}
+
+int run(void)
+{
+	bool quit_before = model.quit_is_set;
+	driver_t driver;
+	call_t call = call_begin(false);
+	bool faulty;
+	int ret;
+
+	drive_begin(&driver, true, -1);
+	TRACE("iou_run");
+	ret = iou_run(model.iou);
+	TRACE("iou_run: %d", ret);
+	faulty = call_end(call);
+	drive_end(&driver);
+	if (driver.error) {
+		CHECK(ret == driver.error, "iou_run returns %d and not %d", ret, driver.error);
+	} else if (ret < 0) {
+		CHECK((faulty && is_shortage(ret)) || (model.broken && ret == -EBADR), "iou_run: %d", ret);
+	} else {
+		CHECK(ret == 0, "iou_run: %d", ret);
+		if (main_things_pending() && !model.quit_is_set && !quit_before) {
+			CHECK(model.quits_explained < model.quits_of_others,
+			      "iou_run returns 0 while something is pending");
+			/* nested ones return by the same quit */
+			if (!model.driver)
+				model.quits_explained++;
+		}
+	}
+	for (driver_t *up = model.driver; up; up = up->up)
+		if (up->is_run)
+			return ret;
+	model.quit_is_set = model.others_quit = false;
+	model.n_runs++;
+	return ret;
+}
+
+static bool run_is_active(void)
+{
+	for (driver_t *up = model.driver; up; up = up->up)
+		if (up->is_run)
+			return true;
+	return false;
+}
+
+static void act_quit(void)
+{
+	TRACE("iou_quit");
+	CALL(false, iou_quit(model.iou));
+	model.quit_is_set = true;
+	if (!run_is_active())
+		run();
+}
+
+static void act_flush(void)
+{
+	call_t call = call_begin(false);
+	bool faulty;
+	int ret;
+
+	chain_ends();
+	TRACE("iou_flush");
+	ret = iou_flush(model.iou);
+	TRACE("iou_flush: %d", ret);
+	faulty = call_end(call);
+	CHECK(ret == 0 || (faulty && is_shortage(ret)) || (model.broken && ret == -EBADR), "iou_flush: %d", ret);
+	for (unsigned i = 1; ret == 0 && i <= model.n_ops; i++) {
+		const op_model_t *op = &ops[i], *first = &ops[op->chain];
+
+		if (is_ring(op) && op->state == PENDING && !op->taken && !op->asked && !deadline_may_be_over(op))
+			CHECK(model.any_drain || first->cut || first->ambiguous || !chain_is_clear(first) ||
+				      first->n_chain > kernel_sq_entries_min(),
+			      "iou_flush returns 0, and op %u is not submitted", i);
+	}
+}
+
+static void act_resize(void)
+{
+	bool in_flight = false;
+	call_t call;
+	int ret;
+
+	for (unsigned i = 1; i <= model.n_ops; i++)
+		in_flight |= is_ring(&ops[i]) && ops[i].state == PENDING;
+	call = call_begin(true);
+	ret = iou_resize(model.iou, 1 + pick(12));
+	TRACE("iou_resize: %d", ret);
+	if (call_end(call) && (ret == -ENOMEM || ret == -EMFILE || ret == -ENFILE || ret == -EPERM || ret == -ENOSYS))
+		return;
+	CHECK(ret == 0 || (ret == -EBUSY && in_flight), "iou_resize: %d", ret);
+}
+
+/* Wait on iou_fd() as another loop would: false when there is nothing to wait for. */
+static bool wait_for_fd(int fd)
+{
+	unsigned n = 0;
+
+	while (!kernel_readable(fd)) {
+		uint64_t due_ns = kernel_due_ns(), job_ns = threads_due_ns();
+
+		if (n++ > 20)
+			return false;
+		if (kernel_step() || threads_step())
+			continue;
+		if (!model.broken)
+			check_at_rest(false, NEVER);
+		if (job_ns < due_ns)
+			due_ns = job_ns;
+		if (due_ns == NEVER)
+			return false;
+		if (due_ns > world.now_ns)
+			world.now_ns = due_ns;
+	}
+	TRACE("-- iou_fd is readable");
+	return true;
+}
+
+static void act_fd(void)
+{
+	unsigned n_faults = world.n_faults, n_rounds = 1 + pick(8), n_idle = 0;
+	call_t call = call_begin(true);
+	int fd = iou_fd(model.iou);
+
+	if (call_end(call) && fd < 0) {
+		CHECK(fd == -EMFILE || fd == -ENOMEM || fd == -ENFILE || fd == -EPERM, "iou_fd: %d", fd);
+		return;
+	}
+	if (fd == -EPERM)
+		return; /* registering is refused */
+	CHECK(fd >= FD_FAKE && (model.fd < 0 || model.fd == fd), "iou_fd: %d", fd);
+	model.fd = fd;
+	if (model.driver) { /* nobody waits within a callback */
+		poll_once(0);
+		return;
+	}
+	while (n_rounds-- && wait_for_fd(fd))
+		if (poll_once(0) < 0)
+			return;
+	if (model.config.setup_flags & IORING_SETUP_SQPOLL)
+		return; /* readable until the kernel's thread has taken what is queued */
+	while (kernel_readable(fd) && poll_once(0) == 0)
+		CHECK(++n_idle < 16 || n_faults != world.n_faults, "iou_fd() stays readable, and nothing is there");
+}
+
+static void act_hold(void)
+{
+	if (model.holds > 0 && one_in(2)) {
+		TRACE("iou_unhold");
+		model.holds--;
+		CALL_VOID(false, iou_unhold(model.iou));
+		return;
+	}
+	TRACE("iou_hold");
+	CALL_VOID(false, iou_hold(model.iou));
+	model.holds++;
+}
+
+static unsigned depth(void)
+{
+	unsigned n = 0;
+
+	for (driver_t *up = model.driver; up; up = up->up)
+		n++;
+	return n;
+}
+
+void act(void)
+{
+	unsigned what = pick(32);
+
+	if (!model.budget)
+		return;
+	if (!(model.actions >> what & 1))
+		return;
+	model.budget--;
+	if (one_in(8))
+		world.now_ns += pick(1000);
+	sim_point();
+	switch (what) {
+	case 0 ... 8:
+		act_queue();
+		break;
+	case 9 ... 10:
+		act_timer();
+		break;
+	case 11 ... 13:
+		act_job();
+		break;
+	case 14:
+		act_handler();
+		break;
+	case 15 ... 16:
+		act_cancel();
+		break;
+	case 17:
+		post_from(0, false);
+		break;
+	case 18 ... 19:
+		act_bh();
+		break;
+	case 20:
+		act_hold();
+		break;
+	case 21:
+		if (one_in(16))
+			look_inside();
+		else
+			act_keep();
+		break;
+	case 22 ... 23:
+		act_flush();
+		break;
+	case 24 ... 26:
+		if (depth() < 4)
+			poll_once(one_in(2) ? 0 : one_in(2) ? -1 : (int64_t)pick(3000));
+		break;
+	case 27 ... 28:
+		if (depth() < 4)
+			run();
+		break;
+	case 29:
+		if (one_in(3))
+			cancel_all();
+		else if (one_in(2))
+			act_quit();
+		else
+			kernel_feed();
+		break;
+	case 30:
+		act_resize();
+		break;
+	case 31:
+		if (depth() < 4)
+			act_fd();
+		break;
+	}
+}

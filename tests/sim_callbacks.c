@@ -1,0 +1,443 @@
+/* SPDX-License-Identifier: MIT */
+
+/* Callbacks, jobs, and what the other threads do. */
+
+#include "sim_model.h"
+
+#include <limits.h>
+
+/* ---- Callbacks -------------------------------------------------------------------------------- */
+
+static void callback_begin(int class)
+{
+	driver_t *driver = model.driver;
+
+	total_callbacks++;
+	world.events++;
+	CHECK(driver, "a callback runs outside of iou_run() and iou_poll()");
+	CHECK(!on_other_thread(), "a callback runs on another thread");
+	CHECK(!driver->error, "a callback runs after one returned an error");
+	CHECK(!driver->is_run || !model.quit_is_set, "a callback runs after iou_quit()");
+	CHECK(iou_current() == model.iou, "iou_current() in a callback");
+	driver->n_calls++;
+	if (!driver->is_run && !driver->nested) {
+		CHECK(class >= driver->class, "the order of sources in a round: %d after %d", class, driver->class);
+		driver->class = class;
+	}
+	model.boundary = true;
+}
+
+static int callback_end(void)
+{
+	driver_t *driver = model.driver;
+	int ret = one_in(24) ? -1000 - (int)pick(1000) : (int)pick(3);
+
+	model.boundary = true;
+	TRACE("callback returns %d", ret);
+	if (ret < 0)
+		driver->error = ret;
+	return ret;
+}
+
+static void act_inside(void)
+{
+	if (one_in(2))
+		for (unsigned n = 1 + pick(3); n; n--)
+			act();
+}
+
+void op_gone(op_model_t *op)
+{
+	op->state = GONE;
+	memset(op->buffer, 0x5a, sizeof(op->buffer));
+	op->ts = (struct __kernel_timespec){ -1, -1 };
+}
+
+static void last_callback(op_model_t *op)
+{
+	op->state = LAST;
+	model.n_pending--;
+	if (op->op && one_in(8))
+		CHECK(CALL(false, iou_op_cancel(model.iou, op->op)) == -EINVAL,
+		      "iou_op_cancel() in the op's last callback");
+}
+
+static void after_callback(op_model_t *op, bool last)
+{
+	act_inside();
+	if (!last)
+		return;
+	if (op->env)
+		for (unsigned i = 0; i < op->env_size; i++)
+			CHECK(op->env[i] == (unsigned char)(number_of(op) + i),
+			      "the environment of op %u", number_of(op));
+	if (op->op && one_in(4) && requeue(op))
+		return;
+	if (op->op && one_in(16))
+		CALL_VOID(false, iou_op_free(model.iou, op->op));
+	op_gone(op);
+}
+
+static void ring_callback(op_model_t *op, int result, unsigned flags)
+{
+	bool last = !(flags & IORING_CQE_F_MORE);
+	unsigned number = number_of(op);
+	bool in_iou = op->n_exp_in == op->n_exp_out;
+
+	TRACE("callback of op %u: %d, flags %#x", number, result, flags);
+	CHECK(op->state == PENDING, "op %u has a callback after its last", number);
+	callback_begin(in_iou ? CLASS_ENDED : CLASS_CQE);
+	check_result(op, result, flags);
+	if (last) {
+		CHECK(!op->taken || op->kernel_done, "op %u has its last callback before its last CQE", number);
+		CHECK(!kernel_holds(number), "op %u has its last callback while it is in the kernel", number);
+	}
+	if (result >= 0 && (op->sqe.opcode == IORING_OP_OPENAT || op->sqe.opcode == IORING_OP_ACCEPT))
+		kernel_close_of_program(result);
+	if (last)
+		last_callback(op);
+}
+
+int on_ring(void *data)
+{
+	op_model_t *op = data;
+	bool last = !(op->op->flags & IORING_CQE_F_MORE);
+
+	ring_callback(op, op->op->result, op->op->flags);
+	after_callback(op, last);
+	return callback_end();
+}
+
+int on_handler(iou_handler_t *handler)
+{
+	op_model_t *op = (op_model_t *)(void *)((char *)handler - offsetof(op_model_t, handler));
+	bool last = !(handler->flags & IORING_CQE_F_MORE);
+
+	ring_callback(op, handler->result, handler->flags);
+	after_callback(op, last);
+	return callback_end();
+}
+
+/* Due before another that is delivered, and not by a hair that we cannot see. */
+static bool due_before(const op_model_t *a, const op_model_t *b)
+{
+	if (a->due_ns < b->due_from_ns)
+		return true;
+	return !a->period_ns && !b->period_ns && a->due_ns == b->due_ns && a->due_from_ns == a->due_ns &&
+	       b->due_from_ns == b->due_ns && a->timer_seq < b->timer_seq;
+}
+
+int on_timer(void *data)
+{
+	op_model_t *op = data;
+	int result = op->op->result;
+	unsigned number = number_of(op), flags = op->op->flags;
+	bool last = !(flags & IORING_CQE_F_MORE);
+
+	TRACE("callback of timer %u: %d, flags %#x", number, result, flags);
+	CHECK(op->state == PENDING, "timer %u has a callback after its last", number);
+	callback_begin(op->asked ? CLASS_ENDED : CLASS_TIMER);
+	if (op->asked) {
+		CHECK(result == -ECANCELED && last, "timer %u is cancelled, and got %d", number, result);
+	} else {
+		CHECK(world.now_ns >= op->due_from_ns, "timer %u is early", number);
+		CHECK(last == !op->period_ns, "timer %u has flags %#x", number, flags);
+		CHECK(result >= 1, "timer %u got %d", number, result);
+		for (unsigned i = 1; i <= model.n_ops; i++)
+			CHECK(ops[i].door != TIMER || ops[i].state != PENDING || ops[i].asked ||
+				      !due_before(&ops[i], op),
+			      "timer %u comes before timer %u", number, i);
+		CHECK(op->period_ns || result == 1, "timer %u got %d expirations", number, result);
+	}
+	if (op->period_ns && !last) {
+		uint64_t most = (world.now_ns - op->due_from_ns) / op->period_ns + 1;
+
+		CHECK((uint64_t)result <= most, "timer %u got %d expirations of %llu", number, result,
+		      (unsigned long long)most);
+		for (; result; result--)
+			op->due_ns = op->due_ns + op->period_ns < op->due_ns ? NEVER : op->due_ns + op->period_ns;
+		op->due_from_ns = op->due_ns;
+		if (one_in(4)) {
+			op->asked = true;
+			CHECK(CALL(false, iou_op_cancel(model.iou, op->op)) == 0,
+			      "iou_op_cancel() of periodic timer %u", number);
+		}
+	}
+	if (last)
+		last_callback(op);
+	after_callback(op, last);
+	return callback_end();
+}
+
+/* ---- Jobs ------------------------------------------------------------------------------------- */
+
+static void check_start_order(const op_model_t *op)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 1; i <= model.n_ops; i++)
+		n += (ops[i].door == JOB || ops[i].door == SHORT_JOB) && ops[i].state == PENDING && !ops[i].started &&
+		     !ops[i].asked && !deadline_may_be_over(&ops[i]) && ops[i].job_seq < op->job_seq;
+	CHECK(model.freeing || n < threads_n_workers(),
+	      "job %u starts before %u that were queued earlier", number_of(op), n);
+}
+
+int job_main(void *data)
+{
+	op_model_t *op = data;
+	unsigned number = number_of(op);
+
+	TRACE("thread %u: job %u starts", thread_number(), number);
+	CHECK(on_other_thread(), "job %u runs on the loop thread", number);
+	CHECK(op->state == PENDING && !op->started, "job %u starts, and is not queued", number);
+	CHECK(!op->withdrawn, "job %u starts after it was cancelled", number);
+	check_start_order(op);
+	op->started = true;
+	world.events++;
+	switch (pick(6)) {
+	case 0:
+		thread_sleep(world.now_ns + pick(2000), &op->released);
+		break;
+	case 1:
+		thread_sleep(NEVER, &op->released);
+		break;
+	case 2:
+		post_from(3, false);
+		break;
+	case 3:
+		sim_point();
+		break;
+	}
+	CHECK(op->state == PENDING, "job %u was given up while it runs", number);
+	op->finished = true;
+	op->finish_seq = ++model.finish_seq;
+	TRACE("thread %u: job %u ends", thread_number(), number);
+	return op->ret;
+}
+
+static void job_callback(op_model_t *op)
+{
+	unsigned number = number_of(op);
+
+	TRACE("callback of job %u", number);
+	CHECK(op->state == PENDING, "job %u has a callback after its last", number);
+	callback_begin(CLASS_JOB);
+	CHECK(op->finished || (!op->started && (op->asked || deadline_may_be_over(op))), "job %u has not run", number);
+	op->withdrawn |= !op->started;
+	if (op->finished && model.config.workers == 1) {
+		CHECK(op->finish_seq > model.last_finish_seq, "job %u comes back out of order", number);
+		model.last_finish_seq = op->finish_seq;
+	}
+	last_callback(op);
+}
+
+int on_job(void *data)
+{
+	op_model_t *op = data;
+	int result = op->op->result;
+
+	CHECK(op->op->flags == 0, "job %u has flags %#x", number_of(op), op->op->flags);
+	job_callback(op);
+	if (op->finished)
+		CHECK(result == op->ret, "job %u got %d and not %d", number_of(op), result, op->ret);
+	else
+		check_cancelled(op, result);
+	after_callback(op, true);
+	return callback_end();
+}
+
+int on_short_job(void *data)
+{
+	op_model_t *op = data;
+	int ret;
+
+	job_callback(op);
+	after_callback(op, true);
+	ret = callback_end();
+	if (ret >= 0 && op->finished && op->ret < 0)
+		model.driver->error = op->ret;
+	return ret;
+}
+
+/* ---- Posts and bottom halves ------------------------------------------------------------------ */
+
+static int on_post(void *data)
+{
+	post_model_t *post = data;
+
+	TRACE("callback of post %u", (unsigned)(post - posts));
+	CHECK(post->begun && !post->delivered, "post %u is delivered twice", (unsigned)(post - posts));
+	callback_begin(CLASS_POST);
+	CHECK(post->thread > 2 || post->seq > model.last_post[post->thread],
+	      "post %u comes out of order", (unsigned)(post - posts));
+	CHECK(!post->driver || post->driver != model.driver->id || model.driver->is_run,
+	      "post %u runs in the round in which it was made", (unsigned)(post - posts));
+	model.last_post[post->thread] = post->seq;
+	post->delivered = true;
+	if (post->accepted)
+		model.n_pending--;
+	act_inside();
+	return callback_end();
+}
+
+/* Posts of jobs, thread 3, come in no order among each other. */
+void post_from(unsigned thread, bool needed)
+{
+	post_model_t *post = &posts[model.n_posts];
+	int ret;
+
+	CHECK(model.n_posts < MAX_POSTS, "a run does not come to an end");
+	if (!needed && model.n_posts >= MANY_POSTS)
+		return;
+	model.n_posts++;
+	*post = (post_model_t){ .thread = thread, .begun = true };
+	if (!thread && model.driver)
+		post->driver = model.driver->id;
+	post->seq = ++model.next_post[thread];
+	TRACE("thread %u: iou_post %u", thread_number(), (unsigned)(post - posts));
+	ret = thread ? iou_post(model.iou, on_post, post) : CALL(true, iou_post(model.iou, on_post, post));
+	if (ret == -ENOMEM) {
+		CHECK(!post->delivered, "a post that was refused is delivered");
+		return;
+	}
+	CHECK(ret == 0, "iou_post: %d", ret);
+	post->accepted = true;
+	model.n_pending += !post->delivered;
+}
+
+static int on_bh(void *data)
+{
+	bh_model_t *bh = data;
+	unsigned number = (unsigned)(bh - model.bhs);
+
+	TRACE("callback of bottom half %u", number);
+	CHECK(bh->bh, "bottom half %u runs after it was deleted", number);
+	callback_begin(CLASS_POST);
+	CHECK(bh->may_run || bh->once_more, "bottom half %u runs, and is not scheduled", number);
+	bh->once_more = bh->may_run && bh->by_other;
+	bh->by_other = bh->n_running > 0;
+	model.n_pending -= bh->scheduled;
+	bh->scheduled = false;
+	bh->n_ended++;
+	bh->may_run = bh->n_running > 0;
+	act_inside();
+	return callback_end();
+}
+
+static void bh_schedule(bh_model_t *bh, bool idle)
+{
+	unsigned n_ended = bh->n_ended;
+
+	TRACE("thread %u: iou_bh_schedule%s %u", thread_number(), idle ? "_idle" : "", (unsigned)(bh - model.bhs));
+	bh->n_calls++;
+	bh->n_running++;
+	bh->may_run = true;
+	if (on_other_thread()) {
+		bh->by_other = true;
+		if (idle)
+			iou_bh_schedule_idle(bh->bh);
+		else
+			iou_bh_schedule(bh->bh);
+	} else if (idle) {
+		CALL_VOID(false, iou_bh_schedule_idle(bh->bh));
+	} else {
+		CALL_VOID(false, iou_bh_schedule(bh->bh));
+	}
+	bh->n_running--;
+	bh->n_calls--;
+	/* where it ran, or was cancelled, before this returned, nobody can tell */
+	if (n_ended == bh->n_ended)
+		bh->idle = bh->scheduled ? bh->idle && idle : idle;
+	if (n_ended == bh->n_ended && !bh->scheduled) {
+		bh->scheduled = true;
+		model.n_pending++;
+	}
+}
+
+static void bh_cancel(bh_model_t *bh)
+{
+	TRACE("iou_bh_cancel %u", (unsigned)(bh - model.bhs));
+	/* what others schedule from here on may be cancelled or not */
+	bh->may_run = bh->n_running > 0;
+	bh->by_other = bh->once_more = false;
+	CALL_VOID(false, iou_bh_cancel(bh->bh));
+	model.n_pending -= bh->scheduled;
+	bh->scheduled = false;
+	bh->n_ended++;
+}
+
+void act_bh(void)
+{
+	bh_model_t *bh = &model.bhs[pick(MAX_BHS)];
+	iou_bh_t *gone;
+
+	if (!bh->bh) {
+		memset(bh, 0, sizeof(*bh));
+		bh->bh = CALL(true, iou_bh_new(model.iou, on_bh, bh));
+		CHECK(bh->bh || errno == ENOMEM, "iou_bh_new: %d", errno);
+		if (!bh->bh)
+			return;
+	}
+	switch (pick(6)) {
+	case 0:
+		bh_cancel(bh);
+		break;
+	case 1:
+		if (bh->n_calls)
+			break;
+		TRACE("iou_bh_delete %u", (unsigned)(bh - model.bhs));
+		model.n_pending -= bh->scheduled;
+		gone = bh->bh;
+		bh->bh = NULL; /* no thread uses it from here on */
+		CALL_VOID(false, iou_bh_delete(gone));
+		break;
+	case 2:
+		bh_schedule(bh, true);
+		break;
+	default:
+		bh_schedule(bh, false);
+	}
+}
+
+/* What the other threads do. */
+void poster_act(unsigned number)
+{
+	bh_model_t *bh = &model.bhs[pick(MAX_BHS)];
+	unsigned what = model.order == UNHOLD ? 3 : model.order == POST ? 0 : pick(5);
+	bool needed = model.order == POST;
+	unsigned n_runs;
+
+	model.order = ANYTHING;
+	switch (what) {
+	case 1:
+	case 2:
+		if (bh->bh)
+			bh_schedule(bh, one_in(4));
+		break;
+	case 3:
+		if (model.holds <= 0)
+			break;
+		TRACE("thread %u: iou_unhold", number);
+		model.holds--;
+		iou_unhold(model.iou);
+		break;
+	case 4:
+		if (one_in(2)) {
+			TRACE("thread %u: iou_quit", number);
+			model.quits_of_others++;
+			n_runs = model.n_runs;
+			iou_quit(model.iou);
+			model.others_quit |= n_runs == model.n_runs; /* else that run may have spent it */
+			break;
+		}
+		TRACE("thread %u: hold, post, unhold", number);
+		model.poster_holds++;
+		iou_hold(model.iou);
+		post_from(number, false);
+		iou_unhold(model.iou);
+		model.poster_holds--;
+		break;
+	default:
+		post_from(number, needed);
+	}
+}

@@ -1,0 +1,338 @@
+/* SPDX-License-Identifier: MIT */
+
+/* The model, seen from below: each SQE that the kernel takes, each CQE that it posts, each sleep. */
+
+#include "sim_model.h"
+
+model_t model;
+op_model_t ops[MAX_OPS];
+post_model_t posts[MAX_POSTS];
+
+uint64_t total_callbacks, total_calls;
+
+call_t call_begin(bool may_alloc)
+{
+	call_t before = { world.may_alloc, world.n_faults };
+
+	total_calls++;
+	world.events++;
+	sim_n_steps++;
+	CHECK(sim_n_steps < 100000, "a run does not come to an end");
+	world.may_alloc = may_alloc;
+	return before;
+}
+
+/* Were there faults in this call? */
+bool call_end(call_t before)
+{
+	world.may_alloc = before.may_alloc;
+	return world.n_faults != before.n_faults;
+}
+
+/* ---- What the kernel sees --------------------------------------------------------------------- */
+
+bool deadline_may_be_over(const op_model_t *op)
+{
+	return op->has_deadline && op->deadline_from_ns <= world.now_ns;
+}
+
+bool chain_is_clear(const op_model_t *first)
+{
+	if (first->ambiguous)
+		return false;
+	if (first->n_chain > 1)
+		for (unsigned i = 1; i <= model.n_ops; i++)
+			if (&ops[ops[i].chain] == first && is_ring(&ops[i]) && !ops[i].taken &&
+			    (ops[i].asked || deadline_may_be_over(&ops[i])))
+				return false;
+	return true;
+}
+
+static void check_drain(unsigned number)
+{
+	const op_model_t *op = &ops[number], *first = &ops[op->chain];
+
+	if (!chain_is_clear(first))
+		return;
+	for (unsigned i = 1; i <= model.n_ops; i++) {
+		const op_model_t *other = &ops[i], *other_first = &ops[other->chain];
+
+		if (!is_ring(other) || other->seq >= first->seq || !other->taken || other->kernel_done)
+			continue;
+		if (!chain_is_clear(other_first))
+			continue;
+		CHECK(!first->drained, "op %u is drained, and was submitted before op %u has ended", number, i);
+		CHECK(!other_first->drained,
+		      "op %u was submitted before op %u, which is drained, has ended", number, i);
+	}
+}
+
+void model_taken(unsigned number, const struct io_uring_sqe *sqe, unsigned previous, bool linked)
+{
+	op_model_t *op = &ops[number];
+	struct io_uring_sqe want;
+
+	CHECK(number <= model.n_ops, "an SQE with garbage was submitted");
+	CHECK(op->state == PENDING && is_ring(op), "op %u was submitted while it is not queued", number);
+	CHECK(!op->taken, "op %u was submitted twice", number);
+	want = op->sqe;
+	want.user_data = sqe->user_data;
+	want.flags = sqe->flags;
+	CHECK(memcmp(&want, sqe, sizeof(want)) == 0, "the SQE of op %u was changed", number);
+	CHECK(op->door == HANDLER || sqe->user_data == (uintptr_t)op->op, "op %u has a user_data not its own", number);
+	CHECK(!(sqe->flags & IOSQE_IO_DRAIN), "op %u was submitted with IOSQE_IO_DRAIN", number);
+	CHECK(!(sqe->flags & IOSQE_CQE_SKIP_SUCCESS), "op %u was submitted with IOSQE_CQE_SKIP_SUCCESS", number);
+	CHECK((sqe->flags & ~LINKS) == (op->sqe.flags & ~(LINKS | IOSQE_IO_DRAIN | IOSQE_CQE_SKIP_SUCCESS)),
+	      "op %u was submitted with flags %#x", number, sqe->flags);
+	CHECK(!(sqe->flags & LINKS) || (sqe->flags & LINKS) == (op->sqe.flags & LINKS),
+	      "op %u has links that it had not",
+	      number);
+	CHECK(op->seq > model.last_taken_seq, "op %u was submitted out of order", number);
+	model.last_taken_seq = op->seq;
+	if (linked)
+		CHECK(op->previous && op->previous == previous, "op %u was linked behind op %u", number, previous);
+	else
+		CHECK(!op->glued, "op %u was split from its chain", number);
+	op->taken = true;
+	if (model.any_drain)
+		check_drain(number);
+}
+
+void model_own_in_chain(unsigned previous)
+{
+	FAIL("iou's own SQE stands behind op %u, inside of its chain", previous);
+}
+
+void model_chain_left_open(unsigned previous)
+{
+	FAIL("op %u was submitted last, with its link flag", previous);
+}
+
+void model_dropped(unsigned number)
+{
+	model.broken = true;
+	if (number)
+		ops[number].n_exp_in--;
+}
+
+bool model_is_broken(void)
+{
+	return model.broken;
+}
+
+void model_supply_is_short(bool is_short)
+{
+	model.short_of_supply = is_short;
+}
+
+void model_chain_cut(unsigned last)
+{
+	ops[ops[last].chain].cut = true;
+}
+
+void model_posted(unsigned number, int res, unsigned flags)
+{
+	op_model_t *op = &ops[number];
+
+	CHECK(op->n_exp_in - op->n_exp_out < MAX_CQES, "the fake kernel posts too much for op %u", number);
+	CHECK(op->state == PENDING && !op->kernel_done, "op %u was given up before its last CQE", number);
+	op->exp[op->n_exp_in++ % MAX_CQES] = (cqe_t){ res, flags };
+	if (!(flags & IORING_CQE_F_MORE))
+		op->kernel_done = true;
+}
+
+bool model_room(unsigned number)
+{
+	return ops[number].n_exp_in - ops[number].n_exp_out < MAX_CQES - 6;
+}
+
+void model_cancel_seen(uint64_t user_data)
+{
+	for (unsigned i = 1; i <= model.n_ops; i++)
+		if (ops[i].state == PENDING && (uintptr_t)ops[i].op == user_data)
+			ops[i].cancel_seen = true;
+}
+
+void model_cancel_hits(unsigned number, bool by_iou)
+{
+	op_model_t *op = &ops[number];
+
+	if (!by_iou) {
+		op->hit_by_us = true;
+		return;
+	}
+	op->hit = true;
+	if (model.freeing)
+		return;
+	CHECK(op->asked || deadline_may_be_over(op), "op %u is cancelled, and nobody asked for that", number);
+}
+
+/* ---- Sleeping --------------------------------------------------------------------------------- */
+
+static bool behind_drain(unsigned number)
+{
+	const op_model_t *op = &ops[number];
+	const op_model_t *first = &ops[op->chain];
+
+	for (unsigned i = 1; i <= model.n_ops; i++) {
+		const op_model_t *other = &ops[i];
+
+		if (!is_ring(other) || other->state != PENDING || other->kernel_done)
+			continue;
+		if (!chain_is_clear(first) || !chain_is_clear(&ops[other->chain]))
+			return true;
+		if (other->seq < first->seq && (first->drained || ops[other->chain].drained))
+			return true;
+	}
+	return false;
+}
+
+static void check_op_at_rest(unsigned number, bool for_ever, uint64_t until_ns)
+{
+	unsigned most = model.config.workers ? model.config.workers : 2; /* __wrap_sched_getaffinity() */
+	const op_model_t *op = &ops[number];
+
+	if (op->door == TIMER) {
+		/* some time may pass between iou's look at the clock and its sleep */
+		CHECK(op->due_ns > world.now_ns || until_ns < world.now_ns + SLACK_NS,
+		      "the loop sleeps while timer %u is due", number);
+		CHECK(!op->asked, "the loop sleeps while timer %u, cancelled, waits to be delivered", number);
+		return;
+	}
+	if (op->door == JOB || op->door == SHORT_JOB) {
+		CHECK(!op->finished, "the loop sleeps while job %u, done, waits to be delivered", number);
+		CHECK(op->started || !op->asked, "the loop sleeps while job %u, cancelled, waits", number);
+		CHECK(op->started || threads_n_free() == 0, "job %u waits while a worker is free", number);
+		CHECK(op->started || world.thread_refused || threads_n_workers() >= most,
+		      "job %u waits while there may be more workers", number);
+		return;
+	}
+	CHECK(op->n_exp_in == op->n_exp_out, "the loop sleeps while a completion of op %u waits", number);
+	if (!op->taken) {
+		CHECK(!op->asked, "the loop sleeps while op %u, cancelled in the backlog, waits", number);
+		CHECK(!ops[op->chain].cut || ops[op->chain].ambiguous,
+		      "the loop sleeps while op %u, of a chain cut short, waits", number);
+		CHECK(model.short_of_supply || (model.any_drain && behind_drain(number)),
+		      "the loop sleeps while op %u is not submitted", number);
+		return;
+	}
+	if (for_ever && (op->asked || (op->has_deadline && op->deadline_ns <= world.now_ns)))
+		CHECK(!kernel_forgot_cancel(number), "op %u is to be cancelled, and the loop sleeps for ever", number);
+	if (op->has_deadline && op->deadline_ns < world.now_ns && until_ns > world.now_ns + SLACK_NS &&
+	    op->sqe.opcode != IORING_OP_LINK_TIMEOUT)
+		CHECK(op->cancel_seen || op->asked || strcmp(kernel_where(number), "running"),
+		      "the deadline of op %u has passed, and the loop sleeps", number);
+}
+
+void check_at_rest(bool for_ever, uint64_t until_ns)
+{
+	for (unsigned i = 1; i <= model.n_ops; i++)
+		if (ops[i].state == PENDING)
+			check_op_at_rest(i, for_ever, until_ns);
+	for (unsigned i = 0; i < model.n_posts; i++)
+		CHECK(!posts[i].accepted || posts[i].delivered, "the loop sleeps while post %u waits", i);
+	for (unsigned i = 0; i < MAX_BHS; i++)
+		CHECK(!model.bhs[i].bh || !model.bhs[i].scheduled,
+		      "the loop sleeps while bottom half %u is scheduled", i);
+}
+
+bool is_pending(void)
+{
+	return model.n_pending || model.holds > 0 || model.poster_holds;
+}
+
+bool main_things_pending(void)
+{
+	for (unsigned i = 1; i <= model.n_ops; i++)
+		if (ops[i].state == PENDING)
+			return true;
+	for (unsigned i = 0; i < model.n_posts; i++)
+		if (!posts[i].thread && posts[i].accepted && !posts[i].delivered)
+			return true;
+	return model.holds > 0;
+}
+
+void model_sleeps(bool for_ever, uint64_t until_ns)
+{
+	const driver_t *driver = model.driver;
+
+	if (model.freeing || model.short_of_supply || model.broken)
+		return;
+	CHECK(driver, "iou sleeps outside of iou_run() and iou_poll()");
+	check_at_rest(for_ever, until_ns);
+	CHECK(is_pending(), "the loop sleeps with nothing pending");
+	CHECK(driver->is_run || driver->timeout_ns, "iou_poll(0) sleeps");
+	CHECK(!driver->is_run || (!model.quit_is_set && !model.others_quit), "the loop sleeps after iou_quit()");
+}
+
+void model_rescue(void)
+{
+	if (kernel_feed())
+		return;
+	for (unsigned i = 1; i <= model.n_ops; i++) {
+		if (ops[i].state == PENDING && ops[i].started && !ops[i].finished && !ops[i].released) {
+			ops[i].released = true;
+			return;
+		}
+	}
+	CHECK(model.driver && !model.freeing, "nothing will ever happen any more");
+	model.order = model.holds > 0 ? UNHOLD : POST;
+	while (!poster_start(true))
+		CHECK(posters_idle(), "the posting threads hang");
+	TRACE("-- rescue: a posting thread is told to");
+}
+
+/* ---- Results ---------------------------------------------------------------------------------- */
+
+static bool is_interrupted(int res)
+{
+	return res == -EINTR || (res <= -512 && res >= -516);
+}
+
+void check_cancelled(const op_model_t *op, int got)
+{
+	unsigned number = number_of(op);
+
+	if (got == -ETIME)
+		CHECK(deadline_may_be_over(op), "op %u got -ETIME before its deadline", number);
+	else
+		CHECK(got == -ECANCELED, "op %u was cancelled, and got %d", number, got);
+	if (op->hit && !op->asked)
+		CHECK(got == -ETIME, "op %u was ended by its deadline, and got %d", number, got);
+}
+
+void check_result(op_model_t *op, int got, unsigned flags)
+{
+	unsigned number = number_of(op);
+	cqe_t want;
+
+	if (op->n_exp_in == op->n_exp_out) {
+		const op_model_t *first = &ops[op->chain];
+
+		CHECK(!op->taken, "op %u has a callback without a CQE", number);
+		CHECK(!flags, "op %u, ended in iou, has flags %#x", number, flags);
+		if (got == -E2BIG) {
+			CHECK(first->n_chain > kernel_sq_entries_min(),
+			      "op %u got -E2BIG in a chain of %u", number, first->n_chain);
+			return;
+		}
+		check_cancelled(op, got);
+		if (op->asked || op->has_deadline || first->cut)
+			return;
+		for (unsigned at = op->previous; at; at = ops[at].previous)
+			if (!ops[at].taken && (ops[at].asked || ops[at].has_deadline))
+				return;
+		FAIL("op %u ended in iou, and nobody asked for that", number);
+	}
+	want = op->exp[op->n_exp_out++ % MAX_CQES];
+	CHECK(flags == want.flags, "op %u has flags %#x and not %#x", number, flags, want.flags);
+	if (got == want.res && !is_interrupted(got) && got != -ECANCELED)
+		return;
+	if (want.res == -ECANCELED || (is_interrupted(want.res) && (op->hit || got == -ETIME))) {
+		check_cancelled(op, got);
+		return;
+	}
+	CHECK((got == want.res || got == -ECANCELED) && is_interrupted(want.res),
+	      "op %u got %d and not %d", number, got,
+	      want.res);
+}
