@@ -41,7 +41,8 @@ san-thread   := -fsanitize=thread -fno-omit-frame-pointer
 $(if $(SAN),$(if $(san-$(SAN)),,$(error SAN=$(SAN): address or thread)))
 
 empty        :=
-variant      := $(SAN) $(filter-out cc gcc,$(notdir $(firstword $(CC)))) $(patsubst -D%,%,$(filter -DNDEBUG,$(CFLAGS) $(CPPFLAGS)))
+variant      := $(SAN) $(filter-out cc gcc,$(notdir $(firstword $(CC)))) \
+		$(patsubst -D%,%,$(filter -DNDEBUG,$(CFLAGS) $(CPPFLAGS)))
 B            ?= build$(addprefix /,$(subst $(empty) $(empty),-,$(strip $(variant))))
 
 pc            = $(shell $(PKG_CONFIG) $(1) 2>/dev/null)

@@ -3,9 +3,9 @@
  * echo_load CONNECTIONS SERVER [ARGUMENT...]: how many messages of 128 bytes a second an echo server echoes.
  *
  * Starts the server with `-p 0` after its arguments, reads from its stdout on which port it listens, and keeps one
- * message under way on each connection for BENCH_MS. The load has the first CPU and the server the second, if there are two.
- * It runs on the bare ring, so that the server is what limits, if anything; and since that is never sure on one
- * machine it also reports what CPU time a message cost the server (per_message_ns).
+ * message under way on each connection for BENCH_MS. The load has the first CPU and the server the second, if there
+ * are two. It runs on the bare ring, so that the server is what limits, if anything; and since that is never sure on
+ * one machine it also reports what CPU time a message cost the server (per_message_ns).
  */
 
 #include "bench.h"

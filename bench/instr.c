@@ -4,12 +4,15 @@
  *
  *   nop      NOPs, 32 in flight, each a new op
  *   nop1     one at a time
- *   job      empty jobs, 32 at a time, one worker; the loop runs when it has done them, since Valgrind (3.19) keeps
- *            its lock while a thread sleeps in io_uring_enter(2), and would wait for ever
+ *   job      empty jobs, 32 at a time, one worker. Valgrind (3.19) keeps its lock while a thread sleeps in
+ *            io_uring_enter(2): a loop that waited for a job there would wait for ever. So the loop runs only when all
+ *            are done, which a job after them tells
  *   post     posts by the loop's own thread, 32 at a time
  *   timer    timers started at mixed times among 1,000 others, half of them cancelled, half of them fired
  */
 #include "bench.h"
+
+#include <sys/eventfd.h>
 
 #include <iou.h>
 
@@ -50,28 +53,42 @@ static int no_work(void *data)
 	return 0;
 }
 
-static int on_job(void *data)
+static int done, go_on; /* eventfds */
+
+/* The worker has done what was queued before; and does no more until the loop has seen it. */
+static int gate(void *data)
 {
+	eventfd_t value;
+
 	(void)data;
-	left--;
-	return 0;
+	eventfd_write(done, 1);
+	return eventfd_read(go_on, &value);
+}
+
+static void queue_job(int (*work)(void *data))
+{
+	iou_op_t *op = must_have(iou_op_new(iou), "iou_op_new");
+
+	must(iou_op_async(iou, op, work, NULL, no_work, NULL), "iou_op_async");
 }
 
 static void jobs(uint64_t n)
 {
-	struct timespec rest = {.tv_nsec = 2000000};
+	struct timespec rest = {.tv_nsec = 1000000};
+	eventfd_t value;
 
+	done = must_errno(eventfd(0, 0), "eventfd");
+	go_on = must_errno(eventfd(0, 0), "eventfd");
 	for (; n; n -= 32) {
-		for (left = 0; left < 32; left++) {
-			iou_op_t *op = must_have(iou_op_new(iou), "iou_op_new");
-
-			must(iou_op_async(iou, op, no_work, NULL, on_job, NULL), "iou_op_async");
-		}
-		while (left) {
-			nanosleep(&rest, NULL);
-			must(iou_poll(iou, 0), "iou_poll");
-		}
+		for (int i = 0; i < 32; i++)
+			queue_job(no_work);
+		queue_job(gate);
+		must_errno(eventfd_read(done, &value), "eventfd");
+		must(iou_poll(iou, 0), "iou_poll");
+		eventfd_write(go_on, 1);
 	}
+	while (must(iou_poll(iou, 0), "iou_poll") == 0)
+		nanosleep(&rest, NULL); /* for the last gate */
 }
 
 static void posts(uint64_t n)

@@ -157,8 +157,8 @@ END {
 		said = verdict(i)
 		own = middle(metric[i], subject[i])
 		name = full(i)
-		printf line, label[i], show(own), show(middle(metric[i], limit[i])), unit[i], text, bounds[i], said, which,
-			others(i)
+		printf line, label[i], show(own), show(middle(metric[i], limit[i])), unit[i], text, bounds[i], said,
+			which, others(i)
 		printf record, "row", part, name, metric[i], unit[i], subject[i], "median", own >>tsv
 		if (x >= 0)
 			printf record, "row", part, name, metric[i], "ratio", subject[i] "/" limit[i], "median",

@@ -203,7 +203,7 @@ static void hash_next(struct lane *lane)
 	iou_t *iou = lane->sum->iou;
 	bool last_two = lane->n_read - lane->n_hashed == 2 && lane->sizes[(lane->n_read - 1) % 2] < CHUNK;
 
-	/* A chunk that is not full was most likely the last: one job does for both, since nothing is to be read meanwhile. */
+	/* A chunk that is not full was most likely the last. Nothing will be read meanwhile: one job does for both. */
 	lane->n_hashing = last_two ? 2 : 1;
 	if (lane->sizes[lane->n_hashed % 2] > SMALL) {
 		lane->hasher = iou_op_new(iou);

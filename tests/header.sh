@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MIT
 #
 # iou.h compiles alone, twice, and beside a program's own `typedef struct iou_t iou_t;`, as C99, C11, C17 and
-# C++11, with gcc and clang (those that are there), without a warning; iou.c compiles beside a tool with no flag but the libraries', in each C;
-# and a program written for the original libiou 0.1 compiles and works.
+# C++11, with gcc and clang (those that are there), without a warning; iou.c compiles beside a tool with no flag
+# but the libraries', in each C; and a program written for the original libiou 0.1 compiles and works.
 set -eu
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
@@ -84,7 +84,8 @@ for cc in $compilers; do
 		(cd "$dir" && quietly "$cc" -std=$std -Wall -Wextra -O1 -o tool tool.c iou.c -luring -pthread)
 		"$dir/tool" || fail "the tool built by $cc -std=$std"
 	done
-	(cd "$dir" && quietly "$cc" -Wall -Wextra -Wshadow -Wstrict-prototypes -O2 -DNDEBUG -o tool tool.c iou.c -luring -pthread)
+	(cd "$dir" && quietly "$cc" -Wall -Wextra -Wshadow -Wstrict-prototypes -O2 -DNDEBUG -o tool tool.c iou.c \
+		-luring -pthread)
 	"$dir/tool" || fail "the tool built by $cc -DNDEBUG"
 done
 

@@ -27,7 +27,8 @@ soname=libiou.so.${version%%.*}
 # ---- Where things go ------------------------------------------------------------------------------------
 to "$dir/build/libiou.a" "$dir/build/$soname" >/dev/null
 quietly to install prefix=/opt/iou libdir=/opt/iou/lib64 includedir=/opt/iou/include/x DESTDIR="$dir/dest"
-want="./include/x/iou.h ./lib64/libiou.a ./lib64/libiou.so ./lib64/$soname ./lib64/libiou.so.$version ./lib64/pkgconfig/iou.pc "
+want="./include/x/iou.h ./lib64/libiou.a ./lib64/libiou.so ./lib64/$soname ./lib64/libiou.so.$version "
+want="$want./lib64/pkgconfig/iou.pc "
 [ "$(listing "$dir/dest/opt/iou")" = "$want" ] || fail "installed: $(listing "$dir/dest")"
 grep -q "$dir" -r "$dir/dest/opt/iou/lib64/pkgconfig" && fail "iou.pc names DESTDIR"
 export PKG_CONFIG_PATH="$dir/dest/opt/iou/lib64/pkgconfig"
@@ -59,7 +60,8 @@ needs shared | grep -q liburing && fail "shared: a client of libiou.so should no
 runs ./shared
 
 # libiou.a with a shared libc, then all static (where the system has static libraries).
-quietly $CC -Wall -Wextra -o archive src/hello.c $($pc --cflags iou) "$prefix/lib/libiou.a" $($pc --static --libs-only-l liburing) -pthread
+quietly $CC -Wall -Wextra -o archive src/hello.c $($pc --cflags iou) "$prefix/lib/libiou.a" \
+	$($pc --static --libs-only-l liburing) -pthread
 needs archive | grep -q libiou && fail "archive: needs $(needs archive)"
 runs ./archive
 if echo 'int main(void){return 0;}' | $CC -static -x c -o /dev/null - -luring -pthread 2>/dev/null; then
@@ -128,7 +130,8 @@ int main(int, char **argv)
 }
 END
 if [ -n "$cxx" ]; then
-	quietly "$cxx" -std=c++11 -Wall -Wextra -o lines c++/lines.cc $($pc --cflags --libs iou) $($pc --cflags --libs liburing)
+	quietly "$cxx" -std=c++11 -Wall -Wextra -o lines c++/lines.cc $($pc --cflags --libs iou) \
+		$($pc --cflags --libs liburing)
 	runs ./lines
 fi
 

@@ -3,7 +3,14 @@
 # The proofs: targets that go further than `make check`. Included by the Makefile, whose variables they use.
 # Each prints one line with its figures at the end. JOBS is how many processes share the work.
 #
-#   make check-sim    random programs on a fake kernel: SEED=, RUNS=, TRACE=1
+#   make check-sim       random programs on a fake kernel: SEED=, RUNS=, TRACE=1
+#   make check-faults    each call to the outside fails
+#   make check-mutants   faults put into iou.c; T="NAME..." for some
+#   make check-kernels   older and newer kernels in QEMU; T="RELEASE..." of Debian
+#   make check-spin      the wake-up protocols as models, and HANDOFFS= real ones
+#   make check-valgrind  memcheck; T="SUITE..."
+#   make coverage        lines and branches of iou.c
+#   make check-ci        those that fit into CI;  make check-all: all of them
 
 JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
@@ -54,18 +61,17 @@ $(B)/tests/faults: tests/faults.c $(B)/iou.o
 .PHONY: check-faults
 check-faults: $(B)/tests/faults
 	$(Q)$(B)/tests/faults -j $$(($(JOBS) * 2))
+	$(Q)B='$(B)' JOBS='$(JOBS)' bash tests/proof/strace.sh
+
+# What the scripts that link iou.o anew need to know.
+proof-env = B='$(B)' CC='$(CC)' JOBS='$(JOBS)' FLAGS='$(own) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS)' SIM_SRC='$(sim-src)' \
+	SIM_WRAPS='$(sim-wraps:%=-Wl,--wrap=%)' FAULT_WRAPS='$(fault-wraps:%=-Wl,--wrap=%)' \
+	CHECK_OBJECTS='$(check-src:%.c=$(B)/%.o)' CHECK_LIBS='$(check-libs)' LIBS='$(libs)'
 
 # ---- check-mutants: faults put into iou.c, each caught by some test -------------------------------------
 .PHONY: check-mutants
-check-mutants: export FLAGS = $(own) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS)
-check-mutants: export SIM_SRC = $(sim-src)
-check-mutants: export SIM_WRAPS = $(sim-wraps:%=-Wl,--wrap=%)
-check-mutants: export FAULT_WRAPS = $(fault-wraps:%=-Wl,--wrap=%)
-check-mutants: export CHECK_OBJECTS = $(check-src:%.c=$(B)/%.o)
-check-mutants: export CHECK_LIBS = $(check-libs)
-check-mutants: export LIBS = $(libs)
 check-mutants: $(check-bin)
-	$(Q)B='$(B)' CC='$(CC)' JOBS='$(JOBS)' bash tests/proof/mutants.sh $(T)
+	$(Q)$(proof-env) bash tests/proof/mutants.sh $(T)
 
 # ---- check-kernels: the Check program on older and newer kernels ----------------------------------------
 .PHONY: check-kernels
@@ -81,3 +87,33 @@ $(B)/tests/handoff: tests/handoff.c $(B)/libiou.a
 .PHONY: check-spin
 check-spin: $(B)/tests/handoff
 	$(Q)B='$(B)' CC='$(CC)' HANDOFFS=$(HANDOFFS) sh tests/proof/spin.sh
+
+# ---- check-valgrind: memcheck over the Check program ----------------------------------------------------
+$(B)/valgrind/check: tests/proof/valgrind.c $(check-src:%.c=$(B)/%.o) $(B)/libiou.a
+	$(call say,LD)
+	$(Q)mkdir -p $(@D) && $(compile) $(LDFLAGS) -o $@ $^ -Wl,--wrap=io_uring_enter2 $(check-libs) $(libs)
+
+.PHONY: check-valgrind
+check-valgrind: $(B)/valgrind/check
+	$(Q)B='$(B)' JOBS='$(JOBS)' bash tests/proof/valgrind.sh $(T)
+
+# ---- coverage: of iou.c, over the Check program, the simulation, and the faults -------------------------
+.PHONY: coverage
+coverage: $(check-bin)
+	$(Q)$(proof-env) bash tests/proof/coverage.sh
+
+# ---- Those that fit into CI, in about a quarter of an hour on two CPUs; and all of them ----------------
+# One that fails is no reason to leave out the others. What prints no sum of its own counts as one.
+part = $(make) --no-print-directory $(1) || bad=1;
+one  = if $(make) --no-print-directory $(1); then echo '1 passed, 0 failed, 0 skipped'; \
+	else echo '0 passed, 1 failed, 0 skipped'; bad=1; fi;
+
+.PHONY: check-ci check-all
+check-ci:
+	$(Q)bad=0; $(call one,check-sim RUNS=10000000) $(call one,check-faults) $(call part,check-spin HANDOFFS=1000000) \
+		$(call part,check-kernels T='bullseye bookworm') \
+		$(call part,check-valgrind T='ops ring chains cancel timer async life') exit $$bad
+
+check-all:
+	$(Q)bad=0; $(call one,check-sim) $(call one,check-faults) $(call part,check-spin) $(call part,check-kernels) \
+		$(call part,check-valgrind) $(call one,check-mutants) $(call one,check-instr) $(call one,coverage) exit $$bad

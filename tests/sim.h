@@ -54,10 +54,10 @@ extern unsigned sim_n_steps; /* a bound on what one run may do */
 
 static inline uint64_t random64(void)
 {
-	uint64_t x = sim_random += UINT64_C(0xd1342543de82ef95);
+	uint64_t x = sim_random += UINT64_C(0xb7e151628aed2a6b); /* digits of e, and of pi */
 
-	x = (x ^ x >> 32) * UINT64_C(0xdaba0b6eb09322e3);
-	x = (x ^ x >> 32) * UINT64_C(0xdaba0b6eb09322e3);
+	x = (x ^ x >> 32) * UINT64_C(0x243f6a8885a308d3);
+	x = (x ^ x >> 29) * UINT64_C(0x243f6a8885a308d3);
 	return x ^ x >> 32;
 }
 
@@ -103,6 +103,7 @@ typedef struct world_t {
 	bool thread_refused;   /* pthread_create() was one of them */
 	unsigned drops;        /* how many CQEs may be lost */
 	unsigned n_allocs;     /* memory that iou holds */
+	bool signals;          /* signals may arrive */
 	bool posters;          /* the posting threads may start something */
 	bool may_alloc;        /* the call that is going on may allocate */
 	unsigned step_one_in;  /* how often the others run while the loop thread computes */
@@ -134,6 +135,8 @@ void threads_free_all(void);
 void poster_act(unsigned number);
 bool poster_start(bool forced);
 bool posters_idle(void);
+/* What a signal handler does that interrupts the loop thread, anywhere in iou (sim_callbacks.c). */
+void signal_arrives(void);
 
 /* Decide whether this call fails, at a chance of one in n, while there are faults left. */
 bool fault(unsigned n);

@@ -68,12 +68,26 @@ ACCESSES(16)
 		sim_point(); \
 		return done; \
 	}
+/* clang's form: what stood there is returned. */
+#define COMPARE_VAL(bits, type) \
+	type __tsan_atomic##bits##_compare_exchange_val(volatile type *at, type want, type with, int order, \
+							int order2); \
+	type __tsan_atomic##bits##_compare_exchange_val(volatile type *at, type want, type with, int order, \
+							int order2) \
+	{ \
+		(void)order; \
+		(void)order2; \
+		sim_point(); \
+		__atomic_compare_exchange_n(at, &want, with, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); \
+		sim_point(); \
+		return want; \
+	}
 #define ATOMICS(bits, type) \
 	ATOMIC(bits, type, load, __atomic_load_n(at, __ATOMIC_SEQ_CST), int order) \
 	ATOMIC(bits, type, exchange, __atomic_exchange_n(at, with, __ATOMIC_SEQ_CST), type with, int order) \
 	FETCH(bits, type, add) FETCH(bits, type, sub) FETCH(bits, type, and) FETCH(bits, type, or) \
 	FETCH(bits, type, xor) \
-	COMPARE(bits, type, strong) COMPARE(bits, type, weak) \
+	COMPARE(bits, type, strong) COMPARE(bits, type, weak) COMPARE_VAL(bits, type) \
 	void __tsan_atomic##bits##_store(volatile type *at, type with, int order); \
 	void __tsan_atomic##bits##_store(volatile type *at, type with, int order) \
 	{ \

@@ -4,6 +4,7 @@
 
 #include "sim_model.h"
 
+#include <errno.h>
 #include <limits.h>
 
 /* ---- Callbacks -------------------------------------------------------------------------------- */
@@ -205,7 +206,8 @@ int job_main(void *data)
 		post_from(3, false);
 		break;
 	case 3:
-		sim_point();
+		if (op->op && !op->env)
+			give_env(op);
 		break;
 	}
 	CHECK(op->state == PENDING, "job %u was given up while it runs", number);
@@ -324,7 +326,7 @@ static int on_bh(void *data)
 	return callback_end();
 }
 
-static void bh_schedule(bh_model_t *bh, bool idle)
+static void bh_schedule(bh_model_t *bh, bool idle, bool from_signal)
 {
 	unsigned n_ended = bh->n_ended;
 
@@ -332,7 +334,7 @@ static void bh_schedule(bh_model_t *bh, bool idle)
 	bh->n_calls++;
 	bh->n_running++;
 	bh->may_run = true;
-	if (on_other_thread()) {
+	if (on_other_thread() || from_signal) {
 		bh->by_other = true;
 		if (idle)
 			iou_bh_schedule_idle(bh->bh);
@@ -392,11 +394,28 @@ void act_bh(void)
 		CALL_VOID(false, iou_bh_delete(gone));
 		break;
 	case 2:
-		bh_schedule(bh, true);
+		bh_schedule(bh, true, false);
 		break;
 	default:
-		bh_schedule(bh, false);
+		bh_schedule(bh, false, false);
 	}
+}
+
+void signal_arrives(void)
+{
+	bh_model_t *bh = &model.bhs[pick(MAX_BHS)];
+	unsigned n_runs = model.n_runs;
+
+	errno = 4711;
+	if (one_in(2)) {
+		TRACE("signal: iou_quit");
+		model.quits_of_others++;
+		iou_quit(model.iou);
+		model.others_quit |= n_runs == model.n_runs;
+	} else if (bh->bh) {
+		bh_schedule(bh, false, true);
+	}
+	CHECK(errno == 4711, "iou_quit() or iou_bh_schedule() changed errno");
 }
 
 /* What the other threads do. */
@@ -412,7 +431,7 @@ void poster_act(unsigned number)
 	case 1:
 	case 2:
 		if (bh->bh)
-			bh_schedule(bh, one_in(4));
+			bh_schedule(bh, one_in(4), false);
 		break;
 	case 3:
 		if (model.holds <= 0)

@@ -466,8 +466,6 @@ static int start(ring_t *ring, req_t *req)
 		req->place = ARMED;
 		req->due_ns = time_of(sqe);
 		return UNDER_WAY;
-	case IORING_OP_LINK_TIMEOUT: /* not behind an op that runs */
-		return -EINVAL;
 	case IORING_OP_ASYNC_CANCEL:
 	case IORING_OP_POLL_REMOVE:
 	case IORING_OP_TIMEOUT_REMOVE:
@@ -944,7 +942,8 @@ void __wrap_io_uring_queue_exit(struct io_uring *uring)
 
 		CHECK(!req->op || model_is_broken(),
 		      "the ring is closed while op %u is %s in the kernel", req->op, kernel_where(req->op));
-		CHECK(req->sqe.opcode != IORING_OP_READ, "the ring is closed while iou's own read is in flight");
+		CHECK(req->op || req->sqe.opcode != IORING_OP_READ,
+		      "the ring is closed while iou's own read is in flight");
 	}
 	for (unsigned at = ring->own_sq_head; at != __atomic_load_n(&ring->sq_tail, __ATOMIC_RELAXED); at++)
 		CHECK(!op_number(&ring->sqes[at & ring->sq_mask]) || model_is_broken(),
@@ -1083,6 +1082,9 @@ static bool take_sqe(ring_t *ring, chain_t *chain)
 	else if (chain->last)
 		model_own_in_chain(chain->last->op);
 	req->state = LINKED;
+	if (req->sqe.opcode == IORING_OP_LINK_TIMEOUT &&
+	    (!chain->last || chain->last->sqe.opcode == IORING_OP_LINK_TIMEOUT))
+		req->error = -EINVAL;
 	if (chain->last)
 		chain->last->next = req;
 	else

@@ -121,6 +121,7 @@ typedef struct model_t {
 	unsigned quits_of_others, quits_explained;
 	unsigned n_runs;      /* iou_run() calls that have ended, but nested ones */
 	int fd;
+	bool embedded;        /* the program has a loop of its own */
 	int job_error;        /* of a short job whose completion runs */
 	enum { ANYTHING, UNHOLD, POST } order; /* to a posting thread */
 	unsigned last_post[4], next_post[4];
@@ -209,6 +210,8 @@ void act_bh(void);
 
 /* Do one thing at random, while there is budget. */
 void act(void);
+/* Give the op an environment, from the loop thread or from its job. */
+void give_env(op_model_t *op);
 /* In its last callback an op may go out again, by any door: false where it does not. */
 bool requeue(op_model_t *old);
 void cancel_all(void);

@@ -200,6 +200,11 @@ void sim_point(void)
 		return;
 	}
 	n = pick(4 * world.step_one_in);
+	if (world.signals && one_in(100)) {
+		world.signals = false; /* it does not interrupt itself */
+		signal_arrives();
+		world.signals = true;
+	}
 	if (n < 2)
 		threads_step();
 	else if (n == 2)
@@ -362,9 +367,12 @@ int __wrap_sched_getaffinity(pid_t pid, size_t size, cpu_set_t *set)
 	return 0;
 }
 
+int __real_sched_yield(void);
 int __wrap_sched_yield(void);
 int __wrap_sched_yield(void)
 {
+	if (!world.running) /* a sanitizer's own */
+		return __real_sched_yield();
 	CHECK(++sim_n_steps < 100000, "a run does not come to an end");
 	if (current)
 		thread_yield(RUNS, NULL);
@@ -373,9 +381,12 @@ int __wrap_sched_yield(void)
 	return 0;
 }
 
+int __real_nanosleep(const struct timespec *time, struct timespec *rest);
 int __wrap_nanosleep(const struct timespec *time, struct timespec *rest);
 int __wrap_nanosleep(const struct timespec *time, struct timespec *rest)
 {
+	if (!world.running) /* a sanitizer's own */
+		return __real_nanosleep(time, rest);
 	(void)rest;
 	CHECK(current == 0, "a worker sleeps");
 	world.now_ns += (uint64_t)time->tv_sec * 1000000000 + (uint64_t)time->tv_nsec;
@@ -535,7 +546,6 @@ static void *count(void *memory)
 	CHECK(world.n_allocs < MAX_ALLOCS, "iou holds %d pieces of memory", MAX_ALLOCS);
 	if (memory)
 		allocs[world.n_allocs++] = memory;
-	TRACE("memory %p", memory);
 	return memory;
 }
 
@@ -588,7 +598,6 @@ void __wrap_free(void *memory)
 			at--;
 		CHECK(at, "memory is freed that was not allocated");
 		allocs[at - 1] = allocs[--world.n_allocs];
-		TRACE("free %p", memory);
 #if !SIM_ASAN
 		memset(memory, 0xdd, malloc_usable_size(memory) < 2048 ? malloc_usable_size(memory) : 2048);
 #endif

@@ -55,9 +55,9 @@ same "names that look like options" -- -c '#hash' ./-
 rm -f ./-c theirs* ours*
 cd .. || exit 1
 
-truncate -s 50M sparse
+truncate -s 20M sparse
 same "sparse" sparse
-head -c 30M /dev/urandom >big
+head -c 8M /dev/urandom >big
 same "big and small" big sizes/1 big sizes/0
 same "directories, missing and unreadable" sizes/1 names nope sizes/2 "no such"$'\n'"name" sizes/55 '' nope
 same "nothing but errors" nope names
@@ -103,14 +103,14 @@ sha256sum "$@" >theirs
 sha256sum big big big big big big big big sizes/* | cmp - ours || fail "large files, 9 descriptors"
 echo "ok: many files"
 
-# Memory: large files, and 40 MB of names, with 40 MB of address space in all (sanitizers need more).
-truncate -s 600M sparse
+# Memory: large files, and 20 MB of names, with 36 MB of address space in all (sanitizers need more).
+truncate -s 300M sparse
 if ! grep -q -e __asan_init -e __tsan_init "$sum"; then
 	export MALLOC_ARENA_MAX=1
-	(ulimit -v 40000; exec "$sum" sparse sizes/1 sparse big) >ours || fail "no memory for large files"
-	sha256sum "names/$(printf '%0250d' 0)" | awk '{ for (i = 0; i < 120000; i++) print }' >list
-	(ulimit -v 40000; exec "$sum" -c list) >ours || fail "no memory for a long list"
-	[ "$(grep -c ': OK$' ours)" = 120000 ] || fail "a long list"
+	(ulimit -v 36000; exec "$sum" sparse sizes/1 sparse big) >ours || fail "no memory for large files"
+	sha256sum "names/$(printf '%0250d' 0)" | awk '{ for (i = 0; i < 60000; i++) print }' >list
+	(ulimit -v 36000; exec "$sum" -c list) >ours || fail "no memory for a long list"
+	[ "$(grep -c ': OK$' ours)" = 60000 ] || fail "a long list"
 	echo "ok: memory"
 	unset MALLOC_ARENA_MAX
 fi

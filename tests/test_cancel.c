@@ -261,12 +261,25 @@ static void enter_multishot(void)
 /* The socket takes no more: it waits with the caller's pages. */
 static void enter_zero_copy_send(void)
 {
-	io_uring_prep_send_zc(scene_op(), scene.tcp[0], scene.data, sizeof(scene.data), 0, 0);
-	for (int i = 0; i < 3; i++, nap())
+	int size = 16384; /* fixed, so that it does not grow meanwhile */
+
+	setsockopt(scene.tcp[0], SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
+	setsockopt(scene.tcp[1], SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
+	for (int n_quiet = 0; n_quiet < 5; n_quiet++, nap())
 		while (send(scene.tcp[0], scene.data, sizeof(scene.data), MSG_DONTWAIT) > 0)
-			;
+			n_quiet = 0;
+	io_uring_prep_send_zc(scene_op(), scene.tcp[0], scene.data, sizeof(scene.data), 0, 0);
 	scene_queue();
 	flush(scene.iou);
+}
+
+/* If it did take some after all, the pages come back when the peer has read. */
+static void read_peer(void)
+{
+	static char rest[65536];
+
+	while (recv(scene.tcp[1], rest, sizeof(rest), MSG_DONTWAIT) > 0)
+		;
 }
 
 static void enter_completed(void)
@@ -415,6 +428,11 @@ static const state_t *the_state;
 
 #define SAY(cond, what, value) ck_assert_msg(cond, "%s: %s is %d", the_state->name, what, value)
 
+static bool was_sent(const state_t *state)
+{
+	return state->enter == enter_zero_copy_send && scene.call.n && scene.call.result > 0;
+}
+
 static void act(void)
 {
 	if (scene.way == CANCEL) {
@@ -470,22 +488,40 @@ static void end_scene(void)
 	close_pair(scene.tcp);
 }
 
-static void *open_gates_later(void *data)
+/* Until *freed. */
+static void *open_gates_later(void *freed)
 {
 	nap();
 	open_gates();
-	return data;
+	while (!__atomic_load_n((bool *)freed, __ATOMIC_ACQUIRE)) {
+		nap();
+		read_peer();
+	}
+	return NULL;
 }
 
 /* No callback comes, and nothing is waited for but a running job. */
 static void check_free(void)
 {
 	int n = scene.call.n;
-	pthread_t thread = start_thread(open_gates_later, NULL);
+	bool freed = false;
+	pthread_t thread = start_thread(open_gates_later, &freed);
 
 	iou_free(scene.iou);
+	__atomic_store_n(&freed, true, __ATOMIC_RELEASE);
 	join_thread(thread);
 	SAY(scene.call.n == n, "callbacks", scene.call.n);
+}
+
+/* Rounds until the op has ended. */
+static void finish_scene(const state_t *state)
+{
+	for (uint64_t until_ns = now_ns() + 5 * SECOND; !scene.call.n_last && now_ns() < until_ns;) {
+		ck_assert_int_ge(iou_poll(scene.iou, (int64_t)(100 * MSEC)), 0);
+		if (was_sent(state))
+			read_peer();
+	}
+	SAY(scene.call.n_last == 1, "last callbacks", scene.call.n_last);
 }
 
 /* What is asked for ends the op, whatever else goes on; or what it waited for does. */
@@ -509,10 +545,8 @@ static void check_request(const state_t *state)
 		ck_assert_int_eq(iou_op_cancel(scene.iou, scene.call.op), 0);
 		result = -ECANCELED;
 	}
-	for (uint64_t until_ns = now_ns() + 5 * SECOND; !scene.call.n_last && now_ns() < until_ns;)
-		ck_assert_int_ge(iou_poll(scene.iou, (int64_t)(100 * MSEC)), 0);
-	SAY(scene.call.n_last == 1, "last callbacks", scene.call.n_last);
-	SAY(scene.call.result == result, "result", scene.call.result);
+	finish_scene(state);
+	SAY(scene.call.result == result || was_sent(state), "result", scene.call.result);
 	open_gates();
 	iou_cancel_all(scene.iou); /* the others */
 	run(scene.iou);
@@ -521,14 +555,18 @@ static void check_request(const state_t *state)
 /* The run after it ends by itself. */
 static void check_cancel_all(const state_t *state)
 {
+	int result = state->cancelled == NONE ? 0 : state->cancelled;
+
 	open_gates();
+	if (state->enter == enter_zero_copy_send)
+		finish_scene(state);
 	run(scene.iou);
 	SAY(scene.ret == 0, "ret", scene.ret);
 	if (state->cancelled == NONE) {
 		scene_queue();
 		run(scene.iou);
 	}
-	SAY(scene.call.result == (state->cancelled == NONE ? 0 : state->cancelled), "result", scene.call.result);
+	SAY(scene.call.result == result || was_sent(state), "result", scene.call.result);
 }
 
 /* False: this kernel does not do what it takes. */
@@ -1440,6 +1478,10 @@ static bool is_possible_result(const slot_t *slot, int result)
 {
 	if (result == -ECANCELED || result == -ETIME || result == -E2BIG)
 		return true;
+	if (slot->kind == 4 && result >= 0) { /* before 6.2 a linked open is tried without waiting, whatever it says */
+		close(result);
+		return true;
+	}
 	return slot->kind == 2 || slot->kind == 1 ? result > 0 : slot->kind >= 7 ? result == 1 : result == 0;
 }
 

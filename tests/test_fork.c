@@ -37,7 +37,7 @@ static void make_busy(busy_t *busy)
 	memset(busy, 0, sizeof(*busy));
 	sem_init(&busy->job_may_end, 0, 0);
 	new_socketpair(busy->fds);
-	busy->iou = new_iou(4);
+	busy->iou = new_iou_with(&(iou_config_t){.entries = 4, .workers = 2}); /* one of them is kept busy */
 	ck_assert_int_ge(iou_fd(busy->iou), 0);
 	busy->ring_fd = iou_ring(busy->iou)->ring_fd;
 	busy->sqes = iou_ring(busy->iou)->sq.sqes;

@@ -1102,6 +1102,8 @@ START_TEST(spinning_ends_for_everything)
 	the_iou = iou;
 	new_socketpair(fds);
 	call_read(iou, &never, 0, fds[0]);
+	ck_assert_int_eq(iou_poll(iou, 0), 0);
+	check_soon(&began_ns);
 	start_job(iou, new_op(iou), nap_job, NULL, on_call, &call);
 	ck_assert_int_eq(iou_poll(iou, -1), 1);
 	check_soon(&began_ns);

@@ -547,6 +547,8 @@ START_TEST(an_op_is_freed_in_its_last_callback)
 		else
 			iou_op_timer(the_iou, op, 0, 0, on_free_itself, op);
 		run(the_iou);
+		op = new_op(the_iou); /* it went back once */
+		ck_assert_ptr_ne(op, new_op(the_iou));
 	}
 	done(the_iou);
 }

@@ -9,6 +9,7 @@ set -eu
 find . -maxdepth 0 -printf '' 2>/dev/null || { echo "SKIP walk: no GNU find"; exit 77; }
 dir=$(mktemp -d)
 trap 'chmod -R u+rwx "$dir"; rm -rf "$dir"' EXIT
+trap 'exit 1' INT TERM
 chmod 755 "$dir"
 cp "$B/examples/walk" "$dir/walk" # where others may run it
 walk=$dir/walk
@@ -109,14 +110,15 @@ for tree in deep wide odd odd/lines odd/fifo odd/loop odd/loop/; do
 	same "$tree -n" "$(got 4 -n $tree)" "$1 $2 $3 $4"
 	same "$tree -l" "$(got 7 -l $tree)" "$sizes $lines"
 	same "$tree -nl" "$(got 5 -nl $tree)" "$1 $2 $3 $4 $lines"
+	case $tree in */*) continue ;; esac
 	for n in 64 20; do
-		same "$tree, $n descriptors" "$(ulimit -n $n && got 6 -j 8 $tree)" "$sizes"
-		same "$tree -l, $n descriptors" "$(ulimit -n $n && got 7 -l -j 8 $tree)" "$sizes $lines"
+		same "$tree, $n descriptors" "$(ulimit -n $n && got 6 $tree)" "$sizes"
+		same "$tree -l, $n descriptors" "$(ulimit -n $n && got 7 -l $tree)" "$sizes $lines"
 	done
-	for j in 1 3 16; do
-		same "$tree -j $j" "$(got 6 -j $j $tree)" "$sizes"
+	for j in 1 3; do
 		same "$tree -l -j $j" "$(got 7 -l -j $j $tree)" "$sizes $lines"
 	done
+	same "$tree -j 16" "$(got 6 -j 16 $tree)" "$sizes"
 done
 
 # Older ones count directories with -b, newer ones do not.
@@ -200,9 +202,10 @@ done
 status=0
 "$walk" odd >/dev/full 2>err || status=$?
 same "a full disk" "$status $(wc -l <err)" "1 1"
-if script -qec true /dev/null >out 2>/dev/null; then
+if script -qec true /dev/null >out 2>/dev/null </dev/null; then
 	script -qec "$walk odd" /dev/null >out </dev/null
-	grep -q "directories, .* files$(printf '\033')" out || fail "no progress line on a terminal"
+	erase=$(printf '\033')'\[K'
+	grep -q "directories, .* files$erase$(printf '\r')$erase" out || fail "no progress line that is erased at last"
 	script -qec "$walk -q odd" /dev/null >out </dev/null
 	! grep -q "$(printf '\033')" out || fail "a progress line with -q"
 else

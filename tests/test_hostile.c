@@ -1,0 +1,308 @@
+/* SPDX-License-Identifier: MIT */
+
+/*
+ * Surroundings that mean no good: what else may go on in a process, and what its administrator may forbid. What is
+ * refused by seccomp and by limits is in test_life.c, forks in test_fork.c.
+ */
+
+#include "helper.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <signal.h>
+#include <sys/wait.h>
+
+/* ---- Signals --------------------------------------------------------------------------------- */
+
+/* A mixture that counts itself: bytes through a pipe, jobs, a ticking timer, posts from another thread. */
+typedef struct mixture_t {
+	iou_t *iou;
+	iou_op_t *reader, *writer, *job, *timer;
+	int fds[2], n_reads, n_writes, n_jobs, n_ticks, n_posts;
+	int to_do;
+	char in, out;
+	pthread_t thread;
+} mixture_t;
+
+static int on_read(void *data)
+{
+	mixture_t *mix = data;
+
+	EXPECT(mix->reader->result == 1 && mix->in == (char)mix->n_reads);
+	if (++mix->n_reads < mix->to_do)
+		iou_op_queue(mix->iou, mix->reader, on_read, mix);
+	return 0;
+}
+
+static int on_write(void *data)
+{
+	mixture_t *mix = data;
+
+	EXPECT(mix->writer->result == 1);
+	mix->out = (char)++mix->n_writes;
+	if (mix->n_writes < mix->to_do)
+		iou_op_queue(mix->iou, mix->writer, on_write, mix);
+	return 0;
+}
+
+static int on_job(void *data)
+{
+	mixture_t *mix = data;
+
+	if (++mix->n_jobs == mix->to_do)
+		return 0;
+	return iou_op_async(mix->iou, mix->job, on_nothing, NULL, on_job, mix);
+}
+
+static int on_tick(void *data)
+{
+	mixture_t *mix = data;
+
+	if (!(mix->timer->flags & IORING_CQE_F_MORE))
+		return 0; /* cancelled */
+	mix->n_ticks += mix->timer->result;
+	if (mix->n_ticks >= mix->to_do / 20)
+		EXPECT(iou_op_cancel(mix->iou, mix->timer) == 0);
+	return 0;
+}
+
+static int on_post(void *data)
+{
+	((mixture_t *)data)->n_posts++;
+	return 0;
+}
+
+static void *post_many(void *data)
+{
+	mixture_t *mix = data;
+
+	for (int i = 0; i < mix->to_do; i++) {
+		EXPECT(iou_post(mix->iou, on_post, mix) == 0);
+		if (i % 8 == 0)
+			sched_yield();
+	}
+	iou_unhold(mix->iou);
+	return NULL;
+}
+
+static iou_op_t *take(iou_t *iou)
+{
+	iou_op_t *op = iou_op_new(iou);
+
+	EXPECT(op);
+	return op;
+}
+
+static void mix_all(mixture_t *mix)
+{
+	mix->iou = iou_new(4);
+	EXPECT(mix->iou && pipe2(mix->fds, O_CLOEXEC) == 0);
+	mix->reader = take(mix->iou);
+	io_uring_prep_read(mix->reader->sqe, mix->fds[0], &mix->in, 1, (uint64_t)-1);
+	iou_op_queue(mix->iou, mix->reader, on_read, mix);
+	mix->writer = take(mix->iou);
+	io_uring_prep_write(mix->writer->sqe, mix->fds[1], &mix->out, 1, (uint64_t)-1);
+	iou_op_queue(mix->iou, mix->writer, on_write, mix);
+	mix->job = take(mix->iou);
+	EXPECT(iou_op_async(mix->iou, mix->job, on_nothing, NULL, on_job, mix) == 0);
+	mix->timer = take(mix->iou);
+	iou_op_timer(mix->iou, mix->timer, MSEC, MSEC, on_tick, mix);
+	iou_hold(mix->iou);
+	EXPECT(pthread_create(&mix->thread, NULL, post_many, mix) == 0);
+	EXPECT(iou_run(mix->iou) == 0);
+	EXPECT(pthread_join(mix->thread, NULL) == 0);
+	EXPECT(mix->n_reads == mix->to_do && mix->n_writes == mix->to_do && mix->n_jobs == mix->to_do);
+	EXPECT(mix->n_posts == mix->to_do && mix->n_ticks >= mix->to_do / 20);
+	EXPECT(iou_free(mix->iou) == NULL);
+	close_pair(mix->fds);
+}
+
+/* A thousand signals a second: nothing of it is seen. */
+START_TEST(a_storm_of_signals)
+{
+	mixture_t mix = {.to_do = is_slow() ? 2000 : 20000};
+
+	start_alarms(MSEC, NULL);
+	mix_all(&mix);
+	stop_alarms();
+}
+END_TEST
+
+static void mix_in_child(void *data)
+{
+	mix_all(data);
+}
+
+/* Stopped and continued, as by a shell: nothing of it is seen. */
+START_TEST(stopped_and_continued)
+{
+	mixture_t mix = {.to_do = is_slow() ? 1000 : 10000};
+	int status, n = 0;
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		mix_in_child(&mix);
+		_exit(0);
+	}
+	ck_assert_int_gt(pid, 0);
+	for (;;) {
+		ck_assert_int_eq(kill(pid, SIGSTOP), 0);
+		ck_assert_int_eq(waitpid(pid, &status, WUNTRACED), pid);
+		if (!WIFSTOPPED(status))
+			break;
+		n++;
+		ck_assert_int_eq(kill(pid, SIGCONT), 0);
+		nap();
+		if (n == 50) {
+			ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+			break;
+		}
+	}
+	ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) == 0, "it ended with %x after %d stops",
+		      (unsigned)status, n);
+	ck_assert_int_gt(n, 0);
+}
+END_TEST
+
+/* ---- Descriptors ----------------------------------------------------------------------------- */
+
+/* A program that is executed inherits none of iou's. */
+START_TEST(exec_inherits_nothing)
+{
+	iou_t *iou = new_iou(4);
+	call_t call = {0};
+	char line[512];
+	int n = 0;
+	FILE *ls;
+
+	ck_assert_int_ge(iou_fd(iou), 0);
+	make_ready(iou, JOB, on_call, &call);
+	make_ready(iou, CQE, on_call, &call);
+	ls = popen("ls -l /proc/self/fd", "re");
+	ck_assert_ptr_nonnull(ls);
+	while (fgets(line, sizeof(line), ls)) {
+		n++;
+		ck_assert_msg(!strstr(line, "anon_inode"), "%s", line);
+	}
+	ck_assert_int_eq(pclose(ls), 0);
+	ck_assert_int_gt(n, 3);
+	run(iou);
+	done(iou);
+}
+END_TEST
+
+static int n_called;
+
+static int count(void *data)
+{
+	(void)data;
+	n_called++;
+	return 0;
+}
+
+/* What a daemon does that closes all descriptors, forgetting whose they are. */
+static void close_the_ring(void *data)
+{
+	bool used_before = *(bool *)data;
+	iou_t *iou = iou_new(4);
+	iou_op_t *op = iou ? iou_op_new(iou) : NULL;
+	uint64_t began_ns = process_cpu_ns();
+	int ret = 0;
+
+	EXPECT(op);
+	if (used_before)
+		EXPECT(iou_run(iou) == 0);
+	close(iou_ring(iou)->ring_fd);
+	iou_op_queue(iou, op, count, NULL);
+	for (int i = 0; i < 3 && !n_called; i++) {
+		ret = iou_run(iou);
+		EXPECT(ret == 0 ? n_called == 1 : ret == -EBADF);
+	}
+	EXPECT(used_before || ret == -EBADF); /* else the kernel still reaches it by its registered index, since 5.18 */
+	EXPECT(iou_free(iou) == NULL);
+	EXPECT(process_cpu_ns() - began_ns < 500 * MSEC);
+}
+
+START_TEST(the_ring_is_closed_behind_its_back)
+{
+	bool used_before = _i;
+
+	in_good_child(close_the_ring, &used_before);
+}
+END_TEST
+
+/* ---- kernel.io_uring_disabled, which is for the whole system: only in a machine of one's own --- */
+
+static const char sysctl_path[] = "/proc/sys/kernel/io_uring_disabled";
+
+static bool disable(char how)
+{
+	int fd = open(sysctl_path, O_WRONLY | O_CLOEXEC);
+	bool good = fd >= 0 && write(fd, &how, 1) == 1;
+
+	if (fd >= 0)
+		close(fd);
+	return good;
+}
+
+static void become_nobody(void)
+{
+	EXPECT(setgroups(0, NULL) == 0 && setresgid(65534, 65534, 65534) == 0 && setresuid(65534, 65534, 65534) == 0);
+}
+
+static void refused(void *as_nobody)
+{
+	iou_t *iou;
+
+	if (as_nobody)
+		become_nobody();
+	errno = 0;
+	iou = iou_new(4);
+	EXPECT(!iou && errno == EPERM);
+}
+
+static void granted(void *data)
+{
+	iou_t *iou = iou_new(4);
+
+	(void)data;
+	EXPECT(iou && iou_run(iou) == 0);
+	iou_free(iou);
+}
+
+START_TEST(disabled_by_sysctl)
+{
+	iou_t *iou = new_iou(4);
+	call_t call;
+
+	if (access(sysctl_path, W_OK) != 0) {
+		done(iou);
+		SKIP("needs kernel.io_uring_disabled (6.6)");
+	}
+	ck_assert(disable('1'));
+	in_good_child(refused, iou); /* as nobody */
+	in_good_child(granted, NULL);
+	ck_assert(disable('2'));
+	in_good_child(refused, NULL);
+	call_op(iou, &call, 0); /* one that is there goes on */
+	call_queue(iou, &call);
+	run(iou);
+	ck_assert_int_eq(call.n, 1);
+	ck_assert(disable('0'));
+	in_good_child(granted, NULL);
+	done(iou);
+}
+END_TEST
+
+Suite *hostile_suite(void)
+{
+	Suite *suite = suite_create("hostile");
+
+	TEST_CASE(suite, "signals", a_storm_of_signals, stopped_and_continued);
+	TEST_CASE(suite, "descriptors", exec_inherits_nothing);
+	tcase_add_loop_test(TEST_CASE(suite, "closed", NULL), the_ring_is_closed_behind_its_back, 0, 2);
+	if (getenv("IOU_TEST_SYSCTL"))
+		TEST_CASE(suite, "sysctl", disabled_by_sysctl);
+	return suite;
+}
