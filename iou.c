@@ -316,6 +316,7 @@ struct iou_t {
 	watch_t wake, clock;   /* the eventfd that wakers write; the timerfd behind iou_fd() */
 	uint64_t clock_due_ns; /* what the timerfd is set to */
 	uint64_t n_signalled;  /* n_reaped when the eventfd was registered last */
+	uint64_t n_rested;     /* n_reaped when rest() looked last */
 	uint64_t spin_ns, spin_max_ns;
 	iou_stats_t stats;
 	pool_t pool;
@@ -568,6 +569,8 @@ static inline void prefetch_op(uint64_t address)
 {
 	__builtin_prefetch((const void *)(uintptr_t)address);
 	__builtin_prefetch((const void *)(uintptr_t)(address + 64));
+	__builtin_prefetch((const void *)(uintptr_t)(address + 128));
+	__builtin_prefetch((const void *)(uintptr_t)(address + 192));
 }
 
 static bool op_is_programs(const op_t *op)
@@ -1115,6 +1118,8 @@ static bool fill(iou_t *iou, bool may_sleep)
 {
 	unsigned room;
 
+	if (!list_empty(&iou->backlog) && is_linked(op_at(iou->backlog.prev))) /* what is queued later is another chain */
+		op_at(iou->backlog.prev)->bits |= OP_CHAIN_END;
 	if (!list_empty(&iou->asked))
 		cancel_again(iou);
 	if (may_sleep || iou->fd >= 0)
@@ -1129,8 +1134,6 @@ static bool fill(iou_t *iou, bool may_sleep)
 	if (list_empty(&iou->backlog))
 		return false;
 	note_backlog(iou);
-	if (is_linked(op_at(iou->backlog.prev))) /* what is queued from now on is another chain */
-		op_at(iou->backlog.prev)->bits |= OP_CHAIN_END;
 	do {
 		enum sent sent;
 
@@ -2003,7 +2006,7 @@ static int own(iou_t *iou)
 static void rest(iou_t *iou)
 {
 	uint64_t due_ns = next_due_ns(iou);
-	bool deaf = false;
+	bool deaf = false, unsure;
 
 	if (likely(iou->fd < 0) || iou->depth)
 		return;
@@ -2014,6 +2017,9 @@ static void rest(iou_t *iou)
 		deaf = io_uring_register((unsigned)iou->ring.io.ring_fd, IORING_REGISTER_EVENTFD, &iou->fd, 1) < 0;
 		iou->n_signalled = deaf ? NEVER : iou->n_reaped;
 	}
+	/* Where no flag tells of what is left in the kernel, the program polls once more, until nothing comes. */
+	unsure = iou->ring.must_get && iou->n_rested != iou->n_reaped;
+	iou->n_rested = iou->n_reaped;
 	if (due_ns != iou->clock_due_ns) {
 		struct itimerspec at = {0};
 
@@ -2022,7 +2028,7 @@ static void rest(iou_t *iou)
 		timerfd_settime(iou->clock.fd, TFD_TIMER_ABSTIME, &at, NULL);
 		iou->clock_due_ns = due_ns;
 	}
-	if (deaf || fill(iou, false) || sq_room(iou) != iou->ring.io.sq.ring_entries || !list_empty(&iou->idle) || is_ready(iou) ||
+	if (deaf || unsure || fill(iou, false) || sq_room(iou) != iou->ring.io.sq.ring_entries || !list_empty(&iou->idle) || is_ready(iou) ||
 	    sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW) || !doze(iou, RESTING)) {
 		atomic_store(&iou->sleeping, AWAKE);
 		eventfd_write(iou->fd, 1);
