@@ -262,20 +262,21 @@ typedef struct round_t {
 
 /* The worker pool knows nothing of the ring: it takes ops as jobs, and gives each back with finish(). */
 typedef struct pool_t {
-	stack_t_ fresh;       /* jobs just queued, not yet moved to the queue: the loop takes no lock for them */
-	pthread_mutex_t lock; /* guards all below, and phase and node of the queued ops; the atomics are read without */
-	pthread_cond_t cond;  /* idle workers wait for jobs, or for stop */
+	_Alignas(64) stack_t_ fresh; /* jobs just queued, not yet moved to the queue: the loop takes no lock for them */
+	_Alignas(64) pthread_mutex_t lock; /* guards the rest, and phase and node of the queued ops; the atomics are read without */
 	node_t queue;
-	atomic_uint n_idle;   /* workers in cond_wait; pairs with fresh: who goes to sleep looks there again */
-	atomic_bool calling;  /* one of them was signalled and is not yet awake: it calls the next */
+	/* Read for each job, and written when workers run out of them: apart from the above. */
+	_Alignas(64) atomic_uint n_idle; /* workers in cond_wait; pairs with fresh: who goes to sleep looks there again */
+	atomic_uint n_looking; /* workers that found no job and look once more, or are starting */
+	atomic_bool calling;  /* one of the idle was signalled and is not yet awake: it calls the next */
 	atomic_bool left;     /* the queue is not empty */
-	atomic_uint n_looking; /* workers that look for a job without the lock, or are starting */
+	atomic_bool stop;
+	bool spins;           /* look for jobs before sleeping */
 	unsigned n_threads;
 	unsigned max;         /* threads there may be; lowered when one could not be made */
-	atomic_bool stop;
 	pthread_t *threads;
-	bool spins;           /* look for jobs before sleeping */
 	void (*finish)(op_t *op);
+	pthread_cond_t cond;  /* idle workers wait for jobs, or for stop */
 } pool_t;
 
 /* How a waker reaches the loop: not needed; by the watched eventfd; by the program, which waits on iou_fd(). */
@@ -438,25 +439,25 @@ static void stack_push(stack_t_ *stack, node_t *node)
 
 	do
 		node->next = top;
-	while (!atomic_compare_exchange_weak(stack, &top, node)); /* pairs with stack_take(), and with doze() */
+	while (!atomic_compare_exchange_weak(stack, &top, node)); /* pairs with list_take(), and with doze() */
 }
 
-/* All of it, oldest first, linked by `next`. */
-static node_t *stack_take(stack_t_ *stack)
+/* Append all that is on the stack to the list, oldest first. Returns the first of them, or the list's head. */
+static node_t *list_take(node_t *list, stack_t_ *stack)
 {
-	node_t *top, *oldest = NULL;
+	node_t *last = list->prev, *first = list, *node, *below;
 
 	if (!atomic_load_explicit(stack, memory_order_relaxed))
-		return NULL;
-	top = atomic_exchange(stack, NULL);
-	while (top) {
-		node_t *below = top->next;
-
-		top->next = oldest;
-		oldest = top;
-		top = below;
+		return list;
+	for (node = atomic_exchange(stack, NULL); node; node = below) {
+		below = node->next;
+		node->next = first;
+		first->prev = node;
+		first = node;
 	}
-	return oldest;
+	last->next = first;
+	first->prev = last;
+	return first;
 }
 
 
@@ -708,7 +709,6 @@ static bool is_linked(const op_t *op)
 
 static enum job_phase job_withdraw(pool_t *pool, op_t *op);
 static void take_done(iou_t *iou);
-static void done_append(iou_t *iou, op_t *op);
 
 static void note_backlog(iou_t *iou)
 {
@@ -755,7 +755,9 @@ static int cancel_job(op_t *op)
 	switch (job_withdraw(&op->iou->pool, op)) {
 	case JOB_QUEUED:
 		op->pub.result = op->bits & OP_EXPIRED ? -ETIME : -ECANCELED;
-		done_append(op->iou, op);
+		op->phase = JOB_DONE;
+		list_append(&op->iou->done, &op->node);
+		op->iou->n_done_in++;
 		return 0;
 	case JOB_RUNNING:
 		return -EALREADY;
@@ -1261,20 +1263,16 @@ static void spin_pause(void)
 
 static bool has_jobs(pool_t *pool)
 {
-	return atomic_load(&pool->fresh) || atomic_load_explicit(&pool->left, memory_order_relaxed);
+	return atomic_load_explicit(&pool->left, memory_order_relaxed) || atomic_load(&pool->fresh);
 }
 
-/* With the lock held: what was queued, in order. */
-static void take_fresh(pool_t *pool)
+/* With the lock held, after the queue changed. Written only when it changes: all read it, for each job. */
+static void note_left(pool_t *pool)
 {
-	node_t *node = stack_take(&pool->fresh);
+	bool left = !list_empty(&pool->queue);
 
-	while (node) {
-		node_t *next = node->next;
-
-		list_append(&pool->queue, node);
-		node = next;
-	}
+	if (atomic_load_explicit(&pool->left, memory_order_relaxed) != left)
+		atomic_store_explicit(&pool->left, left, memory_order_relaxed);
 }
 
 /* Before sleeping, with the lock held: look for a job for about as long as being woken for it would take. */
@@ -1308,7 +1306,7 @@ static op_t *worker_next(pool_t *pool)
 	if (pool->spins && !has_jobs(pool) && !pool->stop)
 		worker_spin(pool);
 	if (list_empty(&pool->queue))
-		take_fresh(pool);
+		list_take(&pool->queue, &pool->fresh);
 	while (list_empty(&pool->queue) && !pool->stop) {
 		atomic_fetch_add(&pool->n_idle, 1);
 		if (!atomic_load(&pool->fresh)) {
@@ -1316,15 +1314,15 @@ static op_t *worker_next(pool_t *pool)
 			atomic_store(&pool->calling, false);
 		}
 		atomic_fetch_sub(&pool->n_idle, 1);
-		take_fresh(pool);
+		list_take(&pool->queue, &pool->fresh);
 	}
 	if (pool->stop)
 		return NULL;
 	op = op_at(pool->queue.next);
 	list_unlink(&op->node);
 	op->phase = JOB_RUNNING;
-	atomic_store_explicit(&pool->left, !list_empty(&pool->queue), memory_order_relaxed);
-	if (has_jobs(pool) && call_worker(pool))
+	note_left(pool);
+	if (atomic_load(&pool->n_idle) && has_jobs(pool) && call_worker(pool))
 		pthread_cond_signal(&pool->cond);
 	return op;
 }
@@ -1332,19 +1330,23 @@ static op_t *worker_next(pool_t *pool)
 static void *worker_main(void *data)
 {
 	pool_t *pool = data;
+	bool looking = true; /* as it was counted when it was started */
 	op_t *op;
 
 	pthread_setname_np(pthread_self(), "iou-worker");
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
 	for (;;) {
 		pthread_mutex_lock(&pool->lock);
-		atomic_fetch_sub(&pool->n_looking, 1);
+		if (looking)
+			atomic_fetch_sub(&pool->n_looking, 1);
 		op = worker_next(pool);
 		if (!op)
 			break;
 		pthread_mutex_unlock(&pool->lock);
 		op->pub.result = op->as.job.work(op->as.job.work_data);
-		atomic_fetch_add(&pool->n_looking, 1); /* for what the loop queues when it sees this one */
+		looking = !has_jobs(pool);
+		if (looking)
+			atomic_fetch_add(&pool->n_looking, 1); /* for what the loop queues when it sees this one */
 		pool->finish(op);
 	}
 	pthread_mutex_unlock(&pool->lock);
@@ -1387,11 +1389,11 @@ static bool lacks_worker(pool_t *pool)
 	node_t *node;
 
 	pthread_mutex_lock(&pool->lock);
-	take_fresh(pool);
+	list_take(&pool->queue, &pool->fresh);
 	n_free = atomic_load(&pool->n_idle) + atomic_load(&pool->n_looking);
 	for (node = pool->queue.next; node != &pool->queue && n_free; n_free--)
 		node = node->next;
-	atomic_store_explicit(&pool->left, !list_empty(&pool->queue), memory_order_relaxed);
+	note_left(pool);
 	pthread_mutex_unlock(&pool->lock);
 	return node != &pool->queue;
 }
@@ -1423,11 +1425,11 @@ static enum job_phase job_withdraw(pool_t *pool, op_t *op)
 	enum job_phase phase;
 
 	pthread_mutex_lock(&pool->lock);
-	take_fresh(pool);
+	list_take(&pool->queue, &pool->fresh);
 	phase = op->phase;
 	if (phase == JOB_QUEUED)
 		list_unlink(&op->node);
-	atomic_store_explicit(&pool->left, !list_empty(&pool->queue), memory_order_relaxed);
+	note_left(pool);
 	pthread_mutex_unlock(&pool->lock);
 	return phase;
 }
@@ -1551,12 +1553,14 @@ static void take_idle(iou_t *iou, bool all)
 
 static void take_inbox(iou_t *iou)
 {
-	node_t *node = stack_take(&iou->inbox_top);
+	node_t fresh;
 
-	while (node) {
-		entry_t *entry = container_of(node, entry_t, node);
+	list_init(&fresh);
+	list_take(&fresh, &iou->inbox_top);
+	while (!list_empty(&fresh)) {
+		entry_t *entry = container_of(fresh.next, entry_t, node);
 
-		node = node->next;
+		list_unlink(&entry->node);
 		if (!entry->cb) {
 			bh_of(entry)->linked = true;
 			if ((atomic_load(&bh_of(entry)->bits) & (BH_IDLE | BH_SCHEDULED | BH_DELETED)) == BH_IDLE) {
@@ -1579,22 +1583,11 @@ static void finish_job(op_t *op)
 	wake(iou);
 }
 
-static void done_append(iou_t *iou, op_t *op)
-{
-	op->phase = JOB_DONE;
-	list_append(&iou->done, &op->node);
-	iou->n_done_in++;
-}
-
 static void take_done(iou_t *iou)
 {
-	node_t *node = stack_take(&iou->done_top);
-
-	while (node) {
-		op_t *op = op_at(node);
-
-		node = node->next;
-		done_append(iou, op);
+	for (node_t *node = list_take(&iou->done, &iou->done_top); node != &iou->done; node = node->next) {
+		op_at(node)->phase = JOB_DONE;
+		iou->n_done_in++;
 	}
 }
 

@@ -84,7 +84,7 @@ active proctype loop()
 		fi;
 		rings = false;    /* its CQE is reaped; one more of them costs a round, no more */
 		sleeping = false;
-		d_step { /* stack_take() */
+		d_step { /* list_take() */
 			taken = taken + mail;
 			mail = 0
 		}
@@ -139,11 +139,14 @@ inline call_worker(call)
 
 proctype worker()
 {
-	bool call;
+	bool call, looking = true;
 
 	do
 	:: LOCK;
-		n_looking--;
+		if
+		:: looking -> n_looking--
+		:: else
+		fi;
 		if
 		:: queue == 0 -> take_fresh()
 		:: else
@@ -184,7 +187,15 @@ proctype worker()
 		UNLOCK;
 		done++; /* the job, */
 		done >= WORKERS; /* which waits for another: while a job is queued, no worker may sleep */
-		n_looking++
+		looking = (queue == 0); /* left: read without the lock */
+		if
+		:: looking -> looking = (fresh == 0)
+		:: else
+		fi;
+		if
+		:: looking -> n_looking++
+		:: else
+		fi
 	od
 }
 
