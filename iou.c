@@ -4,19 +4,19 @@
  * iou: one io_uring ring, pooled operations with closures, a few worker threads, one loop.
  * iou.h is the manual. This comment is the design; the sections below follow it.
  *
- *     op pool ── iou_op_queue ──► backlog ──► SQ ──► kernel ──► CQ ──────────────┐
- *       ▲    ├── iou_op_async ──► pool.queue ──► workers ──► done_top ──► done ──┤
- *       │    ├── iou_op_timer ──► timers (a heap, deadlines too) ────────────────┤  round():
- *       │    │   ended in iou: cancelled, chain too long ─────────────► ended ───┤  one item off its
- *       │    │   iou_post, iou_bh_schedule ──► inbox_top ──► inbox, idle ────────┤  queue, one callback
- *       └────┴──────────────────────── the callback returned ◄───────────────────┘
+ *     op pool ── iou_op_queue ──► backlog ──► SQ ──► kernel ──► CQ ───────────────┐
+ *       ▲    ├── iou_op_async ──► fresh ──► pool.queue ──► workers ──► done_top ─┐│
+ *       │    │   cancelled in iou, or a chain too long ───────────────► ended ◄──┘┤  round_run(): one item
+ *       │    ├── iou_op_timer ──► timers (a heap, deadlines too) ─────────────────┤  off its queue, one
+ *       │    │   iou_post, iou_bh_schedule ──► inbox_top ──► inbox, idle ─────────┤  callback
+ *       └────┴──────────────────────── the callback returned ◄────────────────────┘
  *
  * An op has one state, and is on one list (op->node) at most:
  *
  *     FREE     the free list          iou's       BACKLOG  backlog                  iou's
  *     OWNED    none                   program's   RING     none, or lane or asked   iou's and the kernel's
  *     LAST     none; in its last      program's   HELD     none; its cancel is out  iou's
- *              callback                           JOB      pool.queue or done       iou's and a worker's
+ *              callback                           JOB      fresh .. done_top        iou's and a worker's
  *                                                 TIMER    none; in the heap        iou's
  *                                                 ENDED    ended                    iou's
  *
@@ -154,7 +154,7 @@ typedef _Atomic(node_t *) stack_t_;
 
 enum op_state { OP_FREE, OP_LAST, OP_OWNED, OP_BACKLOG, OP_RING, OP_HELD, OP_JOB, OP_TIMER, OP_ENDED };
 enum op_cancel { CANCEL_NONE, CANCEL_WANTED, CANCEL_LANE, CANCEL_SENT, CANCEL_ASKED };
-enum job_phase { JOB_DONE, JOB_QUEUED, JOB_RUNNING };
+enum job_phase { JOB_QUEUED = 1, JOB_RUNNING };
 enum op_bits {
 	OP_DEADLINE = 1,  /* iou_op_deadline() was called; before queueing, seq holds its after_ns */
 	OP_EXPIRED = 2,   /* cancelled by its deadline */
@@ -174,7 +174,7 @@ typedef struct op_t {
 	uint8_t state;    /* enum op_state */
 	union {
 		uint8_t cancel; /* enum op_cancel: of a ring op */
-		uint8_t phase;  /* enum job_phase: of a job; under pool.lock, but for JOB_DONE, which is CANCEL_NONE */
+		uint8_t phase;  /* enum job_phase: of a job; under pool.lock */
 	};
 	uint8_t bits;     /* enum op_bits */
 	uint8_t env;      /* enum op_env */
@@ -257,7 +257,7 @@ typedef struct round_t {
 	uint64_t now_ns;  /* timers due by then, started before timer_seq */
 	uint64_t timer_seq;
 	uint64_t inbox_seq;
-	uint64_t n_done, n_ended, n_cqes; /* bounds of the counts of what was delivered */
+	uint64_t n_ended, n_cqes; /* bounds of the counts of what was delivered */
 } round_t;
 
 /* The worker pool knows nothing of the ring: it takes ops as jobs, and gives each back with finish(). */
@@ -296,13 +296,13 @@ struct iou_t {
 	_Atomic(uint64_t) owner; /* a thread_key(), or NOBODY (yet) */
 	uint64_t process;     /* *process_token of the process that made it */
 
-	node_t backlog, lane, asked, done, ended, inbox, idle;
+	node_t backlog, lane, asked, ended, inbox, idle;
 	uint64_t n_backlog, n_backlog_max;
 	uint64_t n_ring;      /* ops in the SQ or the kernel */
-	uint64_t n_other;     /* ops pending elsewhere */
+	uint64_t n_pending;   /* ops from their door to their last callback */
 	uint64_t n_own_cqes;  /* of n_reaped, those of no op */
 	uint64_t n_cancels;   /* CANCEL SQEs out; an op that is HELD has one */
-	uint64_t n_done_in, n_done_out, n_ended_in, n_ended_out, n_reaped;
+	uint64_t n_ended_in, n_ended_out, n_reaped;
 	uint64_t inbox_seq, timer_seq;
 	uint64_t retry_due_ns, retry_ns; /* when `asked` is asked again */
 
@@ -549,6 +549,7 @@ static void op_accept(op_t *op, enum op_state state, int (*cb)(void *), void *cb
 	op->cb = cb;
 	op->cb_data = cb_data;
 	op->state = (uint8_t)state;
+	op->iou->n_pending++;
 }
 
 /* Its end came about inside iou, not by a CQE: it is delivered from `ended`. */
@@ -558,7 +559,6 @@ static void op_end(op_t *op, int result)
 
 	if (result == -ECANCELED && op->bits & OP_EXPIRED)
 		result = -ETIME;
-	iou->n_other += op->state != OP_TIMER;
 	op->pub.result = result;
 	op->state = OP_ENDED;
 	list_append(&iou->ended, &op->node);
@@ -707,7 +707,8 @@ static bool is_linked(const op_t *op)
 	return (op->sqe.flags & LINKS) && !(op->bits & OP_CHAIN_END);
 }
 
-static enum job_phase job_withdraw(pool_t *pool, op_t *op);
+static bool job_withdraw(pool_t *pool, op_t *op);
+static void job_end(op_t *op, int result);
 static void take_done(iou_t *iou);
 
 static void note_backlog(iou_t *iou)
@@ -751,23 +752,15 @@ static int cancel_in_ring(op_t *op)
 
 static int cancel_job(op_t *op)
 {
-	take_done(op->iou); /* what finished before comes before */
-	switch (job_withdraw(&op->iou->pool, op)) {
-	case JOB_QUEUED:
-		op->pub.result = op->bits & OP_EXPIRED ? -ETIME : -ECANCELED;
-		op->phase = JOB_DONE;
-		list_append(&op->iou->done, &op->node);
-		op->iou->n_done_in++;
-		return 0;
-	case JOB_RUNNING:
+	if (!job_withdraw(&op->iou->pool, op))
 		return -EALREADY;
-	default:
-		return 0;
-	}
+	job_end(op, -ECANCELED);
+	return 0;
 }
 
 static int cancel(op_t *op)
 {
+	take_done(op->iou); /* what ended before comes before */
 	switch (op->state) {
 	case OP_BACKLOG:
 		cancel_in_backlog(op);
@@ -1419,19 +1412,19 @@ static int job_queue(pool_t *pool, op_t *op)
 	return 0;
 }
 
-/* Off the queue, unless a worker has it already. Returns where it was. */
-static enum job_phase job_withdraw(pool_t *pool, op_t *op)
+/* Off the queue, unless a worker has it already. */
+static bool job_withdraw(pool_t *pool, op_t *op)
 {
-	enum job_phase phase;
+	bool queued;
 
 	pthread_mutex_lock(&pool->lock);
 	list_take(&pool->queue, &pool->fresh);
-	phase = op->phase;
-	if (phase == JOB_QUEUED)
+	queued = op->phase == JOB_QUEUED;
+	if (queued)
 		list_unlink(&op->node);
 	note_left(pool);
 	pthread_mutex_unlock(&pool->lock);
-	return phase;
+	return queued;
 }
 
 static int pool_init(pool_t *pool, unsigned max, bool spins, void (*finish)(op_t *op))
@@ -1583,11 +1576,25 @@ static void finish_job(op_t *op)
 	wake(iou);
 }
 
+static void job_end(op_t *op, int result)
+{
+	op->cancel = CANCEL_NONE; /* where its phase stood */
+	op->iou->stats.jobs++;
+	op_end(op, result);
+}
+
 static void take_done(iou_t *iou)
 {
-	for (node_t *node = list_take(&iou->done, &iou->done_top); node != &iou->done; node = node->next) {
-		op_at(node)->phase = JOB_DONE;
-		iou->n_done_in++;
+	node_t done;
+
+	list_init(&done);
+	list_take(&done, &iou->done_top);
+	while (!list_empty(&done)) {
+		op_t *op = op_at(done.next);
+
+		list_unlink(&op->node);
+		op->bits &= (uint8_t)~OP_EXPIRED; /* too late: it keeps its result */
+		job_end(op, op->pub.result);
 	}
 }
 
@@ -1604,14 +1611,14 @@ static void bh_free(iou_bh_t *bh)
 
 static bool is_pending(iou_t *iou)
 {
-	return iou->n_ring || iou->n_backlog || iou->n_other || atomic_load(&iou->n_holds) > 0 ||
+	return iou->n_pending || atomic_load(&iou->n_holds) > 0 ||
 	       !list_empty(&iou->inbox) || !list_empty(&iou->idle) || atomic_load(&iou->inbox_top);
 }
 
 /* Is there something to deliver? Idle bottom halves wait for the contrary. */
 static bool is_ready(iou_t *iou)
 {
-	return cq_ready(iou) || !list_empty(&iou->ended) || !list_empty(&iou->done) || !list_empty(&iou->inbox) ||
+	return cq_ready(iou) || !list_empty(&iou->ended) || !list_empty(&iou->inbox) ||
 	       has_mail(iou) || (iou->heap_end > HEAP_ROOT && heap_due_ns(iou) <= now_ns());
 }
 
@@ -1731,6 +1738,7 @@ static inline __attribute__((always_inline)) int deliver(iou_t *iou, round_t *ro
 	op->pub.result = result;
 	op->pub.flags = flags;
 	if (likely(!(flags & IORING_CQE_F_MORE))) {
+		iou->n_pending--;
 		op->state = OP_LAST;
 		if (unlikely(op->bits | op->cancel)) {
 			if (op->heap_index)
@@ -1760,7 +1768,6 @@ static int deliver_timers(iou_t *iou, round_t *round)
 		}
 		n = timer_expire(op, heap_due_ns(iou), round->now_ns);
 		iou->stats.timers++;
-		iou->n_other -= !op->heap_index;
 		ret = deliver(iou, round, op, n, op->heap_index ? IORING_CQE_F_MORE : 0);
 	}
 	return ret;
@@ -1810,22 +1817,6 @@ static int deliver_inbox(iou_t *iou, round_t *round)
 	return ret;
 }
 
-static int deliver_jobs(iou_t *iou, round_t *round)
-{
-	int ret = 0;
-
-	while (goes_on(iou, round, ret) && iou->n_done_out < round->n_done) {
-		op_t *op = op_at(iou->done.next);
-
-		list_unlink(&op->node);
-		iou->n_done_out++;
-		iou->n_other--;
-		iou->stats.jobs++;
-		ret = deliver(iou, round, op, op->pub.result, 0);
-	}
-	return ret;
-}
-
 static int deliver_ended(iou_t *iou, round_t *round)
 {
 	int ret = 0;
@@ -1835,7 +1826,6 @@ static int deliver_ended(iou_t *iou, round_t *round)
 
 		list_unlink(&op->node);
 		iou->n_ended_out++;
-		iou->n_other--;
 		ret = deliver(iou, round, op, op->pub.result, 0);
 	}
 	return ret;
@@ -1863,10 +1853,8 @@ static op_t *reap_own(iou_t *iou, uint64_t user_data, int result, unsigned flags
 		watch_reap(iou, &iou->clock, result, flags);
 	} else if (user_data > UD_VOID) {
 		iou->n_cancels--;
-		if (op->state == OP_HELD) {
-			iou->n_other--;
+		if (op->state == OP_HELD)
 			return op;
-		}
 		cancel_answered(op, result);
 	}
 	return NULL;
@@ -1887,7 +1875,6 @@ static __attribute__((noinline)) int deliver_other(iou_t *iou, round_t *round, u
 		leave_ring(iou, op);
 		if (op->cancel == CANCEL_SENT) {
 			op->state = OP_HELD;
-			iou->n_other++;
 			op->pub.result = result;
 			op->pub.flags = flags;
 			return 0;
@@ -1923,6 +1910,7 @@ static int deliver_cqes(iou_t *iou, round_t *round)
 			continue;
 		}
 		iou->n_ring--;
+		iou->n_pending--;
 		op->pub.result = result;
 		op->pub.flags = flags;
 		op->state = OP_LAST;
@@ -1941,7 +1929,6 @@ static void round_begin(iou_t *iou, round_t *round)
 	round->now_ns = iou->heap_end > HEAP_ROOT ? now_ns() : 0; /* NEVER is later */
 	round->timer_seq = iou->timer_seq;
 	round->inbox_seq = iou->inbox_seq;
-	round->n_done = iou->n_done_in;
 	round->n_ended = iou->n_ended_in;
 	round->n_cqes = iou->n_reaped + cq_ready(iou);
 }
@@ -1951,18 +1938,15 @@ static void round_begin(iou_t *iou, round_t *round)
 static int round_run(iou_t *iou, bool quits, uint64_t until_ns)
 {
 	static int (*const deliver_from[])(iou_t *, round_t *) = {
-		deliver_timers, deliver_inbox, deliver_jobs, deliver_ended, deliver_cqes,
+		deliver_timers, deliver_inbox, deliver_ended, deliver_cqes,
 	};
 	round_t round = {.quits = quits};
 	iou_t *outer = current_iou;
-	eventfd_t ignored;
 	int ret;
 
 	if (unlikely(iou->fd >= 0))
 		atomic_store(&iou->sleeping, AWAKE);
 	ret = submit(iou, quits, iou->broken ? 0 : until_ns);
-	if (unlikely(iou->fd >= 0))
-		eventfd_read(iou->fd, &ignored);
 	if (unlikely(iou->broken))
 		ret = -EBADR;
 	if (unlikely(ret < 0) && !is_ready(iou))
@@ -2000,9 +1984,11 @@ static void rest(iou_t *iou)
 {
 	uint64_t due_ns = next_due_ns(iou);
 	bool deaf = false, unsure;
+	eventfd_t ignored;
 
 	if (likely(iou->fd < 0) || iou->depth)
 		return;
+	eventfd_read(iou->fd, &ignored);
 	if (iou->ring.flags & IORING_SETUP_DEFER_TASKRUN && iou->n_signalled != iou->n_reaped &&
 	    (iou->n_ring || iou->n_signalled == NEVER)) {
 		/* Of completions that the write of another eventfd brings about, 6.18 signals only the first. */
@@ -2141,14 +2127,14 @@ static iou_t *iou_alloc(const iou_config_t *config)
 {
 	size_t size = (sizeof(iou_t) + 63) / 64 * 64;
 	iou_t *iou;
-	node_t *lists[] = {NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL};
+	node_t *lists[] = {NULL, NULL, NULL, NULL, NULL, NULL, NULL};
 
 	pthread_once(&process_once, map_process_token);
 	iou = process_token ? aligned_alloc(64, size) : NULL;
 	if (!iou)
 		return NULL;
 	memset(iou, 0, size);
-	memcpy(lists, (node_t *[]){&iou->backlog, &iou->lane, &iou->asked, &iou->done, &iou->ended, &iou->inbox, &iou->idle,
+	memcpy(lists, (node_t *[]){&iou->backlog, &iou->lane, &iou->asked, &iou->ended, &iou->inbox, &iou->idle,
 				   &iou->bhs}, sizeof(lists));
 	for (unsigned i = 0; i < sizeof(lists) / sizeof(*lists); i++)
 		list_init(lists[i]);
@@ -2310,16 +2296,6 @@ struct io_uring *iou_ring(iou_t *iou)
 		MUST((op)->state != OP_FREE, "op was given back"); \
 	} while (0)
 
-#define MUST_QUEUE(iou, op, cb) \
-	do { \
-		MUST_OWN(iou); \
-		MUST(op, "op is NULL"); \
-		MUST((op)->iou == (iou), "op of another iou"); \
-		if (unlikely(!op_is_programs(op))) \
-			misuse(__func__, (op)->state == OP_FREE ? "op was given back" : "op is queued already"); \
-		MUST(cb, "cb is NULL"); \
-	} while (0)
-
 iou_op_t *iou_op_new(iou_t *iou)
 {
 	op_t *op;
@@ -2359,7 +2335,10 @@ void iou_op_queue(iou_t *iou, iou_op_t *pub, int (*cb)(void *cb_data), void *cb_
 {
 	op_t *op = (op_t *)pub;
 
-	MUST_QUEUE(iou, op, cb);
+	MUST_OWN(iou);
+	MUST_OP(iou, op);
+	MUST(op_is_programs(op), "op is queued already");
+	MUST(cb, "cb is NULL");
 	op_accept(op, OP_BACKLOG, cb, cb_data);
 	op->sqe.user_data = (uintptr_t)op;
 	list_append(&iou->backlog, &op->node);
@@ -2418,9 +2397,9 @@ int iou_op_async(iou_t *iou, iou_op_t *pub, int (*work)(void *work_data), void *
 	ret = job_queue(&iou->pool, op);
 	if (ret < 0) {
 		op->state = was;
+		iou->n_pending--;
 		return ret;
 	}
-	iou->n_other++;
 	if (unlikely(op->bits & OP_DEADLINE))
 		timer_start(op, op->seq);
 	touch(iou);
@@ -2485,7 +2464,6 @@ void iou_op_timer(iou_t *iou, iou_op_t *pub, uint64_t after_ns, uint64_t period_
 	} else {
 		op_accept(op, OP_TIMER, cb, cb_data);
 		op->bits &= OP_CALLED;
-		iou->n_other++;
 	}
 	op->as.period_ns = period_ns;
 	timer_start(op, after_ns);
@@ -2764,7 +2742,7 @@ void iou_stats(const iou_t *iou, iou_stats_t *stats)
 	MUST(stats, "stats is NULL");
 	*stats = iou->stats;
 	stats->completed = iou->n_reaped - iou->n_own_cqes;
-	stats->pending = iou->n_ring + iou->n_backlog + iou->n_other;
+	stats->pending = iou->n_pending;
 	stats->backlog = iou->n_backlog;
 	stats->backlog_max = iou->n_backlog > iou->n_backlog_max ? iou->n_backlog : iou->n_backlog_max;
 	stats->wakeups = atomic_load_explicit(&iou->n_wakeups, memory_order_relaxed);
@@ -2801,48 +2779,60 @@ static void *function_of(const op_t *op, bool work)
 
 static void dump_op(iou_t *iou, op_t *op, FILE *out)
 {
+	static const char *const where[] = {
+		[OP_BACKLOG] = "backlog", [OP_RING] = "ring", [OP_HELD] = "done", [OP_TIMER] = "timer", [OP_ENDED] = "done",
+	};
 	uint64_t at_ns = now_ns(), due_ns = op->heap_index ? iou->heap[op->heap_index].due_ns : NEVER;
 	enum job_phase phase;
 
-	switch (op->state) {
-	case OP_BACKLOG:
-	case OP_RING:
-	case OP_HELD:
-		fprintf(out, "%s: %s fd %d", op->state == OP_BACKLOG ? "backlog" : op->state == OP_RING ? "ring" : "done",
-			opcode_name(op->sqe.opcode), op->sqe.fd);
-		break;
-	case OP_JOB:
-		take_done(iou);
+	if (op_is_programs(op) || op->state == OP_FREE)
+		return;
+	if (op->state == OP_JOB) {
 		pthread_mutex_lock(&iou->pool.lock);
 		phase = op->phase;
 		pthread_mutex_unlock(&iou->pool.lock);
-		fprintf(out, "%s: work %p", phase == JOB_QUEUED ? "job queue" : phase == JOB_RUNNING ? "worker" : "done",
-			function_of(op, true));
-		break;
-	case OP_TIMER:
-		fprintf(out, "timer:");
-		break;
-	case OP_ENDED:
-		fprintf(out, "done: result %d", op->pub.result);
-		break;
-	default:
-		return;
+		fprintf(out, "%s: work %p", phase == JOB_QUEUED ? "job queue" : "worker", function_of(op, true));
+	} else {
+		fprintf(out, "%s:", where[op->state]);
+		if (op->state == OP_ENDED)
+			fprintf(out, " result %d", op->pub.result);
+		else if (op->state != OP_TIMER)
+			fprintf(out, " %s fd %d", opcode_name(op->sqe.opcode), op->sqe.fd);
+		if (op->cancel)
+			fprintf(out, " cancelled");
 	}
 	if (due_ns != NEVER)
 		fprintf(out, " due in %.3f ms", due_ns > at_ns ? (double)(due_ns - at_ns) / 1e6 : 0.0);
-	fprintf(out, "%s callback %p\n", op->state != OP_JOB && op->cancel ? " cancelled" : "", function_of(op, false));
+	else if (op->heap_index)
+		fprintf(out, " due never");
+	fprintf(out, " callback %p\n", function_of(op, false));
 }
 
-void iou_dump(const iou_t *iou, FILE *out)
+static uint64_t list_length(const node_t *list)
 {
+	uint64_t n = 0;
+
+	for (const node_t *node = list->next; node != list; node = node->next)
+		n++;
+	return n;
+}
+
+void iou_dump(const iou_t *shown, FILE *out)
+{
+	iou_t *iou = (iou_t *)shown; /* what came from other threads is taken in first */
+	uint64_t n_entries;
+
 	MUST_OWN(iou);
 	MUST(out, "out is NULL");
+	take_done(iou);
+	take_inbox(iou);
 	FOR_EACH_OP(iou, chunk, op)
-		dump_op((iou_t *)iou, op, out);
-	fprintf(out, "%llu ops pending, %lld holds%s\n", (unsigned long long)(iou->n_ring + iou->n_backlog + iou->n_other),
-		atomic_load(&((iou_t *)iou)->n_holds),
-		list_empty(&iou->inbox) && list_empty(&iou->idle) && !atomic_load(&((iou_t *)iou)->inbox_top)
-			? "" : ", posts or bottom halves");
+		dump_op(iou, op, out);
+	fprintf(out, "%llu ops pending, %lld holds", (unsigned long long)iou->n_pending, atomic_load(&iou->n_holds));
+	n_entries = list_length(&iou->inbox) + list_length(&iou->idle);
+	if (n_entries)
+		fprintf(out, ", %llu posts and bottom halves", (unsigned long long)n_entries);
+	fprintf(out, "\n");
 }
 
 #define VERSION_TEXT_(a, b, c) #a "." #b "." #c

@@ -163,7 +163,9 @@ IOU_API void iou_op_free(iou_t *iou, iou_op_t *op);
  * iou_run() or iou_poll() with that value.
  *
  * iou owns sqe->user_data: it is the op's address, so liburing's cancel, poll-update and
- * timeout-update helpers take (__u64)(uintptr_t)op as their key. IOSQE_CQE_SKIP_SUCCESS is not passed on.
+ * timeout-update helpers take (__u64)(uintptr_t)op as their key. The rest of the SQE it leaves as it is, by
+ * whatever door the op goes: queued again, the op is submitted as it then stands, its flags included.
+ * IOSQE_CQE_SKIP_SUCCESS is not passed on.
  *
  * Ops queued one after another with IOSQE_IO_LINK or IOSQE_IO_HARDLINK reach the kernel in one
  * submission. The chain ends with the first op without either flag, or at the next flush, poll or
@@ -185,8 +187,9 @@ IOU_API iou_op_t *iou_op_of(const void *env);
 
 /*
  * Run work(work_data) on a worker thread, then cb(cb_data) on the loop with work's return value as
- * op->result. Jobs start at once, without the loop running, in the order in which they were queued;
- * their callbacks come in the order in which they finished. `work` may use no [loop thread] call.
+ * op->result, whatever it is: only cb's own return value can end the loop. Jobs start at once, without the
+ * loop running, in the order in which they were queued; their callbacks come in the order in which they
+ * finished. `work` may use no [loop thread] call, and nothing stops it once it runs.
  * Errors, nothing taken: -EAGAIN where not even one worker could be started; -EINVAL. [loop thread]
  */
 IOU_API int iou_op_async(iou_t *iou, iou_op_t *op, int (*work)(void *work_data), void *work_data,
@@ -257,8 +260,8 @@ IOU_API int iou_add_sqe(iou_t *iou, void (*prep_sqe)(struct io_uring_sqe *sqe, v
 /*
  * Rounds. Callbacks run only inside iou_run() and iou_poll(), one at a time. A round submits what is
  * queued, sleeps if nothing is ready and it may, then delivers what is ready at that moment: due
- * timers, posts and bottom halves, jobs, then ops that ended in iou itself (cancelled timers, and ops
- * that were cancelled in the backlog), then CQEs. What becomes ready later belongs to the next round.
+ * timers, posts and bottom halves, jobs (in line with what ended in iou itself: cancelled timers, and ops
+ * cancelled in the backlog), then CQEs. What becomes ready later belongs to the next round.
  *
  * Callbacks may call everything but iou_free(), iou_poll() and iou_run() included. The inner loop
  * delivers what the outer one had still to deliver. They return; no longjmp, exception or pthread_exit.
@@ -287,8 +290,9 @@ IOU_API int iou_quit(iou_t *iou);
  * One round: wait until at least one callback can run, at most timeout_ns (0: not at all; negative:
  * without limit), and run what is ready. Returns the number of callbacks run, those of nested
  * calls not counted; 0 when the time is up, and at once when nothing is pending; or a negative error
- * as iou_run() does. A callback waits for something with  while (!done) iou_poll(iou, -1).
- * [loop thread]
+ * as iou_run() does. A callback waits for something with
+ *     while (!done && (n = iou_poll(iou, -1)) > 0)
+ * where 0 says that nothing is pending that could set `done`. [loop thread]
  */
 IOU_API int iou_poll(iou_t *iou, int64_t timeout_ns) IOU_MUST_USE;
 
@@ -351,7 +355,7 @@ IOU_API void iou_bh_delete(iou_bh_t *bh);
 
 typedef struct iou_stats_t {
 	uint64_t enters;      /* io_uring_enter(2) calls */
-	uint64_t submitted;   /* SQEs the kernel took */
+	uint64_t submitted;   /* SQEs the kernel took, iou's own included */
 	uint64_t completed;   /* CQEs of the program's ops */
 	uint64_t jobs;        /* jobs that came back */
 	uint64_t timers;      /* timer callbacks */

@@ -223,7 +223,7 @@ static void job_callback(op_model_t *op)
 
 	TRACE("callback of job %u", number);
 	CHECK(op->state == PENDING, "job %u has a callback after its last", number);
-	callback_begin(CLASS_JOB);
+	callback_begin(CLASS_ENDED); /* jobs and what ended in iou are in one line */
 	CHECK(op->finished || (!op->started && (op->asked || deadline_may_be_over(op))), "job %u has not run", number);
 	op->withdrawn |= !op->started;
 	if (op->finished && model.config.workers == 1) {

@@ -98,7 +98,7 @@ typedef struct driver_t {
 	unsigned last_queued;
 } driver_t;
 
-enum { CLASS_TIMER, CLASS_POST, CLASS_JOB, CLASS_ENDED, CLASS_CQE };
+enum { CLASS_TIMER, CLASS_POST, CLASS_ENDED, CLASS_CQE };
 
 typedef struct model_t {
 	iou_t *iou;
