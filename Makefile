@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 #
 #   make [all]      the library and the examples, in build/
-#   make check      run the tests; SAN=address (ASan and UBSan) or SAN=thread; T="timer install" for some
+#   make check      run the tests; SAN=address (ASan, UBSan, iou's own checks) or SAN=thread; T="timer install" for some
 #   make demo       walk /usr
 #   make install    DESTDIR=, prefix=, libdir=, includedir=; uninstall takes it away again
 #   make deps       install what `all` and `check` need; deps-dev: what every test needs; deps-bench: the peers
@@ -36,7 +36,7 @@ $(filter deps%,$(MAKECMDGOALS)):
 
 else
 # ---- Flags. Each way to build has its own folder: build, build/address, build/clang-NDEBUG, ... --------
-san-address  := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+san-address  := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -DIOU_DEBUG
 san-thread   := -fsanitize=thread -fno-omit-frame-pointer
 $(if $(SAN),$(if $(san-$(SAN)),,$(error SAN=$(SAN): address or thread)))
 

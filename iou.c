@@ -428,6 +428,15 @@ static void list_unlink(node_t *node)
 	node->next->prev = node->prev;
 }
 
+static uint64_t list_length(const node_t *list)
+{
+	uint64_t n = 0;
+
+	for (const node_t *node = list->next; node != list; node = node->next)
+		n++;
+	return n;
+}
+
 static op_t *op_at(node_t *node)
 {
 	return container_of(node, op_t, node);
@@ -559,7 +568,9 @@ static void op_end(op_t *op, int result)
 
 	if (result == -ECANCELED && op->bits & OP_EXPIRED)
 		result = -ETIME;
+	iou->stats.jobs += op->state == OP_JOB;
 	op->pub.result = result;
+	op->cancel = CANCEL_NONE;
 	op->state = OP_ENDED;
 	list_append(&iou->ended, &op->node);
 	iou->n_ended_in++;
@@ -708,7 +719,6 @@ static bool is_linked(const op_t *op)
 }
 
 static bool job_withdraw(pool_t *pool, op_t *op);
-static void job_end(op_t *op, int result);
 static void take_done(iou_t *iou);
 
 static void note_backlog(iou_t *iou)
@@ -754,7 +764,7 @@ static int cancel_job(op_t *op)
 {
 	if (!job_withdraw(&op->iou->pool, op))
 		return -EALREADY;
-	job_end(op, -ECANCELED);
+	op_end(op, -ECANCELED);
 	return 0;
 }
 
@@ -1576,13 +1586,6 @@ static void finish_job(op_t *op)
 	wake(iou);
 }
 
-static void job_end(op_t *op, int result)
-{
-	op->cancel = CANCEL_NONE; /* where its phase stood */
-	op->iou->stats.jobs++;
-	op_end(op, result);
-}
-
 static void take_done(iou_t *iou)
 {
 	node_t done;
@@ -1594,7 +1597,7 @@ static void take_done(iou_t *iou)
 
 		list_unlink(&op->node);
 		op->bits &= (uint8_t)~OP_EXPIRED; /* too late: it keeps its result */
-		job_end(op, op->pub.result);
+		op_end(op, op->pub.result);
 	}
 }
 
@@ -1608,6 +1611,44 @@ static void bh_free(iou_bh_t *bh)
 
 
 /* ---- Loop ------------------------------------------------------------------------------------ */
+
+#ifdef IOU_DEBUG
+/* Each op on the list has that state, and that much of a cancel. Returns how many there are. */
+static uint64_t check_list(node_t *list, enum op_state state, enum op_cancel cancel)
+{
+	for (node_t *node = list->next; node != list; node = node->next)
+		MUST(op_at(node)->state == state && op_at(node)->cancel == cancel && node->next->prev == node, "a list");
+	return list_length(list);
+}
+
+/* What the top of this file says of states, lists and counters. Each round, while there are not too many ops. */
+static void check(iou_t *iou)
+{
+	uint64_t n[OP_ENDED + 1] = {0}, n_heap = 0;
+
+	if (iou->n_ops > 1000)
+		return;
+	FOR_EACH_OP(iou, chunk, op) {
+		n[op->state]++;
+		n_heap += op->heap_index > 0;
+		MUST(!op->heap_index || iou->heap[op->heap_index].op == op, "the heap");
+		MUST(op->state != OP_TIMER || op->heap_index, "a timer");
+	}
+	for (size_t i = HEAP_ROOT + 1; i < iou->heap_end; i++)
+		MUST(!heap_before(&iou->heap[i], &iou->heap[i / 4 + 2]), "the heap's order");
+	MUST(n_heap == iou->heap_end - HEAP_ROOT, "the heap's size");
+	MUST(n[OP_BACKLOG] == iou->n_backlog && list_length(&iou->backlog) == iou->n_backlog, "the backlog");
+	MUST(n[OP_RING] == iou->n_ring, "ops in the ring");
+	MUST(n[OP_ENDED] == check_list(&iou->ended, OP_ENDED, CANCEL_NONE) &&
+	     n[OP_ENDED] == iou->n_ended_in - iou->n_ended_out, "ops that ended");
+	MUST(check_list(&iou->lane, OP_RING, CANCEL_LANE) + check_list(&iou->asked, OP_RING, CANCEL_ASKED) <= iou->n_ring,
+	     "cancels");
+	MUST(n[OP_HELD] <= iou->n_cancels, "ops held");
+	MUST(iou->n_pending == n[OP_BACKLOG] + n[OP_RING] + n[OP_HELD] + n[OP_JOB] + n[OP_TIMER] + n[OP_ENDED], "pending");
+}
+#else
+#define check(iou) ((void)(iou))
+#endif
 
 static bool is_pending(iou_t *iou)
 {
@@ -1944,6 +1985,7 @@ static int round_run(iou_t *iou, bool quits, uint64_t until_ns)
 	iou_t *outer = current_iou;
 	int ret;
 
+	check(iou);
 	if (unlikely(iou->fd >= 0))
 		atomic_store(&iou->sleeping, AWAKE);
 	ret = submit(iou, quits, iou->broken ? 0 : until_ns);
@@ -1959,6 +2001,7 @@ static int round_run(iou_t *iou, bool quits, uint64_t until_ns)
 		ret = deliver_from[i](iou, &round);
 	iou->depth--;
 	current_iou = outer;
+	check(iou);
 	return ret < 0 ? ret : round.n_calls;
 }
 
@@ -2806,15 +2849,6 @@ static void dump_op(iou_t *iou, op_t *op, FILE *out)
 	else if (op->heap_index)
 		fprintf(out, " due never");
 	fprintf(out, " callback %p\n", function_of(op, false));
-}
-
-static uint64_t list_length(const node_t *list)
-{
-	uint64_t n = 0;
-
-	for (const node_t *node = list->next; node != list; node = node->next)
-		n++;
-	return n;
 }
 
 void iou_dump(const iou_t *shown, FILE *out)
