@@ -161,6 +161,7 @@ enum op_bits {
 	OP_CHAIN_END = 4, /* its link flag no longer holds what was queued after it */
 	OP_CHAINED = 8,   /* in the ring, linked to another: as.chain tells which */
 	OP_CALLED = 16,   /* a callback of it is running: the outermost one releases it */
+	OP_STOPPED = 32,  /* a timer that was cancelled, not yet delivered */
 };
 
 enum op_env { ENV_NONE, ENV_SMALL, ENV_ALLOCATED };
@@ -250,9 +251,12 @@ typedef struct watch_t {
 
 enum { UD_WAKE = 1, UD_CLOCK = 3, UD_VOID = 5, UD_CANCEL = 1 /* | op */ };
 
-/* What one call of round() may deliver: what there was when it began. */
+enum stage { AT_NONE, AT_TIMERS, AT_INBOX, AT_ENDED, AT_CQES };
+
+/* What one call of round_run() may deliver: what there was when it began. */
 typedef struct round_t {
 	bool quits;       /* iou_run()'s: iou_quit() ends it */
+	uint8_t stage;    /* enum stage: what it is delivering */
 	int n_calls;
 	uint64_t now_ns;  /* timers due by then, started before timer_seq */
 	uint64_t timer_seq;
@@ -292,6 +296,7 @@ struct iou_t {
 	unsigned depth;       /* rounds that are delivering: nested ones */
 	unsigned n_runs;      /* iou_run() calls active */
 	unsigned n_shortages; /* fruitless enters in a row */
+	round_t cut;          /* ended in the middle; the next round delivers the rest of it first. Or AT_NONE */
 	unsigned poll_flags;  /* of the watches: IORING_POLL_ADD_MULTI where known */
 	_Atomic(uint64_t) owner; /* a thread_key(), or NOBODY (yet) */
 	uint64_t process;     /* *process_token of the process that made it */
@@ -299,8 +304,9 @@ struct iou_t {
 	node_t backlog, lane, asked, ended, inbox, idle;
 	uint64_t n_backlog, n_backlog_max;
 	uint64_t n_ring;      /* ops in the SQ or the kernel */
-	uint64_t n_pending;   /* ops from their door to their last callback */
 	uint64_t n_own_cqes;  /* of n_reaped, those of no op */
+	uint64_t n_pending;   /* ops from their door to their last callback; no neighbour of n_ring, or gcc 12 takes one
+				 from both with vector instructions, which wait for the stores before them */
 	uint64_t n_cancels;   /* CANCEL SQEs out; an op that is HELD has one */
 	uint64_t n_ended_in, n_ended_out, n_reaped;
 	uint64_t inbox_seq, timer_seq;
@@ -316,8 +322,10 @@ struct iou_t {
 	int bell;              /* the eventfd that is registered with the ring, or -1 */
 	watch_t wake, clock;   /* the eventfd that wakers write; the timerfd behind iou_fd() */
 	uint64_t clock_due_ns; /* what the timerfd is set to */
-	uint64_t n_signalled;  /* n_reaped when the eventfd was registered last */
 	uint64_t n_rested;     /* n_reaped when rest() looked last */
+	bool rang;             /* rest() made the descriptor readable */
+	bool stale;            /* the eventfd was signalled, perhaps, since it was registered */
+	bool deaf;             /* registering it failed */
 	uint64_t spin_ns, spin_max_ns;
 	iou_stats_t stats;
 	pool_t pool;
@@ -781,6 +789,7 @@ static int cancel(op_t *op)
 		return cancel_job(op);
 	case OP_TIMER:
 		heap_remove(op);
+		op->bits |= OP_STOPPED;
 		op_end(op, -ECANCELED);
 		return 0;
 	case OP_HELD:
@@ -830,22 +839,28 @@ static void cancel_again(iou_t *iou)
 	iou->retry_ns = iou->retry_ns < RETRY_MAX_NS ? iou->retry_ns * 2 : RETRY_MAX_NS;
 }
 
+/* It holds up the rest of its chain no longer. */
+static void leave_chain(op_t *op)
+{
+	op_t *prev = op->as.chain.prev, *next = op->as.chain.next;
+
+	op->bits &= (uint8_t)~OP_CHAINED;
+	if (prev)
+		prev->as.chain.next = next;
+	if (next) {
+		next->as.chain.prev = prev;
+		if (!prev && next->cancel == CANCEL_WANTED)
+			cancel_in_ring(next);
+	}
+}
+
 /* The kernel has done with the op: leave its chain and the lists of cancels. */
 static void leave_lists(op_t *op)
 {
 	iou_t *iou = op->iou;
 
-	if (op->bits & OP_CHAINED) {
-		op_t *prev = op->as.chain.prev, *next = op->as.chain.next;
-
-		if (prev)
-			prev->as.chain.next = next;
-		if (next) {
-			next->as.chain.prev = prev;
-			if (!prev && next->cancel == CANCEL_WANTED)
-				cancel_in_ring(next);
-		}
-	}
+	if (op->bits & OP_CHAINED)
+		leave_chain(op);
 	if (op->cancel == CANCEL_LANE || op->cancel == CANCEL_ASKED) {
 		list_unlink(&op->node);
 		if (list_empty(&iou->asked) && list_empty(&iou->lane) && !iou->n_cancels)
@@ -915,22 +930,22 @@ static int ring_open(ring_t *ring, unsigned entries, unsigned setup_flags)
 	int ret = -EINVAL;
 
 	for (; n && !usable; n--, flags++) {
-		ret = ring_try(&ring->io, entries, *flags);
-		if (ret == -EINVAL)
+		int error = ring_try(&ring->io, entries, *flags);
+
+		if (error == -EINVAL)
 			continue;
+		ret = error;
 		if (ret < 0)
 			return ret;
 		ret = ring_probe(&ring->io, *flags, &usable);
-		if (ret < 0 || !usable) {
+		if (ret < 0 || !usable)
 			io_uring_queue_exit(&ring->io);
-			if (ret < 0)
-				return ret;
-			ret = -EPERM;
-		}
+		if (ret < 0)
+			return ret;
 		ring->flags = *flags;
 	}
-	if (ret < 0)
-		return ret;
+	if (!usable)
+		return ret < 0 ? ret : -EPERM;
 	io_uring_ring_dontfork(&ring->io);
 	ring->enter_fd = ring->io.ring_fd;
 	ring->enter_flags = 0;
@@ -1077,18 +1092,27 @@ static void plain_send(iou_t *iou, unsigned room)
 
 enum sent { SENT, NO_ROOM, BARRED };
 
-/* The chain (or the op with flags of OURS) at the backlog's front: whole, or not at all. */
-static enum sent chain_send(iou_t *iou, op_t *op)
+/* Length, and all flags together, of the chain at the backlog's front. */
+static unsigned chain_length(const iou_t *iou, uint8_t *flags)
 {
-	op_t *prev = NULL;
+	op_t *op = op_at(iou->backlog.next);
 	unsigned n = 1;
-	uint8_t flags = op->sqe.flags;
+
+	for (*flags = op->sqe.flags; is_linked(op) && op->node.next != &iou->backlog; n++) {
+		op = op_at(op->node.next);
+		*flags |= op->sqe.flags;
+	}
+	return n;
+}
+
+/* The chain (or the op with flags of OURS) at the backlog's front: whole, or not at all. */
+static enum sent chain_send(iou_t *iou)
+{
+	op_t *prev = NULL, *op;
+	uint8_t flags;
+	unsigned n = chain_length(iou, &flags);
 	struct io_uring_sqe *sqe;
 
-	for (; is_linked(op) && op->node.next != &iou->backlog; n++) {
-		op = op_at(op->node.next);
-		flags |= op->sqe.flags;
-	}
 	if (n > iou->ring.io.sq.ring_entries) {
 		while (n--) {
 			op = op_at(iou->backlog.next);
@@ -1150,12 +1174,25 @@ static bool fill(iou_t *iou, bool may_sleep)
 		plain_send(iou, room);
 		if (list_empty(&iou->backlog))
 			return false;
-		sent = chain_send(iou, op_at(iou->backlog.next));
+		sent = chain_send(iou);
 		if (sent != SENT)
 			return sent == NO_ROOM;
 		room = sq_room(iou);
 	} while (!list_empty(&iou->backlog));
 	return false;
+}
+
+/* Is there something that fill() would put into the SQ? */
+static bool may_fill(const iou_t *iou)
+{
+	uint8_t flags;
+
+	if (!list_empty(&iou->lane) || !iou->wake.armed || (iou->clock.fd >= 0 && !iou->clock.armed))
+		return true;
+	if (list_empty(&iou->backlog) || (iou->n_ring && iou->barrier))
+		return false;
+	chain_length(iou, &flags);
+	return !(iou->n_ring && flags & IOSQE_IO_DRAIN);
 }
 
 /* The kernel took a chain's first part only, and ran it as a chain of its own: the rest must not run. */
@@ -1558,6 +1595,8 @@ static void take_inbox(iou_t *iou)
 {
 	node_t fresh;
 
+	if (unlikely(!list_empty(&iou->idle)))
+		take_idle(iou, false);
 	list_init(&fresh);
 	list_take(&fresh, &iou->inbox_top);
 	while (!list_empty(&fresh)) {
@@ -1573,8 +1612,6 @@ static void take_inbox(iou_t *iou)
 		}
 		inbox_append(iou, entry);
 	}
-	if (unlikely(!list_empty(&iou->idle)))
-		take_idle(iou, false);
 }
 
 /* A worker gives back a job. */
@@ -1743,6 +1780,7 @@ static int submit(iou_t *iou, bool quits, uint64_t until_ns)
 			return ret;
 		else
 			continue;
+		more |= !(iou->ring.flags & IORING_SETUP_SQPOLL) && iou->ring.head != iou->ring.io.sq.sqe_tail;
 		if (!more || cq_ready(iou) >= iou->ring.io.cq.ring_entries / 2)
 			return 0;
 	}
@@ -1920,6 +1958,8 @@ static __attribute__((noinline)) int deliver_other(iou_t *iou, round_t *round, u
 			op->pub.flags = flags;
 			return 0;
 		}
+	} else if (op->bits & OP_CHAINED && (op->sqe.opcode == IORING_OP_SEND_ZC || op->sqe.opcode == IORING_OP_SENDMSG_ZC)) {
+		leave_chain(op); /* it has sent: the next one starts before the notification */
 	}
 	return deliver(iou, round, op, op_result(op, result), flags);
 }
@@ -1967,6 +2007,7 @@ static void round_begin(iou_t *iou, round_t *round)
 	take_done(iou);
 	if (unlikely(!list_empty(&iou->idle)) && !is_ready(iou))
 		take_idle(iou, true);
+	round->stage = AT_TIMERS;
 	round->now_ns = iou->heap_end > HEAP_ROOT ? now_ns() : 0; /* NEVER is later */
 	round->timer_seq = iou->timer_seq;
 	round->inbox_seq = iou->inbox_seq;
@@ -1974,35 +2015,70 @@ static void round_begin(iou_t *iou, round_t *round)
 	round->n_cqes = iou->n_reaped + cq_ready(iou);
 }
 
+/* Deliver what is left of the round, in the order that iou.h promises. */
+static int round_deliver(iou_t *iou, round_t *round)
+{
+	int ret = 0;
+
+	for (; round->stage; round->stage = round->stage < AT_CQES ? round->stage + 1 : AT_NONE) {
+		switch (round->stage) {
+		case AT_TIMERS:
+			ret = deliver_timers(iou, round);
+			break;
+		case AT_INBOX:
+			ret = deliver_inbox(iou, round);
+			break;
+		case AT_ENDED:
+			ret = deliver_ended(iou, round);
+			break;
+		default:
+			ret = deliver_cqes(iou, round);
+		}
+		if (!goes_on(iou, round, ret))
+			break;
+	}
+	return ret;
+}
+
 /* Submit, sleep if nothing is ready, deliver. Returns the number of callbacks run, or an error: a callback's, or
- * the kernel's where nothing was ready. */
+ * the kernel's where nothing was ready. A callback that ends each round at itself holds up no other source: the
+ * next round first delivers what was left of this one. */
 static int round_run(iou_t *iou, bool quits, uint64_t until_ns)
 {
-	static int (*const deliver_from[])(iou_t *, round_t *) = {
-		deliver_timers, deliver_inbox, deliver_ended, deliver_cqes,
-	};
-	round_t round = {.quits = quits};
+	round_t round;
 	iou_t *outer = current_iou;
 	int ret;
 
 	check(iou);
+	iou->depth++;
 	if (unlikely(iou->fd >= 0))
 		atomic_store(&iou->sleeping, AWAKE);
 	ret = submit(iou, quits, iou->broken ? 0 : until_ns);
 	if (unlikely(iou->broken))
 		ret = -EBADR;
-	if (unlikely(ret < 0) && !is_ready(iou))
-		return ret;
-	ret = 0;
-	round_begin(iou, &round);
-	current_iou = iou;
-	iou->depth++;
-	for (unsigned i = 0; ret >= 0 && i < sizeof(deliver_from) / sizeof(*deliver_from); i++)
-		ret = deliver_from[i](iou, &round);
+	if (likely(ret >= 0) || is_ready(iou)) {
+		current_iou = iou;
+		round = iou->cut;
+		round.quits = quits;
+		round.n_calls = 0;
+		ret = 0;
+		if (unlikely(iou->cut.stage)) {
+			iou->cut.stage = AT_NONE;
+			ret = round_deliver(iou, &round);
+		}
+		if (likely(!round.stage && !round.n_calls)) {
+			round_begin(iou, &round);
+			ret = round_deliver(iou, &round);
+		}
+		if (unlikely(round.stage))
+			iou->cut = round;
+		current_iou = outer;
+		if (ret >= 0)
+			ret = round.n_calls;
+	}
 	iou->depth--;
-	current_iou = outer;
 	check(iou);
-	return ret < 0 ? ret : round.n_calls;
+	return ret;
 }
 
 /* First flush, run or poll: the ring is enabled, and this thread's. */
@@ -2026,21 +2102,23 @@ static int own(iou_t *iou)
 static void rest(iou_t *iou)
 {
 	uint64_t due_ns = next_due_ns(iou);
-	bool deaf = false, unsure;
-	eventfd_t ignored;
+	eventfd_t n_rung = 0;
+	bool rang, unsure;
 
 	if (likely(iou->fd < 0) || iou->depth)
 		return;
-	eventfd_read(iou->fd, &ignored);
-	if (iou->ring.flags & IORING_SETUP_DEFER_TASKRUN && iou->n_signalled != iou->n_reaped &&
-	    (iou->n_ring || iou->n_signalled == NEVER)) {
+	eventfd_read(iou->fd, &n_rung);
+	rang = n_rung > iou->rang; /* by the kernel, or by a waker */
+	if (rang || iou->n_reaped != iou->n_rested)
+		iou->stale = true;
+	if (iou->ring.flags & IORING_SETUP_DEFER_TASKRUN && iou->stale && (iou->n_ring || iou->deaf)) {
 		/* Of completions that the write of another eventfd brings about, 6.18 signals only the first. */
 		io_uring_register((unsigned)iou->ring.io.ring_fd, IORING_UNREGISTER_EVENTFD, NULL, 0);
-		deaf = io_uring_register((unsigned)iou->ring.io.ring_fd, IORING_REGISTER_EVENTFD, &iou->fd, 1) < 0;
-		iou->n_signalled = deaf ? NEVER : iou->n_reaped;
+		iou->deaf = io_uring_register((unsigned)iou->ring.io.ring_fd, IORING_REGISTER_EVENTFD, &iou->fd, 1) < 0;
+		iou->stale = iou->deaf;
 	}
 	/* Where no flag tells of what is left in the kernel, the program polls once more, until nothing comes. */
-	unsure = iou->ring.must_get && iou->n_rested != iou->n_reaped;
+	unsure = iou->ring.must_get && (rang || iou->n_rested != iou->n_reaped);
 	iou->n_rested = iou->n_reaped;
 	if (due_ns != iou->clock_due_ns) {
 		struct itimerspec at = {0};
@@ -2050,8 +2128,9 @@ static void rest(iou_t *iou)
 		timerfd_settime(iou->clock.fd, TFD_TIMER_ABSTIME, &at, NULL);
 		iou->clock_due_ns = due_ns;
 	}
-	if (deaf || unsure || fill(iou, false) || sq_room(iou) != iou->ring.io.sq.ring_entries || !list_empty(&iou->idle) || is_ready(iou) ||
-	    sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW) || !doze(iou, RESTING)) {
+	iou->rang = iou->deaf || unsure || may_fill(iou) || iou->ring.io.sq.sqe_tail != sq_head(iou) || !list_empty(&iou->idle) ||
+		    is_ready(iou) || sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW) || !doze(iou, RESTING);
+	if (iou->rang) {
 		atomic_store(&iou->sleeping, AWAKE);
 		eventfd_write(iou->fd, 1);
 	}
@@ -2278,7 +2357,7 @@ iou_t *iou_free(iou_t *iou)
 	}
 	owner = is_mine(iou);
 	MUST(!owner || !iou->depth, "not within a callback");
-	if (!owner && (iou->n_ring || iou->n_cancels || iou->depth))
+	if (!owner && (iou->n_ring || iou->n_cancels || iou->depth)) /* depth: the owner is in iou_run(), asleep perhaps */
 		return refuse(EEXIST);
 	while (atomic_load(&iou->n_visitors))
 		sched_yield();
@@ -2499,15 +2578,16 @@ void iou_op_timer(iou_t *iou, iou_op_t *pub, uint64_t after_ns, uint64_t period_
 
 	MUST_OWN(iou);
 	MUST_OP(iou, op);
-	MUST(op_is_programs(op) || op->state == OP_TIMER, "op is queued already");
+	MUST(op_is_programs(op) || op->state == OP_TIMER || op->bits & OP_STOPPED, "op is queued already");
 	MUST(cb, "cb is NULL");
-	if (op->state == OP_TIMER) {
-		op->cb = cb;
-		op->cb_data = cb_data;
-	} else {
+	if (op_is_programs(op)) {
 		op_accept(op, OP_TIMER, cb, cb_data);
 		op->bits &= OP_CALLED;
 	}
+	op->cb = cb;
+	op->cb_data = cb_data;
+	if (op->bits & OP_STOPPED)
+		return;
 	op->as.period_ns = period_ns;
 	timer_start(op, after_ns);
 	touch(iou);
@@ -2590,6 +2670,8 @@ int iou_flush(iou_t *iou)
 		ret = enter(iou, SUBMIT, 0);
 		if (is_shortage(ret))
 			ret = shortage(iou, ret);
+		else if (ret == 0)
+			iou->n_shortages = 0;
 	} while (ret == 0 && (more || iou->ring.io.sq.sqe_tail != sq_head(iou)));
 	rest(iou);
 	return ret;
