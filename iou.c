@@ -589,8 +589,6 @@ static inline void prefetch_op(uint64_t address)
 {
 	__builtin_prefetch((const void *)(uintptr_t)address);
 	__builtin_prefetch((const void *)(uintptr_t)(address + 64));
-	__builtin_prefetch((const void *)(uintptr_t)(address + 128));
-	__builtin_prefetch((const void *)(uintptr_t)(address + 192));
 }
 
 static bool op_is_programs(const op_t *op)
@@ -1014,11 +1012,16 @@ static struct io_uring_sqe *sq_next(iou_t *iou)
 	return sq_slot(iou, iou->ring.io.sq.sqe_tail++);
 }
 
+static bool watch_lacks(const watch_t *watch)
+{
+	return watch->fd >= 0 && !watch->armed;
+}
+
 static bool watch_send(iou_t *iou, watch_t *watch, uint64_t user_data)
 {
 	struct io_uring_sqe *sqe;
 
-	if (watch->armed || watch->fd < 0)
+	if (!watch_lacks(watch))
 		return true;
 	if (!sq_room(iou))
 		return false;
@@ -1151,7 +1154,7 @@ static bool fill(iou_t *iou, bool may_sleep)
 		op_at(iou->backlog.prev)->bits |= OP_CHAIN_END;
 	if (!list_empty(&iou->asked))
 		cancel_again(iou);
-	if (may_sleep || iou->fd >= 0)
+	if (unlikely(watch_lacks(&iou->wake) || watch_lacks(&iou->clock)) && (may_sleep || iou->fd >= 0))
 		if (!watch_send(iou, &iou->wake, UD_WAKE) || !watch_send(iou, &iou->clock, UD_CLOCK))
 			return true;
 	room = sq_room(iou);
@@ -1187,7 +1190,7 @@ static bool may_fill(const iou_t *iou)
 {
 	uint8_t flags;
 
-	if (!list_empty(&iou->lane) || !iou->wake.armed || (iou->clock.fd >= 0 && !iou->clock.armed))
+	if (!list_empty(&iou->lane) || watch_lacks(&iou->wake) || watch_lacks(&iou->clock))
 		return true;
 	if (list_empty(&iou->backlog) || (iou->n_ring && iou->barrier))
 		return false;
@@ -2003,8 +2006,10 @@ static int deliver_cqes(iou_t *iou, round_t *round)
 /* What is ready now is this round's; what comes later is the next one's. */
 static void round_begin(iou_t *iou, round_t *round)
 {
-	take_inbox(iou);
-	take_done(iou);
+	if (has_mail(iou) || !list_empty(&iou->idle)) {
+		take_inbox(iou);
+		take_done(iou);
+	}
 	if (unlikely(!list_empty(&iou->idle)) && !is_ready(iou))
 		take_idle(iou, true);
 	round->stage = AT_TIMERS;
@@ -2415,7 +2420,14 @@ struct io_uring *iou_ring(iou_t *iou)
 	do { \
 		MUST(op, "op is NULL"); \
 		MUST((op)->iou == (iou), "op of another iou"); \
-		MUST((op)->state != OP_FREE, "op was given back"); \
+	} while (0)
+
+/* And it is the program's to queue or to give back, or the condition holds. */
+#define MUST_HAVE_OP(iou, op, condition) \
+	do { \
+		MUST_OP(iou, op); \
+		if (unlikely(!op_is_programs(op)) && !(condition)) \
+			misuse(__func__, (op)->state == OP_FREE ? "op was given back" : "op is queued already"); \
 	} while (0)
 
 iou_op_t *iou_op_new(iou_t *iou)
@@ -2437,8 +2449,7 @@ void iou_op_free(iou_t *iou, iou_op_t *pub)
 	MUST_OWN(iou);
 	if (!op)
 		return;
-	MUST_OP(iou, op);
-	MUST(op_is_programs(op), "op is queued");
+	MUST_HAVE_OP(iou, op, false);
 	if (op->bits & OP_CALLED)
 		op->state = OP_FREE; /* released when its callback returns */
 	else
@@ -2458,8 +2469,7 @@ void iou_op_queue(iou_t *iou, iou_op_t *pub, int (*cb)(void *cb_data), void *cb_
 	op_t *op = (op_t *)pub;
 
 	MUST_OWN(iou);
-	MUST_OP(iou, op);
-	MUST(op_is_programs(op), "op is queued already");
+	MUST_HAVE_OP(iou, op, false);
 	MUST(cb, "cb is NULL");
 	op_accept(op, OP_BACKLOG, cb, cb_data);
 	op->sqe.user_data = (uintptr_t)op;
@@ -2510,8 +2520,7 @@ int iou_op_async(iou_t *iou, iou_op_t *pub, int (*work)(void *work_data), void *
 	int ret;
 
 	CHECK_OWN(iou, op && work && cb);
-	MUST_OP(iou, op);
-	MUST(op_is_programs(op), "op is queued already");
+	MUST_HAVE_OP(iou, op, false);
 	was = op->state;
 	op_accept(op, OP_JOB, cb, cb_data);
 	op->as.job.work = work;
@@ -2577,8 +2586,7 @@ void iou_op_timer(iou_t *iou, iou_op_t *pub, uint64_t after_ns, uint64_t period_
 	op_t *op = (op_t *)pub;
 
 	MUST_OWN(iou);
-	MUST_OP(iou, op);
-	MUST(op_is_programs(op) || op->state == OP_TIMER || op->bits & OP_STOPPED, "op is queued already");
+	MUST_HAVE_OP(iou, op, op->state == OP_TIMER || op->bits & OP_STOPPED);
 	MUST(cb, "cb is NULL");
 	if (op_is_programs(op)) {
 		op_accept(op, OP_TIMER, cb, cb_data);
@@ -2598,8 +2606,7 @@ void iou_op_deadline(iou_t *iou, iou_op_t *pub, uint64_t after_ns)
 	op_t *op = (op_t *)pub;
 
 	MUST_OWN(iou);
-	MUST_OP(iou, op);
-	MUST(op_is_programs(op), "op is queued already");
+	MUST_HAVE_OP(iou, op, false);
 	op->bits |= OP_DEADLINE;
 	op->seq = after_ns;
 }

@@ -208,8 +208,9 @@ IOU_API int iou_async(iou_t *iou, int (*async_cb)(void *async_cb_data), void *as
  * Call cb after `after_ns`, then, unless period_ns is 0, every period_ns without drift, with
  * IORING_CQE_F_MORE in op->flags. Never early. op->result is the number of expirations since the last
  * call. Due timers run in the order of their due time, equal ones in the order they were started.
- * A time too far for the clock is never due. On a timer that is pending it moves it (and gives it
- * this closure). O(log n), no system call. [loop thread]
+ * A time too far for the clock is never due. On a timer that is pending it moves it, and gives it
+ * this closure; where it was cancelled, only the closure: the cancel stands. O(log n), no system call.
+ * [loop thread]
  */
 IOU_API void iou_op_timer(iou_t *iou, iou_op_t *op, uint64_t after_ns, uint64_t period_ns,
 			  int (*cb)(void *cb_data), void *cb_data);
@@ -228,7 +229,8 @@ IOU_API void iou_op_deadline(iou_t *iou, iou_op_t *op, uint64_t after_ns);
  * Ask one pending op to end. Asking twice is harmless; iou repeats the request where the kernel needs it.
  *   0          asked (or the op has completed and waits to be delivered): the last callback follows, with
  *              -ECANCELED or with what the op had come to by then. A job not started, a timer, and
- *              an op still in the backlog end without fail, the latter with those linked after it.
+ *              an op still in the backlog end without fail, the latter with those linked after it
+ *              (a chain still open is ended by that: what is queued later belongs to another).
  *   -EALREADY  cannot be stopped now: its job is running, or it waits in the kernel behind another op
  *              of its chain (iou asks again once it starts). Its last callback follows all the same.
  *   -EINVAL    not pending: not queued, or in its last callback. [loop thread]
@@ -339,7 +341,8 @@ IOU_API iou_bh_t *iou_bh_new(iou_t *iou, int (*cb)(void *cb_data), void *cb_data
  * [any thread, signal handlers] */
 IOU_API void iou_bh_schedule(iou_bh_t *bh);
 
-/* The same, when a round would otherwise find nothing to do. iou_bh_schedule() overrides it. [any thread] */
+/* The same, when a round would otherwise find nothing to do. iou_bh_schedule() overrides it; it keeps the
+ * place that it has in line. [any thread] */
 IOU_API void iou_bh_schedule_idle(iou_bh_t *bh);
 
 /* Unschedule it. On the loop thread: it does not run. From another thread: it does not run unless
