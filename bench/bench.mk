@@ -21,6 +21,9 @@ $(bench-bin): $(B)/bench/%: bench/%.c $(B)/libiou.a $(B)/flags
 	$(Q)mkdir -p $(@D) && \
 		$(compile) $(bench-flags) $(LDFLAGS) -MMD -MP -MT $@ -o $@ $< $(B)/libiou.a $(bench-libs) $(libs)
 
+bench-parts  := $(shell sed -n "s/^parts='\(.*\)'/\1/p" bench/plan)
+$(foreach part,$(filter-out all $(bench-parts),$(WHAT)),$(error WHAT=$(part): one of: $(bench-parts)))
+
 bench: $(bench-bin) $(if $(filter all walk sum echo,$(or $(WHAT),all)),$(examples))
 	$(Q)B='$(B)' WHAT='$(WHAT)' ROUNDS='$(ROUNDS)' sh bench/run
 
