@@ -694,6 +694,25 @@ START_TEST(idle_from_a_thread_wakes)
 }
 END_TEST
 
+/* An idle one that is scheduled before another runs before it, also where it waited for its idle time. */
+START_TEST(an_idle_one_scheduled_first_runs_first)
+{
+	iou_t *iou = new_iou(4);
+	call_t a = {.id = 1}, b = {.id = 2};
+	iou_bh_t *first = new_bh(iou, on_call, &a), *second = new_bh(iou, on_call, &b);
+
+	iou_bh_schedule_idle(first);
+	post(iou, on_nothing, NULL);
+	ck_assert_int_eq(iou_poll(iou, 0), 1); /* it is not idle yet */
+	iou_bh_schedule(first);
+	iou_bh_schedule(second);
+	ck_assert_int_eq(iou_poll(iou, 0), 2);
+	ck_assert_int_eq(order[0], 1);
+	ck_assert_int_eq(order[1], 2);
+	done(iou);
+}
+END_TEST
+
 Suite *bh_suite(void)
 {
 	Suite *suite = suite_create("bh");
@@ -702,7 +721,7 @@ Suite *bh_suite(void)
 		  first_scheduled_first_run, schedule_keeps_errno, an_event_is_flushed);
 	TEST_CASE(suite, "end", it_is_cancelled, it_is_cancelled_by_another, it_is_deleted, it_deletes_itself,
 		  another_deletes_it, it_is_deleted_inside_its_own_nested_call, those_left_are_freed);
-	TEST_CASE(suite, "idle", an_idle_one_runs_when_nothing_else_does, schedule_overrides_idle,
+	TEST_CASE(suite, "idle", an_idle_one_runs_when_nothing_else_does, an_idle_one_scheduled_first_runs_first, schedule_overrides_idle,
 		  idle_ones_starve_nobody);
 	TEST_CASE(suite, "threads", a_signal_handler_schedules, a_handler_interrupts_anything, threads_schedule,
 		  threads_schedule_the_same_one, threads_make_and_delete, idle_from_a_thread_wakes);

@@ -829,6 +829,43 @@ START_TEST(random_ops_and_drains)
 }
 END_TEST
 
+/* A zero-copy send lets its successor start with its first completion; its notification may take as long as the peer
+ * does. Meanwhile the successor is cancelled as any op that runs. */
+START_TEST(what_follows_a_zero_copy_send_is_cancelled)
+{
+	iou_t *iou = new_iou(8);
+	int fds[2], small = 4096, size = 200 << 10;
+	char *data = calloc(1, (size_t)size), byte;
+	call_t send, receive;
+
+	if (!have_op(iou, IORING_OP_SEND_ZC)) {
+		free(data);
+		iou_free(iou);
+		SKIP("needs IORING_OP_SEND_ZC (6.0)");
+	}
+	new_tcp_pair(fds);
+	setsockopt(fds[1], SOL_SOCKET, SO_RCVBUF, &small, sizeof(small));
+	io_uring_prep_send_zc(call_op(iou, &send, 0), fds[0], data, (size_t)size, 0, 0);
+	send.op->sqe->flags |= IOSQE_IO_LINK;
+	call_queue(iou, &send);
+	io_uring_prep_recv(call_op(iou, &receive, 1), fds[0], &byte, 1, 0);
+	call_queue(iou, &receive);
+	POLL_UNTIL(iou, send.n);
+	if (send.flags & IORING_CQE_F_MORE && send.result == size) {
+		ck_assert_int_eq(iou_op_cancel(iou, receive.op), 0);
+		POLL_UNTIL(iou, receive.n);
+		ck_assert_int_eq(receive.result, -ECANCELED);
+	}
+	close(fds[1]);
+	ck_assert_int_eq(iou_cancel_all(iou), 0);
+	while (n_pending(iou))
+		ck_assert_int_ge(iou_run(iou), 0);
+	close(fds[0]);
+	done(iou);
+	free(data);
+}
+END_TEST
+
 Suite *chains_suite(void)
 {
 	Suite *suite = suite_create("chains");
@@ -838,7 +875,8 @@ Suite *chains_suite(void)
 		  a_bad_opcode_in_a_chain, a_link_timeout_works, a_chain_is_queued_again);
 	TEST_CASE(suite, "end", a_flush_or_a_poll_ends_a_chain, a_round_ends_a_chain, a_nested_poll_ends_a_chain,
 		  a_waiting_chain_was_ended);
-	TEST_CASE(suite, "inside", the_wake_up_stands_in_no_chain, cancels_stand_in_no_chain);
+	TEST_CASE(suite, "inside", the_wake_up_stands_in_no_chain, cancels_stand_in_no_chain,
+		  what_follows_a_zero_copy_send_is_cancelled);
 	TEST_CASE(suite, "drain", a_drained_op_waits_for_those_before_it, nothing_passes_a_drained_op,
 		  drain_does_not_hold_up_the_rest, a_drained_op_is_cancelled, a_drained_chain,
 		  a_multishot_op_is_drained, drained_ops_are_queued_again, a_waiting_drain_costs_no_cpu_time,

@@ -699,6 +699,87 @@ END_TEST
 
 #endif
 
+/* ---- What the kernel tells of once only ------------------------------------------------------- */
+
+/* Both read one eventfd. Who comes second finds nothing: it was woken, but no completion came of that. */
+START_TEST(two_ious_share_an_eventfd)
+{
+	host_t host[2];
+	call_t call[2];
+	uint64_t value[2];
+	int fd = eventfd(0, EFD_CLOEXEC);
+
+	for (int i = 0; i < 2; i++) {
+		new_host(&host[i]);
+		io_uring_prep_read(call_op(host[i].iou, &call[i], i), fd, &value[i], sizeof(value[i]), 0);
+		call_queue(host[i].iou, &call[i]);
+		settle(&host[i]);
+	}
+	for (int n = 1; n <= 20; n++) {
+		ck_assert_int_eq(eventfd_write(fd, 1), 0);
+		while (call[0].n + call[1].n < n) {
+			int first = wait_for(&host[n % 2], 0) == 1 ? n % 2 : (n + 1) % 2;
+
+			turn(&host[first]);
+		}
+		for (int i = 0; i < 2; i++) {
+			settle(&host[i]);
+			if (call[i].n_last == call[i].n && call[i].n > 0 && !n_pending(host[i].iou)) {
+				int sum = call[i].n;
+
+				io_uring_prep_read(call_op(host[i].iou, &call[i], i), fd, &value[i], sizeof(value[i]), 0);
+				call_queue(host[i].iou, &call[i]);
+				call[i].n = call[i].n_last = sum;
+				settle(&host[i]);
+			}
+		}
+	}
+	for (int i = 0; i < 2; i++) {
+		ck_assert_int_eq(iou_op_cancel(host[i].iou, call[i].op), 0);
+		TURN_UNTIL(&host[i], !n_pending(host[i].iou));
+		end_host(&host[i]);
+	}
+	close(fd);
+}
+END_TEST
+
+/* ---- What rests stays queued ------------------------------------------------------------------ */
+
+static int on_queue_chain(void *data)
+{
+	call_t *calls = data;
+
+	for (int i = 0; i < 2; i++) {
+		io_uring_prep_nop(calls[i].op->sqe);
+		if (i == 0)
+			calls[i].op->sqe->flags |= IOSQE_IO_LINK;
+		call_queue(iou_current(), &calls[i]);
+	}
+	return 0;
+}
+
+/* Queued in a callback and not yet submitted: in the backlog, also while the program waits on the descriptor. */
+START_TEST(what_was_not_submitted_is_in_the_backlog)
+{
+	host_t host;
+	call_t calls[2];
+
+	new_host(&host);
+	settle(&host);
+	for (int i = 0; i < 2; i++)
+		call_op(host.iou, &calls[i], i);
+	post(host.iou, on_queue_chain, calls);
+	turn(&host);
+	ck_assert_uint_eq(get_stats(host.iou).backlog, 2);
+	ck_assert_int_eq(iou_resize(host.iou, 16), 0);
+	ck_assert_int_eq(iou_op_cancel(host.iou, calls[0].op), 0);
+	TURN_UNTIL(&host, calls[1].n);
+	ck_assert_int_eq(calls[0].result, -ECANCELED);
+	ck_assert_int_eq(calls[1].result, -ECANCELED);
+	end_host(&host);
+}
+END_TEST
+
 Suite *embed_suite(void)
 {
 	Suite *suite = suite_create("embed");
@@ -710,7 +791,7 @@ Suite *embed_suite(void)
 	for (int kind = 0; kind < N_KINDS; kind++)
 		if (kind != ENDED)
 			tcase_add_loop_test(tcase, it_wakes_the_surrounding_loop, kind, kind + 1);
-	TEST_CASE(suite, "readable", it_is_quiet_when_idle, it_stays_readable_while_there_is_more,
+	TEST_CASE(suite, "readable", two_ious_share_an_eventfd, what_was_not_submitted_is_in_the_backlog, it_is_quiet_when_idle, it_stays_readable_while_there_is_more,
 		  it_may_be_asked_for_late, it_is_the_same_across_resize, run_and_poll_still_wake);
 	TEST_CASE(suite, "hosts", epoll_drives_a_mixture, epoll_drives_every_ring, several_share_a_loop,
 		  an_iou_drives_another, glib_drives_a_mixture);

@@ -1127,6 +1127,50 @@ START_TEST(spinning_ends_for_everything)
 }
 END_TEST
 
+/* What ends each round at itself: an error, a quit from a post, a quit from a timer that is always due. */
+enum spoiler { FAILS, QUITS, TICKS };
+static bool spoiling;
+
+static int on_spoil(void *spoiler)
+{
+	if (!spoiling)
+		return 0;
+	if (*(int *)spoiler != TICKS)
+		post(the_iou, on_spoil, spoiler);
+	if (*(int *)spoiler == FAILS)
+		return -5;
+	return iou_quit(the_iou);
+}
+
+/* _i: the spoiler. The other sources have their turn all the same, in the rounds after. */
+START_TEST(ending_each_round_starves_nothing)
+{
+	call_t job = {0}, cqe = {0};
+	iou_op_t *timer;
+
+	the_iou = new_iou(8);
+	spoiling = true;
+	timer = new_op(the_iou);
+	make_ready(the_iou, JOB, on_call, &job);
+	make_ready(the_iou, CQE, on_call, &cqe);
+	if (_i == TICKS)
+		iou_op_timer(the_iou, timer, 0, 1, on_spoil, &_i);
+	else
+		post(the_iou, on_spoil, &_i);
+	for (int i = 0; i < 10; i++)
+		ck_assert_int_eq(iou_run(the_iou), _i == FAILS ? -5 : 0);
+	ck_assert_int_eq(job.n, 1);
+	ck_assert_int_eq(cqe.n, 1);
+	spoiling = false;
+	if (_i == TICKS)
+		ck_assert_int_eq(iou_op_cancel(the_iou, timer), 0);
+	else
+		iou_op_free(the_iou, timer);
+	run(the_iou);
+	done(the_iou);
+}
+END_TEST
+
 Suite *loop_suite(void)
 {
 	Suite *suite = suite_create("loop");
@@ -1136,6 +1180,7 @@ Suite *loop_suite(void)
 			   an_error_each_time, only_run_and_poll_call_back);
 	tcase_add_loop_test(rounds, what_becomes_ready_is_for_the_next_round, 0, N_KINDS);
 	tcase_add_loop_test(rounds, no_source_starves_another, 0, N_KINDS);
+	tcase_add_loop_test(rounds, ending_each_round_starves_nothing, FAILS, TICKS + 1);
 	tcase_add_loop_test(rounds, callbacks_may_call_everything, 0, N_KINDS);
 	TEST_CASE(suite, "run", run_ends_when_nothing_is_pending, holds_keep_it_running);
 	TEST_CASE(suite, "poll", poll_with_nothing_pending_returns_at_once, poll_waits_at_most_its_time,

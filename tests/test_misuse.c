@@ -83,13 +83,6 @@ static void time_a_job(void)
 	far_timer();
 }
 
-static void time_a_cancelled_timer(void)
-{
-	far_timer();
-	EXPECT(iou_op_cancel(the_iou, the_op) == 0);
-	far_timer();
-}
-
 static void work_on_a_queued_op(void)
 {
 	queue_nop();
@@ -372,7 +365,6 @@ static const struct {
 	{"iou_op_queue: ", queue_a_job},
 	{"iou_op_timer: ", time_a_queued_op},
 	{"iou_op_timer: ", time_a_job},
-	{"iou_op_timer: ", time_a_cancelled_timer},
 	{"iou_op_async: ", work_on_a_queued_op},
 	{"iou_op_async: ", work_twice},
 	{"iou_op_async: ", work_on_a_timer},

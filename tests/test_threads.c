@@ -587,6 +587,33 @@ START_TEST(a_channel_is_read_by_one_loop_and_written_by_another)
 }
 END_TEST
 
+static void *run_until_unheld(void *iou)
+{
+	EXPECT(iou_run(iou) == 0);
+	return iou_free(iou);
+}
+
+/* Nothing of the program is in flight, but its owner is in iou_run(). */
+START_TEST(a_loop_that_sleeps_is_not_freed_by_another_thread)
+{
+	iou_t *iou = new_iou(4);
+	call_t call = {0};
+	pthread_t thread;
+
+	iou_hold(iou);
+	post(iou, on_call, &call);
+	thread = start_thread(run_until_unheld, iou);
+	WAIT_UNTIL(__atomic_load_n(&call.n, __ATOMIC_ACQUIRE));
+	for (int i = 0; i < 100; i++) {
+		errno = 0;
+		ck_assert_ptr_null(iou_free(iou));
+		ck_assert_int_eq(errno, EEXIST);
+	}
+	iou_unhold(iou);
+	join_thread(thread);
+}
+END_TEST
+
 Suite *threads_suite(void)
 {
 	Suite *suite = suite_create("threads");
@@ -595,7 +622,8 @@ Suite *threads_suite(void)
 	TEST_CASE(suite, "owner", it_belongs_to_the_first_that_flushes_runs_or_polls,
 		  it_is_set_up_by_one_and_run_by_another, a_callback_does_not_open_the_iou_to_others,
 		  a_job_is_another_thread, it_is_handed_over);
-	TEST_CASE(suite, "hold", unhold_is_the_last_touch, threads_hold_and_let_go);
+	TEST_CASE(suite, "hold", unhold_is_the_last_touch, threads_hold_and_let_go,
+		  a_loop_that_sleeps_is_not_freed_by_another_thread);
 	many = TEST_CASE(suite, "many", all_calls_from_all_threads, work_wanders_between_loops,
 			 a_channel_is_read_by_one_loop_and_written_by_another);
 	if (is_full())

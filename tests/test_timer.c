@@ -529,6 +529,27 @@ START_TEST(random_timers_end_once)
 }
 END_TEST
 
+/* Between its cancel and its last callback a timer is pending: it may be moved, and ends all the same. */
+START_TEST(a_cancelled_timer_is_moved)
+{
+	iou_t *iou = new_iou(4);
+	call_t first = {0}, second = {0};
+
+	call_op(iou, &first, 1);
+	second.op = first.op;
+	iou_op_timer(iou, first.op, 100 * SECOND, 0, on_call, &first);
+	ck_assert_int_eq(iou_op_cancel(iou, first.op), 0);
+	iou_op_timer(iou, first.op, 200 * SECOND, SECOND, on_call, &second);
+	ck_assert_int_eq(iou_op_cancel(iou, first.op), 0);
+	run(iou);
+	ck_assert_int_eq(first.n, 0);
+	ck_assert_int_eq(second.n, 1);
+	ck_assert_int_eq(second.n_last, 1);
+	ck_assert_int_eq(second.result, -ECANCELED);
+	done(iou);
+}
+END_TEST
+
 Suite *timer_suite(void)
 {
 	Suite *suite = suite_create("timer");
@@ -538,7 +559,8 @@ Suite *timer_suite(void)
 	TEST_CASE(suite, "period", a_period_does_not_drift, late_counts_are_exact,
 		  an_endless_stream_of_ticks_is_counted);
 	TEST_CASE(suite, "extremes", any_value_is_valid, far_timers_do_no_harm);
-	TEST_CASE(suite, "move", a_pending_timer_is_moved, a_timer_is_moved_in_its_callback);
+	TEST_CASE(suite, "move", a_pending_timer_is_moved, a_timer_is_moved_in_its_callback,
+		  a_cancelled_timer_is_moved);
 	TEST_CASE(suite, "cancel", a_timer_is_cancelled, a_due_timer_is_cancelled_by_another);
 	TEST_CASE(suite, "many", a_million_timers_are_ordinary, random_timers_end_once);
 	return suite;
