@@ -16,9 +16,10 @@
  * A connection is its op's environment, so it needs one allocation, and one call that can fail. Each of its
  * ops has a deadline: a peer that sends nothing, or takes nothing, for IDLE_SECONDS is closed.
  *
- * SIGINT and SIGTERM schedule a bottom half, which starts the graceful end: no more accepting; exchanges
- * in flight have a second to finish; what remains is cancelled. Then nothing is pending, so iou_run()
- * returns. A second signal cuts the second short.
+ * SIGINT and SIGTERM schedule a bottom half, which starts the graceful end. It cancels every op; in their callbacks
+ * the acceptor and the idle end, while those who were in the middle of an exchange go on with it. They have a
+ * second, then all that is left is cancelled. Nothing is pending any more, so iou_run() returns. A second signal cuts
+ * the second short.
  */
 
 #define _GNU_SOURCE
@@ -39,7 +40,7 @@
 #define SECOND_NS UINT64_C(1000000000)
 #define SHORTAGE_PAUSE_NS (SECOND_NS / 10)
 #define GRACE_NS SECOND_NS
-#define QUIET_NS (SECOND_NS / 10) /* in the end: who sends nothing for so long is done */
+#define QUIET_NS (SECOND_NS / 10) /* in the end: who sends nothing for so long after an exchange is done */
 #define NEVER_NS UINT64_MAX
 
 enum { BUFFER_SIZE = 4096 };
@@ -52,7 +53,8 @@ struct server {
 	iou_op_t *acceptor;         /* in the ring or in the clock; NULL once the server ends */
 	bool multishot;             /* false where the kernel lacks it (before 5.19) */
 	bool paused;                /* the acceptor is in the clock */
-	int last_shortage;          /* why an accept failed */
+	int last_shortage;          /* why an accept failed; 0 once it is over */
+	unsigned n_at_shortage;     /* so many were served */
 	bool ending;                /* nothing new is accepted */
 	bool ended;                 /* nothing more is done: what completes in spite of its cancel is dropped */
 	iou_op_t *grace;            /* the timer of the graceful end */
@@ -77,7 +79,7 @@ struct connection {
 	char buffer[BUFFER_SIZE];
 };
 
-static void receive(struct connection *conn);
+static void receive(struct connection *conn, int flags);
 static void accept_more(struct server *server, uint64_t pause_ns);
 static void pause_accepting(struct server *server, uint64_t pause_ns);
 
@@ -96,7 +98,7 @@ static void queue(struct connection *conn, uint64_t limit_ns, int (*cb)(void *cb
 static void serve(struct connection *conn)
 {
 	conn->server->n_serving++;
-	receive(conn);
+	receive(conn, 0);
 }
 
 /* The last that happens to a connection: `error` < 0 says why. Its op is in its last callback, or was never queued. */
@@ -120,6 +122,8 @@ static int finish(struct connection *conn, int error)
 
 	hang_up(conn, error);
 	server->n_serving--;
+	if (server->n_serving <= server->n_at_shortage / 2)
+		server->last_shortage = 0;
 	if (next) {
 		server->waiting = next->next;
 		if (!server->waiting)
@@ -149,6 +153,8 @@ static int on_sent(void *cb_data)
 	struct connection *conn = cb_data;
 	int result = iou_op_of(conn)->result;
 
+	if (result == -ECANCELED && !conn->server->ended)
+		result = 0; /* by the stop: nothing was sent, and all of it still is to be */
 	if (result < 0 || conn->server->ended)
 		return finish(conn, result);
 	conn->n_sent += (unsigned)result;
@@ -156,7 +162,7 @@ static int on_sent(void *cb_data)
 	if (conn->n_sent < conn->n_received)
 		send_rest(conn);
 	else
-		receive(conn);
+		receive(conn, 0);
 	return 0;
 }
 
@@ -165,17 +171,21 @@ static int on_received(void *cb_data)
 	struct connection *conn = cb_data;
 	int result = iou_op_of(conn)->result;
 
+	if (result == -ECANCELED && !conn->server->ended) { /* by the stop: a last look, without waiting */
+		receive(conn, MSG_DONTWAIT);
+		return 0;
+	}
 	if (result <= 0 || conn->server->ended)
-		return finish(conn, result);
+		return finish(conn, result == -EAGAIN ? 0 : result);
 	conn->n_received = (unsigned)result;
 	conn->n_sent = 0;
 	send_rest(conn);
 	return 0;
 }
 
-static void receive(struct connection *conn)
+static void receive(struct connection *conn, int flags)
 {
-	io_uring_prep_recv(iou_op_of(conn)->sqe, conn->fd, conn->buffer, BUFFER_SIZE, 0);
+	io_uring_prep_recv(iou_op_of(conn)->sqe, conn->fd, conn->buffer, BUFFER_SIZE, flags);
 	queue(conn, conn->server->ending ? QUIET_NS : conn->server->idle_ns, on_received);
 }
 
@@ -237,6 +247,7 @@ static int on_accepted(void *cb_data)
 		if (op->result != server->last_shortage)
 			fprintf(stderr, "echo: accept: %s\n", strerror(-op->result));
 		server->last_shortage = op->result;
+		server->n_at_shortage = server->n_serving;
 		pause_ns = SHORTAGE_PAUSE_NS;
 	}
 	if (!(op->flags & IORING_CQE_F_MORE))
@@ -302,7 +313,7 @@ static int on_stop(void *cb_data)
 		return 0;
 	}
 	server->ending = true;
-	iou_op_cancel(server->iou, server->acceptor);
+	iou_cancel_all(server->iou); /* the callbacks know which of it is to go on */
 	while (server->waiting) {
 		struct connection *conn = server->waiting;
 
