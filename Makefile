@@ -38,7 +38,9 @@ else
 # ---- Flags. Each way to build has its own folder: build, build/address, build/clang-NDEBUG, ... --------
 san-address  := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -DIOU_DEBUG
 san-thread   := -fsanitize=thread -fno-omit-frame-pointer
+ifneq ($(filter-out help clean dist,$(or $(MAKECMDGOALS),all)),)
 $(if $(SAN),$(if $(san-$(SAN)),,$(error SAN=$(SAN): address or thread)))
+endif
 
 empty        :=
 variant      := $(SAN) $(filter-out cc gcc,$(notdir $(firstword $(CC)))) \
@@ -55,8 +57,10 @@ own          := -Wall -Wextra -Wshadow -Wstrict-prototypes -I. -pthread $(call p
 compile       = $(CC) $(own) $(CPPFLAGS) $(CFLAGS)
 link          = $(CC) $(own) $(CFLAGS) $(LDFLAGS)
 libs         := $(or $(call pc,--libs liburing),-luring) -pthread
-Q            := $(if $(V),,@)
-say           = $(if $(V),,@echo '  $(1)	$@')
+# A line for each file that is made, or $(2); none with make -s.
+verbose      := $(filter-out 0,$(V))
+Q            := $(if $(verbose),,@)
+say           = $(if $(verbose)$(findstring s,$(firstword -$(MAKEFLAGS))),,@echo '  $(1)	$(or $(2),$@)')
 
 library      := $(B)/libiou.a $(B)/$(SONAME)
 example-src  := $(filter-out $(if $(HAVE_CRYPTO),,examples/sum.c),$(wildcard examples/*.c))
@@ -104,8 +108,12 @@ $(check-bin):
 	@echo "iou: Check is not installed: run 'make deps'" >&2; exit 1
 endif
 
+ifneq ($(filter check,$(MAKECMDGOALS)),)
+tests        := check $(patsubst tests/%.sh,%,$(wildcard tests/*.sh)) $(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c))
+$(if $(filter-out $(tests),$(T)),$(error T=$(filter-out $(tests),$(T)): the tests are $(tests)))
+endif
 check: all $(check-bin)
-	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' PKG_CONFIG='$(PKG_CONFIG)' SAN='$(SAN)' V='$(V)' sh tests/run $(T)
+	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' PKG_CONFIG='$(PKG_CONFIG)' SAN='$(SAN)' V='$(verbose)' sh tests/run $(T)
 
 demo: $(B)/examples/walk
 	$(B)/examples/walk /usr
@@ -116,20 +124,39 @@ demo: $(B)/examples/walk
 # ---- Install ------------------------------------------------------------------------------------------
 to           := $(DESTDIR)
 in-prefix     = $(patsubst $(prefix)/%,$${prefix}/%,$(1))
+# $(call put,MODE,FILE,WHERE), $(call put-link,TO,WHERE), $(call take-away,WHERE)
+define put
+$(call say,INSTALL,$(to)$(3))
+$(Q)$(INSTALL) -m $(1) $(2) '$(to)$(3)'
+endef
+define put-link
+$(call say,INSTALL,$(to)$(2))
+$(Q)ln -sf $(1) '$(to)$(2)'
+endef
+define take-away
+$(call say,RM,$(to)$(1))
+$(Q)rm -f '$(to)$(1)'
+endef
+
 install: $(library)
 	$(Q)$(INSTALL) -d '$(to)$(includedir)' '$(to)$(libdir)' '$(to)$(pkgconfigdir)'
-	$(Q)$(INSTALL) -m 644 iou.h '$(to)$(includedir)/iou.h'
-	$(Q)$(INSTALL) -m 644 $(B)/libiou.a '$(to)$(libdir)/libiou.a'
-	$(Q)$(INSTALL) -m 755 $(B)/$(SONAME) '$(to)$(libdir)/libiou.so.$(VERSION)'
-	$(Q)ln -sf libiou.so.$(VERSION) '$(to)$(libdir)/$(SONAME)'
-	$(Q)ln -sf $(SONAME) '$(to)$(libdir)/libiou.so'
+	$(call put,644,iou.h,$(includedir)/iou.h)
+	$(call put,644,$(B)/libiou.a,$(libdir)/libiou.a)
+	$(call put,755,$(B)/$(SONAME),$(libdir)/libiou.so.$(VERSION))
+	$(call put-link,libiou.so.$(VERSION),$(libdir)/$(SONAME))
+	$(call put-link,$(SONAME),$(libdir)/libiou.so)
+	$(call say,INSTALL,$(to)$(pkgconfigdir)/iou.pc)
 	$(Q)sed -e 's|@prefix@|$(prefix)|' -e 's|@libdir@|$(call in-prefix,$(libdir))|' \
 		-e 's|@includedir@|$(call in-prefix,$(includedir))|' -e 's|@version@|$(VERSION)|' \
 		iou.pc.in > '$(to)$(pkgconfigdir)/iou.pc'
 
 uninstall:
-	$(Q)for name in libiou.a libiou.so $(SONAME) libiou.so.$(VERSION); do rm -f '$(to)$(libdir)/'$$name; done
-	$(Q)rm -f '$(to)$(includedir)/iou.h' '$(to)$(pkgconfigdir)/iou.pc'
+	$(call take-away,$(includedir)/iou.h)
+	$(call take-away,$(libdir)/libiou.a)
+	$(call take-away,$(libdir)/libiou.so.$(VERSION))
+	$(call take-away,$(libdir)/$(SONAME))
+	$(call take-away,$(libdir)/libiou.so)
+	$(call take-away,$(pkgconfigdir)/iou.pc)
 
 dist:
 	$(Q)mkdir -p build && git archive --prefix=iou-$(VERSION)/ -o build/iou-$(VERSION).tar.gz HEAD

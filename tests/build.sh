@@ -46,6 +46,11 @@ good
 said '	build/iou.o$'
 said '	build/examples/tiny$'
 
+good -B V=0
+said '^  CC	build/iou.o$'
+good -B -s
+silent
+
 # Others than cc and gcc, the sanitizers, and NDEBUG have folders of their own, and leave build/ as it is.
 good SAN=address
 said '	build/address/examples/tiny$'
@@ -82,6 +87,9 @@ said "^iou: liburing's headers are not installed: run 'make deps'"
 bad check PKG_CONFIG=false
 said "^iou: Check is not installed: run 'make deps'"
 [ "$(grep -vc '^  [A-Z]*	' "$dir/out")" -le 2 ] || { cat "$dir/out"; fail "more than one line"; }
+bad check T='main nosuch check'
+said "T=main nosuch: the tests are check( |$)"
+[ "$(wc -l <"$dir/out")" = 1 ] || { cat "$dir/out"; fail "it builds before it says so"; }
 bad no-such-goal
 said "No rule to make target 'no-such-goal'"
 
@@ -96,7 +104,18 @@ rm -r build
 DEPS_STATUS=1 bad deps all
 [ ! -e build ] || fail "all ran though deps failed"
 
-good help
+good help SAN=memory
 said 'make check '
+
+# Installing says what is put where, and what is taken away again.
+good
+good install prefix="$dir/a prefix"
+said "^  INSTALL	$dir/a prefix/include/iou.h$"
+said "^  INSTALL	$dir/a prefix/lib/libiou.so$"
+n=$(wc -l <"$dir/out")
+good uninstall prefix="$dir/a prefix"
+said "^  RM	$dir/a prefix/lib/pkgconfig/iou.pc$"
+[ "$n" = "$(wc -l <"$dir/out")" ] && [ "$n" = 6 ] || fail "$n lines for six files"
+[ -z "$(find "$dir/a prefix" ! -type d)" ] || fail "uninstall left something"
 good clean
 [ ! -e build ] || fail "clean left something"
