@@ -4,12 +4,10 @@
  *
  *     walk [-j N] [-x] [-l] [-q] [-n] [PATH...]
  *
- *     -j N  walk on N threads                 -l  also count the lines of all regular files
- *     -x    stay on one file system           -q  no progress line
- *     -n    counts only, no sizes
- *
  * For each PATH a line: directories, regular files (each link), symlinks, others, bytes (as du -sb counts them), bytes
- * on the disk (as du -sB1 does; a file with several links once), lines. Symlinks are not followed.
+ * on the disk (as du -sB1 does; a file with several links once), lines. The total is their sum, but a file with several
+ * links is once in its bytes: what du -c says, where no PATH lies in another (du leaves the second out, this does not).
+ * Symlinks are not followed. With -x a mount point is counted, but neither its size nor what lies below.
  *
  *     pile ---> lanes, each a job on a worker that walks a stack of its own ---> what is left of the stack,
  *      ^                                                                         counts, links, messages, files
@@ -51,6 +49,7 @@ enum {
 	MAX_RESULTS = 64 << 10,   /* bytes of messages, links or names of files that a job returns, or little more */
 	SLICE_US = 20000,         /* a job's longest time */
 	SHARE_US = 100,           /* its shortest: sharing takes some 50 us itself */
+	MIN_FDS = 12,             /* with fewer there would be files that cannot be opened */
 	MAX_FDS = 1024,           /* more are of no use */
 	MIN_LANES = 8,            /* where -j does not say: stats that wait for the disk want it, others do not mind */
 	MAX_LANES = 256,
@@ -450,6 +449,12 @@ static void add_size(struct lane *lane, const struct stat *st)
 	lane->counts[DISK] += disk;
 }
 
+/* With -x: on another file system than its PATH. */
+static bool is_elsewhere(const struct walk *walk, const struct stat *st)
+{
+	return walk->one_fs && st->st_dev != walk->dev;
+}
+
 /* Count it, unless it is a directory. Returns its type. */
 static int look_at(struct lane *lane, const struct batch *batch, int type, const char *name)
 {
@@ -462,7 +467,7 @@ static int look_at(struct lane *lane, const struct batch *batch, int type, const
 			complain(&lane->messages, batch->dir, name, errno);
 		else
 			type = IFTODT(st.st_mode);
-		if (is_good && sizes && type != DT_DIR)
+		if (is_good && sizes && type != DT_DIR && !(batch->dir && is_elsewhere(lane->walk, &st)))
 			add_size(lane, &st);
 	}
 	if (type != DT_DIR && type != DT_UNKNOWN)
@@ -535,8 +540,8 @@ static void read_on(struct lane *lane, struct batch *batch)
 static struct batch *enter(struct lane *lane, const struct batch *batch, const char *name)
 {
 	struct walk *walk = lane->walk;
-	bool is_known = false, is_other_fs;
-	struct batch *child = NULL;
+	struct batch *child;
+	bool is_known = false;
 	struct stat st;
 	int fd, error;
 
@@ -548,20 +553,22 @@ static struct batch *enter(struct lane *lane, const struct batch *batch, const c
 		is_known = (fd >= 0 ? fstat(fd, &st) : fstatat(batch->fd, name, &st, AT_SYMLINK_NOFOLLOW)) == 0;
 	if (is_known && !batch->dir)
 		walk->dev = st.st_dev;
-	is_other_fs = is_known && walk->one_fs && st.st_dev != walk->dev;
 	lane->counts[DIRS]++;
-	if (is_known && !is_other_fs && !walk->counts_only)
-		add_size(lane, &st);
-	if (fd < 0 && !is_other_fs)
-		complain(&lane->messages, batch->dir, name, error);
-	if (fd >= 0 && is_other_fs)
-		close(fd);
-	if (fd >= 0 && !is_other_fs) {
-		if (!batch->dir)
-			walk->root = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-		child = new_batch(new_dir(batch->dir, name), fd, NULL, 0);
-		child->more = true;
+	if (is_known && is_elsewhere(walk, &st)) {
+		if (fd >= 0)
+			close(fd);
+		return NULL;
 	}
+	if (is_known && !walk->counts_only)
+		add_size(lane, &st);
+	if (fd < 0) {
+		complain(&lane->messages, batch->dir, name, error);
+		return NULL;
+	}
+	if (!batch->dir)
+		walk->root = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	child = new_batch(new_dir(batch->dir, name), fd, NULL, 0);
+	child->more = true;
 	return child;
 }
 
@@ -788,9 +795,8 @@ static void grow_links(struct link_set *set)
 /* A file with several links counts once for its PATH, and once in the total. */
 static void add_links(struct walk *walk, struct bytes *links)
 {
-	const struct link *end = (struct link *)(links->data + links->size);
-
-	for (struct link *link = (struct link *)links->data; link < end; link++) {
+	for (size_t at = 0; at < links->size; at += sizeof(struct link)) {
+		const struct link *link = (struct link *)(links->data + at);
 		struct link_seen *seen;
 
 		if (walk->links.n * 2 >= walk->links.room)
@@ -819,12 +825,12 @@ static void cut_up(struct stack *pile, size_t n_wanted)
 		if (batch->size - batch->at > longest->size - longest->at)
 			longest = batch;
 	for (size_t n_parts = n_wanted + 1 - pile->n; n_parts > 1; n_parts--) {
-		char *names = longest->names + longest->at;
-		size_t left = longest->size - longest->at, size;
+		size_t left = longest->size - longest->at, size = left / n_parts;
+		char *names;
 
 		if (!left)
 			return;
-		size = left / n_parts;
+		names = longest->names + longest->at;
 		size += strlen(names + size) + 1;
 		if (size == left)
 			return;
@@ -951,7 +957,7 @@ static int walk_path(struct walk *walk, const char *path)
 	memset(walk->counts, 0, sizeof(walk->counts));
 	walk->progress = walk->quiet ? NULL : iou_op_new(walk->iou);
 	if (walk->progress)
-		iou_op_timer(walk->iou, walk->progress, 0, PROGRESS_NS, on_progress, walk);
+		iou_op_timer(walk->iou, walk->progress, PROGRESS_NS, PROGRESS_NS, on_progress, walk);
 	ret = share_out(walk);
 	if (ret == 0)
 		ret = iou_run(walk->iou);
@@ -1005,7 +1011,11 @@ static void set_up(struct walk *walk, unsigned long n_lanes, unsigned long n_cpu
 		limit.rlim_cur = MAX_FDS;
 	for (int fd = 0; fd < (int)limit.rlim_cur; fd++)
 		n_fds += fcntl(fd, F_GETFD) < 0;
-	n_fds -= n_fds < 8 ? n_fds : 8; /* iou's, and the root */
+	if (n_fds < MIN_FDS) {
+		fprintf(stderr, "walk: too few file descriptors: %d have to be free (ulimit -n)\n", MIN_FDS);
+		exit(EXIT_FAILURE);
+	}
+	n_fds -= 8; /* iou's, and the root */
 	if (walk->read_files) {
 		add_readers(walk, n_fds / 8 < 1 ? 1 : n_fds / 8 > MAX_READERS ? MAX_READERS : n_fds / 8);
 		n_fds -= n_fds < 2 * walk->n_readers ? n_fds : 2 * walk->n_readers; /* the file, and its directory */
@@ -1040,29 +1050,46 @@ static void tear_down(struct walk *walk)
 	}
 }
 
+static unsigned long number(const char *text, unsigned long min, unsigned long max)
+{
+	char *end;
+	unsigned long value;
+
+	errno = 0;
+	value = strtoul(text, &end, 10);
+	if (errno || end == text || *end || text[0] == '-' || value < min || value > max) {
+		fprintf(stderr, "walk: '%s' is not a number from %lu to %lu\n", text, min, max);
+		exit(2);
+	}
+	return value;
+}
+
 int main(int argc, char **argv)
 {
-	static const char usage[] = "usage: walk [-j N] [-x] [-l] [-q] [-n] [PATH...]\n";
+	static const char usage[] = "usage: walk [-j N] [-x] [-l] [-q] [-n] [PATH...]\n"
+				    "  -j N  walk on N threads (as there are CPUs, at least 8)\n"
+				    "  -x    stay on one file system\n"
+				    "  -l    count the lines of all regular files too; in /proc also, unless -x keeps out of it\n"
+				    "  -q    no progress line on a terminal\n"
+				    "  -n    counts only, no sizes\n";
 	static char dot[] = ".", *here[] = { dot, NULL };
 	static struct walk walk;
 	unsigned long n_cpus = count_cpus(), n_lanes = n_cpus > MIN_LANES ? n_cpus : MIN_LANES;
-	char **paths, *end = dot + 1;
+	char **paths;
 	int opt, ret = 0;
 
-	opterr = 0;
+	opterr = 0; /* the usage says it */
 	walk.quiet = !isatty(STDERR_FILENO);
 	while ((opt = getopt(argc, argv, "j:xlqnh")) != -1) {
 		switch (opt) {
-		case 'j': n_lanes = strtoul(optarg, &end, 10); break;
+		case 'j': n_lanes = number(optarg, 1, MAX_LANES); break;
 		case 'x': walk.one_fs = true; break;
 		case 'l': walk.read_files = true; break;
 		case 'q': walk.quiet = true; break;
 		case 'n': walk.counts_only = true; break;
-		default: n_lanes = 0;
-		}
-		if (n_lanes < 1 || n_lanes > MAX_LANES || *end) {
+		default:
 			fputs(usage, opt == 'h' ? stdout : stderr);
-			return opt == 'h' ? 0 : 2;
+			return opt == 'h' ? EXIT_SUCCESS : 2;
 		}
 	}
 	set_up(&walk, n_lanes, n_cpus);

@@ -136,11 +136,16 @@ got 6 links elsewhere lines >"$dir/total"
 same "total" "$(cut -d' ' -f6 "$dir/total")" "$(du -scB1 links elsewhere lines | tail -n 1 | cut -f1)"
 same "their lines" "$(awk 'NR > 1 { print $6, $7 }' "$dir/out" | head -n 3)" \
 	"$(for path in links elsewhere lines; do du -sB1 $path; done | tr '\t' ' ')"
+# Where one PATH lies in another, what they share is in both lines, and twice in the total.
+got 4 -n . links >"$dir/total"
+same "total of overlapping PATHs" "$(cat "$dir/total")" "$(awk 'NR == 2 || NR == 3 { for (i = 1; i < 5; i++) n[i] += $i }
+	END { print n[1], n[2], n[3], n[4] }' "$dir/out")"
 cd ..
 
 # ---- One file system -----------------------------------------------------------------------------------
 
 mkdir -p mounts/a/there mounts/b
+: >mounts/b/bound
 own= && [ "$(id -u)" = 0 ] || own=-r
 if unshare $own -m mount -t tmpfs none mounts/a/there 2>/dev/null; then
 	cat >x.sh <<-'END'
@@ -148,11 +153,13 @@ if unshare $own -m mount -t tmpfs none mounts/a/there 2>/dev/null; then
 		for option in '' -x -nx; do "$1" $option mounts | tail -n 1; done
 		find mounts -xdev -printf '%y\n' | grep -c d
 		du -xsB1 mounts
+		mount --bind mounts/a/there/file mounts/b/bound && "$1" -x mounts | tail -n 1 && du -xsB1 mounts
 	END
 	unshare $own -m sh x.sh "$walk" >out || fail "-x: status $?"
-	same "without -x, -x, -nx" "$(awk 'NR <= 3 { print $1, $2 }' out | tr '\n' ' ')" "6 1 4 0 4 0 "
+	same "without -x, -x, -nx" "$(awk 'NR <= 3 { print $1, $2 }' out | tr '\n' ' ')" "6 2 4 1 4 1 "
 	same "find -xdev" "$(sed -n 4p out)" 4
 	same "du -x" "$(awk 'NR == 2 { print $6 }' out)" "$(sed -n 5p out | cut -f1)"
+	same "du -x, with a file from elsewhere" "$(awk 'NR == 6 { print $6 }' out)" "$(sed -n 7p out | cut -f1)"
 else
 	echo "SKIP walk -x: no mounts here"
 fi
@@ -194,20 +201,38 @@ fi
 
 # ---- Options, and a terminal ---------------------------------------------------------------------------
 
-for option in -z -j -j0 -j1x -jx -j99999; do
-	status=0
-	"$walk" $option >out 2>err || status=$?
-	same "$option" "$status $(wc -l <err) $(wc -c <out)" "2 1 0"
+refused() { # WHAT IT SAYS FIRST, ARGUMENT...
+	says=$1 status=0
+	shift
+	"$walk" "$@" >out 2>err || status=$?
+	same "walk $*" "$status $(head -n 1 err) $(wc -c <out)" "2 $says 0"
+}
+for option in -z -j; do
+	refused 'usage: walk [-j N] [-x] [-l] [-q] [-n] [PATH...]' $option
 done
+for number in 0 1x x 99999 -1 ''; do
+	refused "walk: '$number' is not a number from 1 to 256" -j "$number"
+done
+"$walk" -h | grep -q '^usage: walk ' || fail "no help"
+status=0
+(ulimit -n 12 && exec "$walk" -l odd) >out 2>err || status=$?
+same "12 descriptors" "$status $(cat err)" "1 walk: too few file descriptors: 12 have to be free (ulimit -n)"
 status=0
 "$walk" odd >/dev/full 2>err || status=$?
 same "a full disk" "$status $(wc -l <err)" "1 1"
 if script -qec true /dev/null >out 2>/dev/null </dev/null; then
-	script -qec "$walk odd" /dev/null >out </dev/null
+	truncate -s 4G long # takes some time to read
+	script -qec "$walk -l long" /dev/null >out </dev/null
 	erase=$(printf '\033')'\[K'
 	grep -q "directories, .* files$erase$(printf '\r')$erase" out || fail "no progress line that is erased at last"
-	script -qec "$walk -q odd" /dev/null >out </dev/null
+	script -qec "$walk -lq long" /dev/null >out </dev/null
 	! grep -q "$(printf '\033')" out || fail "a progress line with -q"
+	for _ in 1 2 3; do # unless the machine is held up
+		script -qec "$walk odd/links" /dev/null >out </dev/null
+		! grep -q "$(printf '\033')" out || continue
+		break
+	done
+	! grep -q "$(printf '\033')" out || fail "a progress line that flashes"
 else
 	echo "SKIP walk's progress line: no script"
 fi
