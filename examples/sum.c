@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * sum: SHA-256 of files, in parallel; its output is that of sha256sum.
+ * sum: SHA-256 of files, in parallel; what it prints is what `sha256sum FILE...` and `sha256sum -c LIST...` print.
  *
- *     sum [FILE...]         print the sums; FILE - or none: standard input
- *     sum -c [LIST...]      check the sums in LIST, which sum or sha256sum printed
+ *     sum [FILE...]
+ *     sum -c [LIST...]
  *
  *     names ---> window: a place for each file, in the order of the names ---> lines of output
  *                  |                                           ^
@@ -69,6 +69,7 @@ struct sum {
 
 	char **names;   /* without -c: those still to come */
 	FILE *list;     /* with -c */
+	enum { UNKNOWN, TWO_SPACES, ONE_SPACE } form; /* of its lines; sha256sum takes no mixture */
 
 	uint64_t head;  /* the file whose line is next */
 	uint64_t tail;  /* the file that is started next */
@@ -102,10 +103,20 @@ static void put_escaped(const char *name, FILE *out)
 	}
 }
 
+/* Stays one line, and does to a terminal what a line does, whatever the name is. */
 static void complain(struct sum *sum, const char *name, const char *what)
 {
 	fputs("sum: ", stderr);
-	put_escaped(name, stderr);
+	for (; *name; name++) {
+		unsigned char c = (unsigned char)*name;
+
+		if (c == '\\' || c == '\n')
+			fputs(c == '\n' ? "\\n" : "\\\\", stderr);
+		else if (c < ' ' || c == 0x7f)
+			fprintf(stderr, "\\%03o", c);
+		else
+			putc(c, stderr);
+	}
 	fprintf(stderr, ": %s\n", what);
 	sum->failed = true;
 }
@@ -400,27 +411,68 @@ static bool unescape(char *name)
 	return true;
 }
 
-/* A line of a list: the sum, a space, a space or (binary, which means nothing) an asterisk, the name. */
-static bool parse(char *line, struct file *file)
+/* The digits at `hex`. Returns what follows, or NULL. */
+static char *parse_sum(char *hex, unsigned char *sum)
 {
-	bool escaped;
+	for (int i = 0; i < SUM_SIZE; i++, hex += 2) {
+		int high = hex_value(hex[0]), low = high < 0 ? -1 : hex_value(hex[1]);
+
+		if (low < 0)
+			return NULL;
+		sum[i] = (unsigned char)(high << 4 | low);
+	}
+	return hex;
+}
+
+static bool is_blank(char c)
+{
+	return c == ' ' || c == '\t';
+}
+
+/* "SHA256 (NAME) = SUM", from the parenthesis on: what sha256sum --tag and BSDs print. */
+static char *parse_tagged(char *line, unsigned char *sum)
+{
+	char *end = *line == '(' ? strrchr(line, ')') : NULL, *hex = end ? end + 1 + strspn(end + 1, " \t") : NULL;
+
+	if (!hex || *hex != '=')
+		return NULL;
+	hex = parse_sum(hex + 1 + strspn(hex + 1, " \t"), sum);
+	*end = '\0';
+	return hex && !*hex ? line + 1 : NULL;
+}
+
+/* "SUM  NAME", with an asterisk for the second space where it was read as binary, which means nothing; or "SUM NAME". */
+static char *parse_plain(struct sum *sum, char *line, unsigned char *expected)
+{
+	char *name = parse_sum(line, expected);
+	bool one_space;
+
+	if (!name || !is_blank(name[0]) || !name[1])
+		return NULL;
+	name++;
+	one_space = !name[1] || (*name != ' ' && *name != '*');
+	if (sum->form == UNKNOWN)
+		sum->form = one_space ? ONE_SPACE : TWO_SPACES;
+	if (sum->form == TWO_SPACES)
+		return one_space ? NULL : name + 1;
+	return name;
+}
+
+static bool parse(struct sum *sum, char *line, struct file *file)
+{
+	bool escaped, tagged;
+	char *name;
 
 	line += strspn(line, " \t");
 	escaped = *line == '\\';
 	line += escaped;
-	for (int i = 0; i < SUM_SIZE; i++, line += 2) {
-		int high = hex_value(line[0]), low = high < 0 ? -1 : hex_value(line[1]);
-
-		if (low < 0)
-			return false;
-		file->expected[i] = (unsigned char)(high << 4 | low);
-	}
-	if (line[0] != ' ' || (line[1] != ' ' && line[1] != '*') || !line[2])
-		return false;
-	file->name = line + 2;
-	return !escaped || unescape(line + 2);
+	tagged = strncmp(line, "SHA256", 6) == 0;
+	name = tagged ? parse_tagged(line + 6 + (line[6] == ' '), file->expected) : parse_plain(sum, line, file->expected);
+	file->name = name;
+	return name && (!escaped || unescape(name));
 }
 
+/* On the loop, where the line is needed: a list that comes slowly, through a pipe, holds up the files before it. */
 static bool next_in_list(struct sum *sum, struct file *file)
 {
 	size_t room = 0;
@@ -434,7 +486,7 @@ static bool next_in_list(struct sum *sum, struct file *file)
 		if (n == 0 || line[0] == '#')
 			continue;
 		/* standard input cannot be the list and in the list */
-		if (parse(line, file) && !(sum->list == stdin && strcmp(file->name, "-") == 0))
+		if (parse(sum, line, file) && !(sum->list == stdin && strcmp(file->name, "-") == 0))
 			return true;
 		sum->n_malformed++;
 	}
@@ -517,27 +569,34 @@ static void check_list(struct sum *sum, const char *name)
 
 int main(int argc, char **argv)
 {
-	static const char usage[] = "usage: sum [FILE...]\n       sum -c [LIST...]\n";
+	static const char usage[] = "usage: sum [FILE...]     print the SHA-256 of each; - or none: standard input\n"
+				    "       sum -c [LIST...]  check the sums that are listed there, as sum or sha256sum prints them\n";
 	static char dash[] = "-", *standard_input[] = { dash, NULL };
 	static struct sum sum;
 	bool check = false;
 	char **names;
 	int opt;
 
+	opterr = 0; /* the usage says it */
 	while ((opt = getopt(argc, argv, "ch")) != -1) {
 		if (opt != 'c') {
 			fputs(usage, opt == 'h' ? stdout : stderr);
-			return opt != 'h';
+			return opt == 'h' ? EXIT_SUCCESS : 2;
 		}
 		check = true;
 	}
 	names = optind < argc ? argv + optind : standard_input;
+	setvbuf(stdout, NULL, _IOLBF, BUFSIZ); /* who waits for a line gets it when it is known */
 	if (fcntl(STDIN_FILENO, F_GETFD) < 0 && open("/dev/null", O_WRONLY) != STDIN_FILENO)
 		return EXIT_FAILURE; /* else the ring would be standard input; reading this gives EBADF */
 	sum.sha256 = EVP_MD_fetch(NULL, "SHA256", NULL);
 	sum.iou = sum.sha256 ? iou_new(2 * MAX_LANES) : NULL;
-	if (!sum.iou || !new_lanes(&sum)) {
-		complain(&sum, "start", sum.sha256 ? strerror(errno) : "no SHA-256 in libcrypto");
+	if (!sum.sha256) {
+		complain(&sum, "libcrypto", "no SHA-256");
+	} else if (!sum.iou) {
+		complain(&sum, "io_uring", strerror(errno));
+	} else if (!new_lanes(&sum)) {
+		complain(&sum, "start", "out of memory");
 	} else if (check) {
 		for (; *names; names++)
 			check_list(&sum, *names);

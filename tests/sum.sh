@@ -76,6 +76,13 @@ mkfifo fifo
 got=$(timeout 20 "$sum" sizes/1 fifo | tail -1)
 [ "$got" = "$(head -c 600000 big | sha256sum | sed 's/-$/fifo/')" ] || fail "a FIFO"
 wait
+# A line comes as soon as it is known.
+exec 3< <(timeout 60 "$sum" sizes/1 fifo)
+read -r -t 20 line <&3
+printf x >fifo
+[ "$line" = "$(sha256sum sizes/1)" ] || fail "the first line waits for the second"
+read -r line <&3 && [ "$line" = "$(printf x | sha256sum | sed 's/-$/fifo/')" ] || fail "the second line: $line"
+exec 3<&-
 if [ "$(id -u)" = 0 ] && command -v su >/dev/null && cp "$sum" sum.copy && chmod 755 . sum.copy; then
 	echo secret >secret
 	chmod 600 secret
@@ -84,6 +91,10 @@ if [ "$(id -u)" = 0 ] && command -v su >/dev/null && cp "$sum" sum.copy && chmod
 	sha256sum sizes/1 | cmp - ours || fail "unreadable: output"
 	[ "$(cat ours.err)" = "sum: secret: Permission denied" ] || fail "unreadable: $(cat ours.err)"
 fi
+
+# Messages do to a terminal what a line does.
+"$sum" $'no\e[1m\n\\such\x7f' >ours 2>ours.err && fail "no such file"
+[ "$(cat ours.err)" = 'sum: no\033[1m\n\\such\177: No such file or directory' ] || fail "message: $(cat ours.err)"
 
 # Output that cannot be written, input that is not there.
 "$sum" sizes/1 >/dev/full 2>ours.err && fail "a full disk goes unnoticed"
@@ -148,6 +159,28 @@ same "a bad list" -c bad
 } >mixed
 same "a mixed list" -c mixed
 same "a bad list between good ones" -c list mixed list
+sha256sum --tag sizes/* names/* big >tagged
+same "a list of sha256sum --tag" -c tagged
+{
+	sed '3s/= ./= x/; 5s/= /=/; 6s/ = /=/; 7s/ (/(/; 8s/ (/  (/; 9s/)//; 10s/(//; 11s/$/ /; 12s/.$//; 13s/^/\\/' tagged
+	sed 's/^/ /; s/SHA256/SHA512/' tagged
+	sed 's/ = / = 0/' tagged
+	echo "SHA256"
+	echo "SHA256 ("
+	echo "SHA256 () = $hash"
+	echo "SHA256 (sizes/0) = $hash"
+	echo "SHA256 (nope (really)) = $hash"
+	echo "  SHA256 (sizes/0)	=	$hash"
+} >tagged.bad
+same "a bad list of sha256sum --tag" -c tagged.bad
+sed 's/  / /' list >old
+same "a list with one space" -c old
+same "then one with two" -c old list
+same "the other way round" -c list old
+cat old list >both
+same "both in one list" -c both
+{ echo "$hash	sizes/0"; echo "$hash sizes/0"; echo "$hash	 sizes/0"; } >tabs
+same "tabs" -c tabs
 same "no list" -c nope
 same "a folder as list" -c names
 same "no lists in lists" -c sizes/1000000 list sizes/0
@@ -159,5 +192,6 @@ input=dash
 same "a list on standard input that names it" -c
 input=/dev/null
 "$sum" sizes/* names/* >ours && sha256sum --quiet -c ours || fail "sha256sum does not take what sum prints"
-"$sum" -x >ours 2>ours.err && fail "-x is taken"
-[ -s ours.err ] && [ ! -s ours ] || fail "usage"
+"$sum" -x >ours 2>ours.err
+[ $? = 2 ] && [ ! -s ours ] && grep -q '^usage: sum ' ours.err || fail "usage"
+"$sum" -h | grep -q '^usage: sum ' || fail "no help"
