@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* hello FILE: read it through the ring, count its lines on a worker thread, print how many there are. */
+/* hello [FILE]: read it through the ring, count its lines on a worker thread, print how many there are. */
 
 #include "iou.h"
 
@@ -43,6 +43,11 @@ static int on_counted(void *data)
 
 int main(int argc, char **argv)
 {
+	if (argc > 2) {
+		fputs("usage: hello [FILE]\n", stderr);
+		return 2;
+	}
+
 	const char *path = argc > 1 ? argv[1] : "/dev/stdin";
 	int fd = open(path, O_RDONLY);
 	iou_t *iou = fd < 0 ? NULL : iou_new(8);
@@ -55,8 +60,12 @@ int main(int argc, char **argv)
 		iou_op_queue(iou, op, on_read, text);
 		result = iou_run(iou);
 	}
+	if (result == 0 && fflush(stdout) != 0) {
+		path = "standard output";
+		result = -errno;
+	}
 	if (result < 0)
-		fprintf(stderr, "hello: %s: %s\n", path, strerror(-result));
+		fprintf(stderr, "hello: %s: %s\n", fd >= 0 && !iou ? "io_uring" : path, strerror(-result));
 	iou_free(iou);
 	return result < 0;
 }

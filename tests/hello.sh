@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT
 #
 # examples/hello counts lines as wc does, and says in one line what went wrong.
+# shellcheck disable=SC2015,SC2086
 set -eu
 hello=$B/examples/hello
 dir=$(mktemp -d)
@@ -29,5 +30,25 @@ same "$dir/long" 200000
 same README.md "$(grep -c '' README.md)"
 got=$(seq 100000 | "$hello")
 [ "$got" = "100000 lines" ] || fail "hello on a pipe: $got"
+# Bad usage, output that cannot be written.
+status=0
+"$hello" README.md README.md >"$dir/out" 2>"$dir/err" || status=$?
+[ "$status $(cat "$dir/err")" = "2 usage: hello [FILE]" ] && [ ! -s "$dir/out" ] || fail "two files: status $status"
+status=0
+"$hello" README.md >/dev/full 2>"$dir/err" || status=$?
+[ "$status $(cat "$dir/err")" = "1 hello: standard output: No space left on device" ] || fail "a full disk: status $status"
 refused "$dir/none" "No such file or directory"
 refused "$dir" "Is a directory"
+
+# Where the kernel refuses io_uring, the examples say so.
+refuse="strace -qq -o $dir/calls -e inject=io_uring_setup:error=EPERM"
+if $refuse true 2>/dev/null; then
+	for program in "$B"/examples/*; do
+		name=$(basename "$program") status=0
+		case $name in hello | echo | sum | walk) ;; *) continue ;; esac
+		ASAN_OPTIONS=detect_leaks=0 $refuse "$program" </dev/null >"$dir/out" 2>"$dir/err" || status=$?
+		[ "$status $(cat "$dir/err")" = "1 $name: io_uring: Operation not permitted" ] || fail "$(cat "$dir/err")"
+	done
+else
+	echo "SKIP io_uring refused: no strace that can"
+fi
