@@ -39,6 +39,11 @@ for block in "$dir"/*.c; do
 done
 [ "$n_files" -ge 1 ] && [ "$n" -ge 10 ] || fail "only $n blocks and $n_files files found"
 
+grep -nE 'return .*(puts|printf)\(' README.md && fail "a full disk would end the loop"
+for state in prepared backlog io-wq multishot zero-copy 'completed, not' 'last callback' 'job, running' 'periodic timer'; do
+	grep -q "^| .*$state.* | .* | " README.md || fail "what does cancelling give: $state?"
+done
+
 # Words in code marks and in indented commands.
 for target in $(grep -o 'make [a-z][a-z -]*' README.md Makefile | sed 's/^[^:]*:make //' | tr ' ' '\n' | sort -u); do
 	case $target in
