@@ -446,6 +446,7 @@ int main(int argc, char **argv)
 	uint16_t port = 7777;
 	int opt, status;
 
+	opterr = 0; /* the usage says it */
 	while ((opt = getopt(argc, argv, "p:t:c:h")) != -1) {
 		if (opt == 'p') {
 			port = (uint16_t)number(optarg, 0, UINT16_MAX);

@@ -571,7 +571,7 @@ int main(int argc, char **argv)
 {
 	static const char usage[] = "usage: sum [FILE...]     print the SHA-256 of each; - or none: standard input\n"
 				    "       sum -c [LIST...]  check the sums that are listed there, as sum or sha256sum prints them\n";
-	static char dash[] = "-", *standard_input[] = { dash, NULL };
+	static char *standard_input[] = { "-", NULL };
 	static struct sum sum;
 	bool check = false;
 	char **names;

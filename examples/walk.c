@@ -1018,7 +1018,7 @@ static void set_up(struct walk *walk, unsigned long n_lanes, unsigned long n_cpu
 	n_fds -= 8; /* iou's, and the root */
 	if (walk->read_files) {
 		add_readers(walk, n_fds / 8 < 1 ? 1 : n_fds / 8 > MAX_READERS ? MAX_READERS : n_fds / 8);
-		n_fds -= n_fds < 2 * walk->n_readers ? n_fds : 2 * walk->n_readers; /* the file, and its directory */
+		n_fds -= 2 * walk->n_readers; /* the file, and its directory */
 		walk->unread_fds = n_fds / 4;
 		n_fds -= walk->unread_fds;
 	}
@@ -1072,7 +1072,7 @@ int main(int argc, char **argv)
 				    "  -l    count the lines of all regular files too; in /proc also, unless -x keeps out of it\n"
 				    "  -q    no progress line on a terminal\n"
 				    "  -n    counts only, no sizes\n";
-	static char dot[] = ".", *here[] = { dot, NULL };
+	static char *here[] = { ".", NULL };
 	static struct walk walk;
 	unsigned long n_cpus = count_cpus(), n_lanes = n_cpus > MIN_LANES ? n_cpus : MIN_LANES;
 	char **paths;
