@@ -89,17 +89,17 @@ struct sum {
 
 /* ---- Output, in the order of the names -------------------------------------------------------- */
 
-static void put_escaped(const char *name, FILE *out)
+static void put_escaped(const char *name)
 {
 	for (; *name; name++) {
 		if (*name == '\n')
-			fputs("\\n", out);
+			fputs("\\n", stdout);
 		else if (*name == '\r')
-			fputs("\\r", out);
+			fputs("\\r", stdout);
 		else if (*name == '\\')
-			fputs("\\\\", out);
+			fputs("\\\\", stdout);
 		else
-			putc(*name, out);
+			putchar(*name);
 	}
 }
 
@@ -131,7 +131,7 @@ static void print_sum(const struct file *file)
 		putchar("0123456789abcdef"[file->sum[i] & 15]);
 	}
 	fputs("  ", stdout);
-	put_escaped(file->name, stdout);
+	put_escaped(file->name);
 	putchar('\n');
 }
 
@@ -144,7 +144,7 @@ static void print_verdict(struct sum *sum, const struct file *file)
 	sum->n_checked++;
 	if (strchr(file->name, '\n')) { /* nothing else is escaped here */
 		putchar('\\');
-		put_escaped(file->name, stdout);
+		put_escaped(file->name);
 	} else {
 		fputs(file->name, stdout);
 	}

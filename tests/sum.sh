@@ -179,8 +179,8 @@ same "then one with two" -c old list
 same "the other way round" -c list old
 cat old list >both
 same "both in one list" -c both
-{ echo "$hash	sizes/0"; echo "$hash sizes/0"; echo "$hash	 sizes/0"; } >tabs
-same "tabs" -c tabs
+{ echo "$hash	sizes/0"; echo "$hash sizes/0"; echo "$hash	 sizes/0"; } >with-tabs
+same "tabs" -c with-tabs
 same "no list" -c nope
 same "a folder as list" -c names
 same "no lists in lists" -c sizes/1000000 list sizes/0
