@@ -592,8 +592,9 @@ static void stop_alone(int unused)
  * are closed, and those that wait for a place too. */
 static void stop(int n)
 {
-	enum { SIZE = 3 << 20 };
-	int *fds = calloc((size_t)n, sizeof(*fds)), busy = connect_to_server(0);
+	enum { SIZE = 32 << 20 }; /* more than the sockets hold */
+	int *fds = calloc((size_t)n, sizeof(*fds)), busy = connect_to_server(0), small = 32768;
+	struct pollfd room = {.fd = busy, .events = POLLOUT};
 	char *text = malloc(SIZE), buffer[16384];
 	size_t n_sent = 0, n_received = 0;
 	double start;
@@ -607,8 +608,13 @@ static void stop(int n)
 			expect_echo(fds[i], (unsigned)i, 0, 10);
 		}
 	}
-	for (ssize_t got; (got = send(busy, text + n_sent, SIZE - n_sent, MSG_NOSIGNAL | MSG_DONTWAIT)) > 0;)
+	setsockopt(busy, SOL_SOCKET, SO_RCVBUF, &small, sizeof(small));
+	while (poll(&room, 1, 100) == 1) { /* until the server waits with a send */
+		ssize_t got = send(busy, text + n_sent, SIZE - n_sent, MSG_NOSIGNAL | MSG_DONTWAIT);
+
+		EXPECT(got > 0, "send");
 		n_sent += (size_t)got;
+	}
 
 	start = now();
 	tell_server(SIGTERM);
@@ -648,6 +654,28 @@ static void stop_idle(int n)
 	EXPECT(totals.n_idle == 0 && totals.n_failed == 0, "%lu idle, %lu failed", totals.n_idle, totals.n_failed);
 	for (int i = 0; i < n; i++)
 		expect_end(fds[i]);
+	free(fds);
+}
+
+/* What was sent before the server was told to end is answered. */
+static void stop_asked(int n)
+{
+	int *fds = calloc((size_t)n, sizeof(*fds));
+
+	EXPECT(fds, "memory");
+	for (int i = 0; i < n; i++) {
+		fds[i] = connect_to_server((unsigned)i);
+		say(fds[i], (unsigned)i, 0, 100);
+		expect_echo(fds[i], (unsigned)i, 0, 100);
+	}
+	for (int i = 0; i < n; i++)
+		say(fds[i], (unsigned)i, 100, 100);
+	tell_server(SIGTERM);
+	for (int i = 0; i < n; i++) {
+		expect_echo(fds[i], (unsigned)i, 100, 100);
+		expect_end(fds[i]);
+	}
+	server_end();
 	free(fds);
 }
 
@@ -716,6 +744,7 @@ static const struct test {
 	{"cap", cap, 8, 0},
 	{"stop-alone", stop_alone, 0, 0},
 	{"stop-idle", stop_idle, 100, 0},
+	{"stop-asked", stop_asked, 200, 0},
 	{"stop", stop, 4, 0},
 	{"stop-cap", stop, 20, 0},
 	{"stop-paused", stop_paused, 0, 0},
