@@ -255,6 +255,38 @@ static void expect_echo(int fd, unsigned id, size_t place, size_t size)
 	check(id, place, buffer, size);
 }
 
+/* Send from `place` on, and take nothing, until the sockets are full and the server waits with a send. Returns the
+ * place where it ended. */
+static size_t fill_up(int fd, unsigned id, size_t place)
+{
+	struct pollfd room = {.fd = fd, .events = POLLOUT};
+	char buffer[65536];
+
+	while (poll(&room, 1, 100) == 1) {
+		ssize_t n;
+
+		fill(id, place, buffer, sizeof(buffer));
+		n = send(fd, buffer, sizeof(buffer), MSG_NOSIGNAL | MSG_DONTWAIT);
+		EXPECT(n > 0, "send");
+		place += (size_t)n;
+	}
+	return place;
+}
+
+/* Take what comes back. */
+static void drain(int fd, unsigned id, size_t place, size_t end)
+{
+	char buffer[65536];
+
+	while (place < end) {
+		ssize_t n = recv(fd, buffer, sizeof(buffer), 0);
+
+		EXPECT(n > 0, "after %zu of %zu bytes", place, end);
+		check(id, place, buffer, (size_t)n);
+		place += (size_t)n;
+	}
+}
+
 static void expect_end(int fd)
 {
 	char byte;
@@ -450,26 +482,13 @@ static void shortage(int n)
 static void full(int rounds)
 {
 	int fd = connect_to_server(0);
-	struct pollfd room = {.fd = fd, .events = POLLOUT};
-	size_t n_sent = 0, n_received = 0;
-	char buffer[65536];
+	size_t n_sent = 0;
 
 	while (rounds-- > 0) {
-		while (poll(&room, 1, 100) == 1) {
-			ssize_t n;
+		size_t n_received = n_sent;
 
-			fill(0, n_sent, buffer, sizeof(buffer));
-			n = send(fd, buffer, sizeof(buffer), MSG_NOSIGNAL | MSG_DONTWAIT);
-			EXPECT(n > 0, "send");
-			n_sent += (size_t)n;
-		}
-		while (n_received < n_sent) {
-			ssize_t n = recv(fd, buffer, sizeof(buffer), 0);
-
-			EXPECT(n > 0, "after %zu of %zu bytes", n_received, n_sent);
-			check(0, n_received, buffer, (size_t)n);
-			n_received += (size_t)n;
-		}
+		n_sent = fill_up(fd, 0, n_sent);
+		drain(fd, 0, n_received, n_sent);
 	}
 	shutdown(fd, SHUT_WR);
 	expect_end(fd);
@@ -592,15 +611,10 @@ static void stop_alone(int unused)
  * are closed, and those that wait for a place too. */
 static void stop(int n)
 {
-	enum { SIZE = 32 << 20 }; /* more than the sockets hold */
-	int *fds = calloc((size_t)n, sizeof(*fds)), busy = connect_to_server(0), small = 32768;
-	struct pollfd room = {.fd = busy, .events = POLLOUT};
-	char *text = malloc(SIZE), buffer[16384];
-	size_t n_sent = 0, n_received = 0;
-	double start;
+	int *fds = calloc((size_t)n, sizeof(*fds)), busy = connect_to_server(0);
+	size_t n_sent;
 
-	EXPECT(fds && text, "memory");
-	fill(0, 0, text, SIZE);
+	EXPECT(fds, "memory");
 	for (int i = 0; i < n; i++) {
 		fds[i] = connect_to_server((unsigned)i);
 		if (i < 4) {
@@ -608,30 +622,15 @@ static void stop(int n)
 			expect_echo(fds[i], (unsigned)i, 0, 10);
 		}
 	}
-	setsockopt(busy, SOL_SOCKET, SO_RCVBUF, &small, sizeof(small));
-	while (poll(&room, 1, 100) == 1) { /* until the server waits with a send */
-		ssize_t got = send(busy, text + n_sent, SIZE - n_sent, MSG_NOSIGNAL | MSG_DONTWAIT);
-
-		EXPECT(got > 0, "send");
-		n_sent += (size_t)got;
-	}
-
-	start = now();
+	n_sent = fill_up(busy, 0, 0);
 	tell_server(SIGTERM);
 	expect_no_more_accepting();
-	while (n_received < n_sent) {
-		ssize_t got = recv(busy, buffer, sizeof(buffer), 0);
-
-		EXPECT(got > 0, "after %zu of %zu bytes, %f s after the signal", n_received, n_sent, now() - start);
-		check(0, n_received, buffer, (size_t)got);
-		n_received += (size_t)got;
-	}
+	drain(busy, 0, 0, n_sent);
 	expect_end(busy);
 	for (int i = 0; i < n; i++)
 		(i < 4 ? expect_end : expect_end_or_reset)(fds[i]);
-	EXPECT(server_end().n_bytes >= n_received, "%zu bytes came back", n_received);
+	EXPECT(server_end().n_bytes >= n_sent, "%zu bytes came back", n_sent);
 	free(fds);
-	free(text);
 }
 
 /* The end with nothing in flight: nobody waits for those who are silent. */
@@ -703,16 +702,17 @@ static void stop_paused(int unused)
 	EXPECT(now() - start < 0.8, "it ended after %f s", now() - start);
 }
 
-/* The end though a peer never stops talking: something is always in flight. A second signal ends the patience at once. */
+/* The end though one peer takes nothing and another never stops talking; a second signal ends the patience at once. */
 static void stop_busy(int signals)
 {
-	int fd = connect_to_server(0);
-	double start = now();
+	int fd = connect_to_server(0), stuck = connect_to_server(1);
 	char buffer[4096];
+	double start;
 
+	fill_up(stuck, 1, 0);
 	for (int i = 0; i < 16; i++)
 		say(fd, 0, 0, sizeof(buffer));
-	expect_echo(fd, 0, 0, sizeof(buffer));
+	start = now();
 	tell_server(SIGTERM);
 	if (signals > 1) { /* of a kind they are not counted: the first must have been heard */
 		expect_no_more_accepting();
@@ -727,6 +727,7 @@ static void stop_busy(int signals)
 	}
 	close(fd);
 	server_end();
+	close(stuck);
 	EXPECT((now() - start > 0.9) == (signals == 1), "it ended after %f s", now() - start);
 }
 
