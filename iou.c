@@ -293,7 +293,7 @@ struct iou_t {
 	bool barrier;         /* what was sent last was drained: nothing more before it has ended */
 	bool bound;           /* the ring is enabled, and its owner known unless `handed` */
 	bool handed;          /* the program hands it from thread to thread: no owner */
-	unsigned depth;       /* rounds that are delivering: nested ones */
+	atomic_uint depth;    /* iou_run() and iou_poll() calls active; pairs with iou_free() on another thread */
 	unsigned n_runs;      /* iou_run() calls active */
 	unsigned n_shortages; /* fruitless enters in a row */
 	round_t cut;          /* ended in the middle; the next round delivers the rest of it first. Or AT_NONE */
@@ -2055,7 +2055,6 @@ static int round_run(iou_t *iou, bool quits, uint64_t until_ns)
 	int ret;
 
 	check(iou);
-	iou->depth++;
 	if (unlikely(iou->fd >= 0))
 		atomic_store(&iou->sleeping, AWAKE);
 	ret = submit(iou, quits, iou->broken ? 0 : until_ns);
@@ -2081,7 +2080,6 @@ static int round_run(iou_t *iou, bool quits, uint64_t until_ns)
 		if (ret >= 0)
 			ret = round.n_calls;
 	}
-	iou->depth--;
 	check(iou);
 	return ret;
 }
@@ -2110,7 +2108,7 @@ static void rest(iou_t *iou)
 	eventfd_t n_rung = 0;
 	bool rang, unsure;
 
-	if (likely(iou->fd < 0) || iou->depth)
+	if (likely(iou->fd < 0))
 		return;
 	eventfd_read(iou->fd, &n_rung);
 	rang = n_rung > iou->rang; /* by the kernel, or by a waker */
@@ -2139,6 +2137,18 @@ static void rest(iou_t *iou)
 		atomic_store(&iou->sleeping, AWAKE);
 		eventfd_write(iou->fd, 1);
 	}
+}
+
+static void begin_loop(iou_t *iou)
+{
+	atomic_store_explicit(&iou->depth, iou->depth + 1, memory_order_relaxed); /* written by this thread alone */
+}
+
+static void end_loop(iou_t *iou)
+{
+	if (iou->depth == 1)
+		rest(iou);
+	atomic_store_explicit(&iou->depth, iou->depth - 1, memory_order_release);
 }
 
 
@@ -2362,7 +2372,7 @@ iou_t *iou_free(iou_t *iou)
 	}
 	owner = is_mine(iou);
 	MUST(!owner || !iou->depth, "not within a callback");
-	if (!owner && (iou->n_ring || iou->n_cancels || iou->depth)) /* depth: the owner is in iou_run(), asleep perhaps */
+	if (!owner && (iou->depth || iou->n_ring || iou->n_cancels)) /* depth: the owner is in iou_run(), asleep perhaps */
 		return refuse(EEXIST);
 	while (atomic_load(&iou->n_visitors))
 		sched_yield();
@@ -2680,7 +2690,8 @@ int iou_flush(iou_t *iou)
 		else if (ret == 0)
 			iou->n_shortages = 0;
 	} while (ret == 0 && (more || iou->ring.io.sq.sqe_tail != sq_head(iou)));
-	rest(iou);
+	if (!iou->depth)
+		rest(iou);
 	return ret;
 }
 
@@ -2693,6 +2704,7 @@ int iou_run(iou_t *iou)
 	if (ret < 0)
 		return ret;
 	iou->n_runs++;
+	begin_loop(iou);
 	while (!atomic_load(&iou->quit) && is_pending(iou)) {
 		ret = round_run(iou, true, NEVER);
 		if (ret < 0)
@@ -2700,7 +2712,7 @@ int iou_run(iou_t *iou)
 	}
 	if (--iou->n_runs == 0)
 		atomic_store(&iou->quit, false);
-	rest(iou);
+	end_loop(iou);
 	return ret < 0 ? ret : 0;
 }
 
@@ -2728,10 +2740,11 @@ int iou_poll(iou_t *iou, int64_t timeout_ns)
 		return ret;
 	if (timeout_ns > 0)
 		until_ns = add_ns(now_ns(), (uint64_t)timeout_ns);
+	begin_loop(iou);
 	do
 		ret = round_run(iou, false, until_ns);
 	while (ret == 0 && until_ns && is_pending(iou) && (until_ns == NEVER || now_ns() < until_ns));
-	rest(iou);
+	end_loop(iou);
 	return ret;
 }
 

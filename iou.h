@@ -96,7 +96,8 @@ typedef struct iou_config_t {
  *
  * spin_ns: looking for completions and finished jobs before sleeping costs CPU time and saves
  * wake-ups. The time spent looking adapts: it doubles up to spin_ns when something was found and
- * halves when not. Where it is set, a worker looks for its next job for 50 us before it sleeps.
+ * halves when not. A round that looks in vain takes two system calls instead of one. Where spin_ns is set,
+ * a worker looks for its next job for 50 us before it sleeps.
  *
  * Errors: EINVAL (entries 0 in iou_new, config NULL, an unknown flag, a reserved field set);
  * ENOMEM (also RLIMIT_MEMLOCK); EMFILE, ENFILE; EPERM or ENOSYS where io_uring is refused

@@ -593,17 +593,23 @@ static void *run_until_unheld(void *iou)
 	return iou_free(iou);
 }
 
+static int on_runs(void *runs)
+{
+	return sem_post(runs);
+}
+
 /* Nothing of the program is in flight, but its owner is in iou_run(). */
 START_TEST(a_loop_that_sleeps_is_not_freed_by_another_thread)
 {
 	iou_t *iou = new_iou(4);
-	call_t call = {0};
+	sem_t runs;
 	pthread_t thread;
 
+	sem_init(&runs, 0, 0);
 	iou_hold(iou);
-	post(iou, on_call, &call);
+	post(iou, on_runs, &runs);
 	thread = start_thread(run_until_unheld, iou);
-	WAIT_UNTIL(__atomic_load_n(&call.n, __ATOMIC_ACQUIRE));
+	sem_wait(&runs);
 	for (int i = 0; i < 100; i++) {
 		errno = 0;
 		ck_assert_ptr_null(iou_free(iou));
@@ -611,6 +617,7 @@ START_TEST(a_loop_that_sleeps_is_not_freed_by_another_thread)
 	}
 	iou_unhold(iou);
 	join_thread(thread);
+	sem_destroy(&runs);
 }
 END_TEST
 
