@@ -2020,29 +2020,40 @@ static void round_begin(iou_t *iou, round_t *round)
 	round->n_cqes = iou->n_reaped + cq_ready(iou);
 }
 
+/* Does the round end in this stage? Then that is where it goes on. */
+static inline bool stops(iou_t *iou, round_t *round, int ret, enum stage stage)
+{
+	round->stage = stage;
+	return unlikely(!goes_on(iou, round, ret));
+}
+
 /* Deliver what is left of the round, in the order that iou.h promises. */
 static int round_deliver(iou_t *iou, round_t *round)
 {
-	int ret = 0;
+	int ret;
 
-	for (; round->stage; round->stage = round->stage < AT_CQES ? round->stage + 1 : AT_NONE) {
-		switch (round->stage) {
-		case AT_TIMERS:
-			ret = deliver_timers(iou, round);
-			break;
-		case AT_INBOX:
-			ret = deliver_inbox(iou, round);
-			break;
-		case AT_ENDED:
-			ret = deliver_ended(iou, round);
-			break;
-		default:
-			ret = deliver_cqes(iou, round);
-		}
-		if (!goes_on(iou, round, ret))
-			break;
+	switch (round->stage) {
+	case AT_TIMERS:
+		ret = deliver_timers(iou, round);
+		if (stops(iou, round, ret, AT_TIMERS))
+			return ret;
+		/* fall through */
+	case AT_INBOX:
+		ret = deliver_inbox(iou, round);
+		if (stops(iou, round, ret, AT_INBOX))
+			return ret;
+		/* fall through */
+	case AT_ENDED:
+		ret = deliver_ended(iou, round);
+		if (stops(iou, round, ret, AT_ENDED))
+			return ret;
+		/* fall through */
+	default:
+		ret = deliver_cqes(iou, round);
+		if (!stops(iou, round, ret, AT_CQES))
+			round->stage = AT_NONE;
+		return ret;
 	}
-	return ret;
 }
 
 /* Submit, sleep if nothing is ready, deliver. Returns the number of callbacks run, or an error: a callback's, or
