@@ -267,7 +267,7 @@ typedef struct round_t {
 /* The worker pool knows nothing of the ring: it takes ops as jobs, and gives each back with finish(). */
 typedef struct pool_t {
 	_Alignas(64) stack_t_ fresh; /* jobs just queued, not yet moved to the queue: the loop takes no lock for them */
-	_Alignas(64) pthread_mutex_t lock; /* guards the rest, and phase and node of the queued ops; the atomics are read without */
+	_Alignas(64) pthread_mutex_t lock; /* guards the rest, but for reading atomics; and phase and node of queued ops */
 	node_t queue;
 	/* Read for each job, and written when workers run out of them: apart from the above. */
 	_Alignas(64) atomic_uint n_idle; /* workers in cond_wait; pairs with fresh: who goes to sleep looks there again */
@@ -1943,7 +1943,8 @@ static op_t *reap_own(iou_t *iou, uint64_t user_data, int result, unsigned flags
 }
 
 /* A completion of the program's that is not the plain case below. */
-static __attribute__((noinline)) int deliver_other(iou_t *iou, round_t *round, uint64_t user_data, int result, unsigned flags)
+__attribute__((noinline)) static int deliver_other(iou_t *iou, round_t *round, uint64_t user_data, int result,
+						   unsigned flags)
 {
 	op_t *op = (op_t *)(uintptr_t)user_data;
 
@@ -2111,39 +2112,46 @@ static int own(iou_t *iou)
 	return 0;
 }
 
+/* The timerfd behind iou_fd() is set to what is due next. */
+static void clock_set(iou_t *iou)
+{
+	uint64_t due_ns = next_due_ns(iou);
+	struct itimerspec at = {0};
+
+	if (due_ns == iou->clock_due_ns)
+		return;
+	if (due_ns != NEVER)
+		at.it_value = (struct timespec){(time_t)(due_ns / NS_PER_SEC), (long)(due_ns % NS_PER_SEC)};
+	timerfd_settime(iou->clock.fd, TFD_TIMER_ABSTIME, &at, NULL);
+	iou->clock_due_ns = due_ns;
+}
+
 /* At the end of each call that may have left or found something to do, where the program waits on iou_fd(): make
  * that readable, or see to it that whatever comes will. */
 static void rest(iou_t *iou)
 {
-	uint64_t due_ns = next_due_ns(iou);
+	struct io_uring *io = &iou->ring.io;
 	eventfd_t n_rung = 0;
-	bool rang, unsure;
+	bool news;
 
 	if (likely(iou->fd < 0))
 		return;
 	eventfd_read(iou->fd, &n_rung);
-	rang = n_rung > iou->rang; /* by the kernel, or by a waker */
-	if (rang || iou->n_reaped != iou->n_rested)
-		iou->stale = true;
+	news = n_rung > iou->rang || iou->n_reaped != iou->n_rested; /* the kernel has signalled, or might have */
+	iou->n_rested = iou->n_reaped;
+	iou->stale |= news;
 	if (iou->ring.flags & IORING_SETUP_DEFER_TASKRUN && iou->stale && (iou->n_ring || iou->deaf)) {
 		/* Of completions that the write of another eventfd brings about, 6.18 signals only the first. */
-		io_uring_register((unsigned)iou->ring.io.ring_fd, IORING_UNREGISTER_EVENTFD, NULL, 0);
-		iou->deaf = io_uring_register((unsigned)iou->ring.io.ring_fd, IORING_REGISTER_EVENTFD, &iou->fd, 1) < 0;
+		io_uring_register((unsigned)io->ring_fd, IORING_UNREGISTER_EVENTFD, NULL, 0);
+		iou->deaf = io_uring_register((unsigned)io->ring_fd, IORING_REGISTER_EVENTFD, &iou->fd, 1) < 0;
 		iou->stale = iou->deaf;
+		news = true;
 	}
+	clock_set(iou);
 	/* Where no flag tells of what is left in the kernel, the program polls once more, until nothing comes. */
-	unsure = iou->ring.must_get && (rang || iou->n_rested != iou->n_reaped);
-	iou->n_rested = iou->n_reaped;
-	if (due_ns != iou->clock_due_ns) {
-		struct itimerspec at = {0};
-
-		if (due_ns != NEVER)
-			at.it_value = (struct timespec){(time_t)(due_ns / NS_PER_SEC), (long)(due_ns % NS_PER_SEC)};
-		timerfd_settime(iou->clock.fd, TFD_TIMER_ABSTIME, &at, NULL);
-		iou->clock_due_ns = due_ns;
-	}
-	iou->rang = iou->deaf || unsure || may_fill(iou) || iou->ring.io.sq.sqe_tail != sq_head(iou) || !list_empty(&iou->idle) ||
-		    is_ready(iou) || sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW) || !doze(iou, RESTING);
+	iou->rang = iou->deaf || (news && iou->ring.must_get) || may_fill(iou) || io->sq.sqe_tail != sq_head(iou) ||
+		    !list_empty(&iou->idle) || is_ready(iou) ||
+		    sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW) || !doze(iou, RESTING);
 	if (iou->rang) {
 		atomic_store(&iou->sleeping, AWAKE);
 		eventfd_write(iou->fd, 1);

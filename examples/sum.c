@@ -188,8 +188,8 @@ static void fail(struct lane *lane, int error)
 	lane->error = error;
 }
 
-/* The bytes lie in the cache of the CPU that read them. Fetched a piece ahead they come while the piece before is hashed;
- * else hashing waits for each line. */
+/* The bytes lie in the cache of the CPU that read them. Fetched a piece ahead they come while the piece before is
+ * hashed; else hashing waits for each line. */
 static bool hash_bytes(EVP_MD_CTX *digest, const unsigned char *bytes, size_t size)
 {
 	for (size_t at = 0; at < size; at += PIECE) {
