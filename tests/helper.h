@@ -65,10 +65,13 @@ void ck_skip(const char *func, const char *why);
 
 iou_t *new_iou(unsigned entries);
 iou_t *new_iou_with(const iou_config_t *config);
+/* With these setup_flags; or NULL where this kernel refuses them, which is asked itself and said by name. */
+#define NEW_IOU_OF(entries, setup_flags) ck_new_iou_of(__func__, entries, setup_flags)
+iou_t *ck_new_iou_of(const char *func, unsigned entries, unsigned setup_flags);
 iou_op_t *new_op(iou_t *iou);
 
-/* Check that nothing is pending and that the kernel holds no op besides the library's own wake-up,
- * then free it. By the thread that owns it. */
+/* Check that nothing is pending and that the kernel holds no op besides the library's own (the wake-up, and
+ * the clock behind iou_fd() where that was called), then free it. By the thread that owns it. */
 void done(iou_t *iou);
 
 /* Ops that the kernel has poll-armed for this iou's ring, the library's own wake-up included, or -1
@@ -103,8 +106,19 @@ uint64_t n_pending(const iou_t *iou);
 	} while (0)
 void nap(void); /* a millisecond */
 
-/* True once the thread (gettid) sleeps in a system call. */
+/* True once the thread (gettid) sleeps, in whatever: a lock of the C library's will do. */
 bool thread_sleeps(pid_t tid);
+/* True once it sleeps in the kernel's wait for completions, or in the one of a surrounding loop. */
+bool loop_sleeps(pid_t tid);
+/* Workers of the kernel's that sleep inside an op; -1 where /proc does not tell. */
+int n_io_wq_blocked(void);
+
+/* The eventfd that wakes the only iou of this test; the test has opened no other before it. */
+int wake_eventfd(void);
+/* Its counter, or -1 where /proc does not tell. */
+int64_t eventfd_count(int fd);
+/* As full as it gets: the next write fails with EAGAIN. */
+void fill_eventfd(int fd);
 
 /* ---- Recording what callbacks saw ------------------------------------------------------------ */
 
@@ -208,7 +222,7 @@ void join_thread(pthread_t thread);
 /* Run func(data) on a thread of its own and wait for its end. */
 void in_thread(void (*func)(void *data), void *data);
 
-/* Run func(data) in a forked child. Returns its wait status; what it wrote to stderr is in said[size]. */
+/* Run func(data) in a forked child. Returns its wait status; what it wrote to stdout and stderr is in said[size]. */
 int in_child(void (*func)(void *data), void *data, char *said, size_t size);
 /* The same, where the child must end well; shows what it said if not. */
 void in_good_child(void (*func)(void *data), void *data);

@@ -5,7 +5,8 @@
 #include "helper.h"
 
 #include <errno.h>
-#include <sys/syscall.h>
+#include <sched.h>
+#include <sys/resource.h>
 #include <time.h>
 
 /* ---- Rounds ---------------------------------------------------------------------------------- */
@@ -181,12 +182,10 @@ START_TEST(no_source_starves_another)
 	};
 
 	for (unsigned i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
-		iou_t *iou = iou_new_with(&(iou_config_t){.entries = 8, .setup_flags = flags[i]});
+		iou_t *iou = NEW_IOU_OF(8, flags[i]);
 
 		if (iou)
 			check_fairness(iou, (kind_t)_i);
-		else
-			ck_assert_int_eq(errno, EINVAL); /* an older kernel */
 	}
 }
 END_TEST
@@ -432,7 +431,7 @@ START_TEST(poll_waits_at_most_its_time)
 
 	new_socketpair(fds);
 	call_read(iou, &call, 0, fds[0]);
-	for (int i = 0; i < 10; i++) {
+	for (int i = 0; i < 100 && best_ns >= 20 * MSEC; i++) {
 		began_ns = now_ns();
 		ck_assert_int_eq(iou_poll(iou, (int64_t)(10 * MSEC)), 0);
 		ck_assert_uint_ge(now_ns() - began_ns, 10 * MSEC);
@@ -441,7 +440,7 @@ START_TEST(poll_waits_at_most_its_time)
 	}
 	ck_assert_uint_lt(best_ns, 20 * MSEC);
 	best_ns = UINT64_MAX;
-	for (int i = 0; i < 10; i++) {
+	for (int i = 0; i < 100 && best_ns >= MSEC; i++) {
 		began_ns = now_ns();
 		ck_assert_int_eq(iou_poll(iou, 0), 0);
 		if (now_ns() - began_ns < best_ns)
@@ -499,10 +498,8 @@ START_TEST(quit_before_run)
 	call_t call = {0};
 
 	post(iou, on_call, &call);
-	errno = 4711;
 	ck_assert_int_eq(iou_quit(iou), 0);
 	ck_assert_int_eq(iou_quit(iou), 0);
-	ck_assert_int_eq(errno, 4711);
 	run(iou);
 	ck_assert_int_eq(call.n, 0);
 	run(iou); /* two quits were one */
@@ -571,10 +568,8 @@ static pid_t loop_tid;
 
 static void *quit_the_sleeper(void *iou)
 {
-	WAIT_UNTIL(thread_sleeps(loop_tid));
-	errno = 4711;
+	WAIT_UNTIL(loop_sleeps(loop_tid));
 	iou_quit(iou);
-	EXPECT(errno == 4711);
 	return NULL;
 }
 
@@ -590,6 +585,42 @@ START_TEST(quit_from_a_thread)
 		run(iou);
 		join_thread(thread);
 	}
+	iou_unhold(iou);
+	done(iou);
+}
+END_TEST
+
+static int wake_fd;
+
+/* The system call that it takes fails; then it is made up for. */
+static void *quit_the_sleeper_in_vain(void *iou)
+{
+	uint64_t value;
+
+	WAIT_UNTIL(loop_sleeps(loop_tid));
+	errno = 4711;
+	EXPECT(iou_quit(iou) == 0);
+	EXPECT(errno == 4711);
+	EXPECT(read(wake_fd, &value, sizeof(value)) == sizeof(value) && value == UINT64_MAX - 1);
+	value = 1;
+	EXPECT(write(wake_fd, &value, sizeof(value)) == sizeof(value));
+	return NULL;
+}
+
+START_TEST(quit_keeps_errno)
+{
+	iou_t *iou = new_iou(4);
+	pthread_t thread;
+
+	wake_fd = wake_eventfd();
+	loop_tid = gettid();
+	iou_hold(iou);
+	ck_assert_int_eq(iou_poll(iou, (int64_t)MSEC), 0); /* the ring watches it from now on */
+	fill_eventfd(wake_fd);
+	ck_assert_int_eq(iou_poll(iou, (int64_t)MSEC), 0);
+	thread = start_thread(quit_the_sleeper_in_vain, iou);
+	run(iou);
+	join_thread(thread);
 	iou_unhold(iou);
 	done(iou);
 }
@@ -627,10 +658,11 @@ static int sleep_job(void *data)
 	return 0;
 }
 
-/* The full test waits 10 s for less than 20 ms of CPU time; the short one a tenth of it. */
+/* The full test waits 10 s for less than 20 ms of CPU time; the short one a tenth of it, by the best of some tries:
+ * the machine may be slow, and what interrupts it is counted too. */
 START_TEST(waiting_costs_no_cpu_time)
 {
-	uint64_t length_ns = is_full() ? 10 * SECOND : SECOND, cpu_ns;
+	uint64_t length_ns = is_full() ? 10 * SECOND : SECOND, cpu_ns = UINT64_MAX, enters;
 	uint64_t limit_ns = is_slow() ? 100 * MSEC : is_full() ? 20 * MSEC : 4 * MSEC;
 	iou_t *iou = new_iou(4);
 	call_t call, job;
@@ -639,13 +671,17 @@ START_TEST(waiting_costs_no_cpu_time)
 	new_socketpair(fds);
 	call_read(iou, &call, 0, fds[0]);
 	flush(iou);
-	call_op(iou, &job, 1);
-	cpu_ns = process_cpu_ns();
-	start_job(iou, job.op, sleep_job, &length_ns, on_call, &job);
-	POLL_UNTIL(iou, job.n);
-	cpu_ns = process_cpu_ns() - cpu_ns;
+	for (int i = 0; i < (is_full() ? 2 : 10) && cpu_ns >= limit_ns; i++) {
+		call_op(iou, &job, 1);
+		enters = get_stats(iou).enters;
+		cpu_ns = process_cpu_ns();
+		start_job(iou, job.op, sleep_job, &length_ns, on_call, &job);
+		while (!job.n)
+			ck_assert_int_ge(iou_poll(iou, -1), 0);
+		cpu_ns = process_cpu_ns() - cpu_ns;
+		ck_assert_uint_le(get_stats(iou).enters - enters, 10);
+	}
 	ck_assert_msg(cpu_ns < limit_ns, "%d us", (int)(cpu_ns / 1000));
-	ck_assert_uint_le(get_stats(iou).enters, 20 + length_ns / SECOND);
 	ck_assert_int_eq(iou_op_cancel(iou, call.op), 0);
 	run(iou);
 	close_pair(fds);
@@ -653,31 +689,37 @@ START_TEST(waiting_costs_no_cpu_time)
 }
 END_TEST
 
-/* A round that finds nothing ready enters the kernel once at most, submitting included. */
+/* A round that finds nothing ready enters the kernel once at most, submitting included. One that waits does it once;
+ * a poll takes another round where the kernel's wait ended a moment too soon. */
 START_TEST(one_system_call_in_an_idle_round)
 {
+	enum { N = 20 };
 	iou_t *iou = new_iou(4);
-	uint64_t enters;
-	call_t calls[8];
+	uint64_t enters, n_enters = 0, least = UINT64_MAX;
+	call_t calls[N + 1];
 	int fds[2];
 
 	new_socketpair(fds);
 	call_read(iou, &calls[0], 0, fds[0]);
 	ck_assert_int_eq(iou_poll(iou, (int64_t)MSEC), 0); /* what is only done once */
-	for (int i = 1; i < 8; i++) {
+	for (int i = 1; i <= N; i++) {
 		enters = get_stats(iou).enters;
 		if (i % 2)
 			call_read(iou, &calls[i], 0, fds[0]);
 		else
 			call_op(iou, &calls[i], 0);
 		if (i % 2 == 0)
-			iou_op_timer(iou, calls[i].op, 100 * SECOND, 0, on_call, &calls[i]);
+			iou_op_timer(iou, calls[i].op, 1000 * SECOND, 0, on_call, &calls[i]);
 		ck_assert_int_eq(iou_poll(iou, (int64_t)MSEC), 0);
-		ck_assert_uint_eq(get_stats(iou).enters - enters, 1);
+		enters = get_stats(iou).enters - enters;
+		n_enters += enters;
+		least = enters < least ? enters : least;
 		enters = get_stats(iou).enters;
 		ck_assert_int_eq(iou_poll(iou, 0), 0);
 		ck_assert_uint_le(get_stats(iou).enters - enters, 1);
 	}
+	ck_assert_uint_eq(least, 1);
+	ck_assert_uint_lt(n_enters, 2 * N);
 	ck_assert_int_eq(iou_cancel_all(iou), 0);
 	run(iou);
 	close_pair(fds);
@@ -708,7 +750,7 @@ static int wait_and_wake(void *data)
 {
 	wake_t *wake = data;
 
-	WAIT_UNTIL(thread_sleeps(loop_tid));
+	WAIT_UNTIL(loop_sleeps(loop_tid));
 	__atomic_store_n(&wake->ready_ns, now_ns(), __ATOMIC_RELEASE);
 	if (wake->kind == CQE)
 		EXPECT(write(wake->fd, "x", 1) == 1);
@@ -753,7 +795,7 @@ static uint64_t time_wake(wake_t *wake, int in)
 	return wake->late_ns;
 }
 
-/* _i: the kind. It must arrive at once while a read that never completes and a timer of 10 s are pending. */
+/* _i: the kind. It must arrive at once while a read that never completes and a far timer are pending. */
 START_TEST(all_that_becomes_ready_wakes)
 {
 	wake_t wake = {.iou = new_iou(4), .kind = (kind_t)_i};
@@ -768,11 +810,11 @@ START_TEST(all_that_becomes_ready_wakes)
 	wake.bh = new_bh(wake.iou, on_woken, &wake);
 	call_read(wake.iou, &never, 0, never_fds[0]);
 	call_op(wake.iou, &timer, 0);
-	iou_op_timer(wake.iou, timer.op, 10 * SECOND, 0, on_call, &timer);
-	for (int i = 0; i < 20; i++) {
+	iou_op_timer(wake.iou, timer.op, 1000 * SECOND, 0, on_call, &timer);
+	for (int i = 0; i < 100 && (i < 20 || best_ns >= 20 * MSEC); i++) {
 		late_ns = time_wake(&wake, fds[0]);
 		best_ns = late_ns < best_ns ? late_ns : best_ns;
-		ck_assert_uint_lt(late_ns, 3 * SECOND);
+		ck_assert_uint_lt(late_ns, 20 * SECOND);
 	}
 	ck_assert_msg(best_ns < 20 * MSEC, "%d us", (int)(best_ns / 1000));
 	ck_assert_int_eq(iou_cancel_all(wake.iou), 0);
@@ -780,6 +822,57 @@ START_TEST(all_that_becomes_ready_wakes)
 	close_pair(fds);
 	close_pair(never_fds);
 	done(wake.iou);
+}
+END_TEST
+
+static void *write_to_the_sleeper(void *data)
+{
+	WAIT_UNTIL(loop_sleeps(loop_tid));
+	EXPECT(write(*(int *)data, "x", 1) == 1);
+	return NULL;
+}
+
+static void wake_in_every_way(void *data)
+{
+	post(the_iou, on_nothing, NULL);
+	iou_bh_schedule(data);
+	iou_hold(the_iou);
+	iou_unhold(the_iou);
+}
+
+static int on_wake_in_every_way(void *data)
+{
+	wake_in_every_way(data);
+	in_thread(wake_in_every_way, data);
+	return 0;
+}
+
+/* A completion ended the loop's sleep: it is awake then, and who posts in the callback has nobody to wake. */
+START_TEST(nobody_wakes_a_loop_that_a_completion_woke)
+{
+	iou_bh_t *bh;
+	pthread_t thread;
+	iou_op_t *op;
+	char byte;
+	int fds[2];
+
+	the_iou = new_iou(4);
+	bh = new_bh(the_iou, on_nothing, NULL);
+	loop_tid = gettid();
+	new_pipe(fds);
+	for (int i = 0; i < 10; i++) {
+		op = new_op(the_iou);
+		io_uring_prep_read(op->sqe, fds[0], &byte, 1, 0);
+		iou_op_queue(the_iou, op, on_wake_in_every_way, bh);
+		thread = start_thread(write_to_the_sleeper, &fds[1]);
+		ck_assert_int_eq(iou_poll(the_iou, -1), 1);
+		join_thread(thread);
+		ck_assert_uint_eq(get_stats(the_iou).wakeups, 0);
+		run(the_iou);
+	}
+	ck_assert_uint_eq(get_stats(the_iou).wakeups, 0);
+	close_pair(fds);
+	done(the_iou);
 }
 END_TEST
 
@@ -915,43 +1008,39 @@ static int procs_blocked(void)
 	return n;
 }
 
-/* Is it in io_uring_enter()? */
-static bool loop_waits(void)
-{
-	char path[64];
-	FILE *file;
-	int nr = -1;
-
-	snprintf(path, sizeof(path), "/proc/self/task/%d/syscall", (int)loop_tid);
-	file = fopen(path, "re");
-	if (!file)
-		return false;
-	if (fscanf(file, "%d", &nr) != 1)
-		nr = -1;
-	fclose(file);
-	return nr == SYS_io_uring_enter && thread_sleeps(loop_tid);
-}
-
 /* Looks, while the loop sleeps, how many threads of the machine wait for I/O: the least seen, since others may. */
 static void *watch_blocked(void *data)
 {
 	int *least = data, now;
 
-	for (int i = 0; i < 5000 && *least > 0; i++) {
+	for (int i = 0; i < 3000 && *least > 0; i++) {
 		nap();
-		if (!loop_waits())
+		if (!loop_sleeps(loop_tid))
 			continue;
 		now = procs_blocked();
-		if (loop_waits() && now < *least)
+		if (loop_sleeps(loop_tid) && now < *least)
 			*least = now;
 	}
 	iou_quit(the_iou);
 	return NULL;
 }
 
+/* The least while no loop of ours sleeps. */
+static int blocked_by_others(void)
+{
+	int least = 1 << 30, now;
+
+	for (int i = 0; i < 3000 && least > 0; i++) {
+		nap();
+		now = procs_blocked();
+		least = now < least ? now : least;
+	}
+	return least;
+}
+
 START_TEST(sleeping_is_not_io_wait)
 {
-	int least = 1 << 30, fds[2];
+	int least = 1 << 30, fds[2], others;
 	pthread_t thread;
 	call_t never;
 
@@ -960,6 +1049,11 @@ START_TEST(sleeping_is_not_io_wait)
 		iou_free(the_iou);
 		SKIP("needs IORING_FEAT_NO_IOWAIT (6.15)");
 	}
+	others = blocked_by_others();
+	if (others > 0) {
+		iou_free(the_iou);
+		SKIP("needs a moment in which nothing else on this machine waits for I/O");
+	}
 	loop_tid = gettid();
 	new_socketpair(fds);
 	call_read(the_iou, &never, 0, fds[0]);
@@ -967,15 +1061,73 @@ START_TEST(sleeping_is_not_io_wait)
 	run(the_iou);
 	join_thread(thread);
 	ck_assert_int_ne(least, 1 << 30); /* it was seen asleep */
-	ck_assert_int_eq(least, 0);
+	if (least > 0)
+		others = blocked_by_others();
 	ck_assert_int_eq(iou_op_cancel(the_iou, never.op), 0);
 	run(the_iou);
 	close_pair(fds);
 	done(the_iou);
+	if (least > 0 && others > 0)
+		SKIP("needs a moment in which nothing else on this machine waits for I/O");
+	ck_assert_int_eq(least, 0);
 }
 END_TEST
 
 /* ---- Busy polling ---------------------------------------------------------------------------- */
+
+/* A poll that a timeout of the kernel's ends after 100 us; no other thread needs a CPU for that. Returns how often this
+ * thread slept meanwhile. */
+static long wait_a_little(iou_t *iou)
+{
+	struct __kernel_timespec time = kernel_time(100 * USEC);
+	struct rusage before, after;
+	call_t call;
+
+	io_uring_prep_timeout(call_op(iou, &call, 0), &time, 0, 0);
+	call_queue(iou, &call);
+	getrusage(RUSAGE_THREAD, &before);
+	n_order = 0;
+	ck_assert_int_eq(iou_poll(iou, -1), 1);
+	getrusage(RUSAGE_THREAD, &after);
+	ck_assert_int_eq(call.result, -ETIME);
+	return after.ru_nvcsw - before.ru_nvcsw;
+}
+
+/* Looking for the completion until it is there, the loop sleeps not once. */
+START_TEST(spinning_saves_sleep)
+{
+	iou_t *iou = new_iou_with(&(iou_config_t){.entries = 4, .spin_ns = 20 * MSEC});
+	uint64_t until_ns = now_ns() + 20 * SECOND;
+	int n_awake = 0;
+
+	while (n_awake < 10 && now_ns() < until_ns)
+		n_awake = wait_a_little(iou) ? 0 : n_awake + 1;
+	ck_assert_int_eq(n_awake, 10); /* in a row: once, it may come by itself */
+	done(iou);
+}
+END_TEST
+
+/* Unless it is told to, it does not look but sleeps each time, but for the rare one that is over before. */
+START_TEST(there_is_no_spinning_by_default)
+{
+	iou_t *iou = new_iou(4);
+	uint64_t until_ns = now_ns() + 20 * SECOND;
+	int n_asleep = 0;
+
+	while (n_asleep < 10 && now_ns() < until_ns)
+		n_asleep = wait_a_little(iou) ? n_asleep + 1 : 0;
+	ck_assert_int_eq(n_asleep, 10);
+	done(iou);
+}
+END_TEST
+
+static int n_cpus(void)
+{
+	cpu_set_t cpus;
+
+	ck_assert_int_eq(sched_getaffinity(0, sizeof(cpus), &cpus), 0);
+	return CPU_COUNT(&cpus);
+}
 
 static int spin_job(void *data)
 {
@@ -991,12 +1143,17 @@ static int spin_job(void *data)
 START_TEST(spinning_saves_wakeups)
 {
 	iou_t *iou = new_iou_with(&(iou_config_t){.entries = 4, .workers = 1, .spin_ns = 20 * MSEC});
-	uint64_t length_ns = 200 * USEC, wakeups;
+	uint64_t length_ns = 200 * USEC, until_ns = now_ns() + 20 * SECOND, wakeups;
 	int n_saved = 0;
 	call_t call;
 
-	for (int i = 0; i < 3000 && n_saved < 5; i++) {
+	if (n_cpus() < 2) {
+		done(iou);
+		SKIP("needs a CPU for the worker beside the one for the loop");
+	}
+	while (n_saved < 5 && now_ns() < until_ns) {
 		call_op(iou, &call, 0);
+		n_order = 0;
 		wakeups = get_stats(iou).wakeups;
 		start_job(iou, call.op, spin_job, &length_ns, on_call, &call);
 		ck_assert_int_eq(iou_poll(iou, -1), 1);
@@ -1007,59 +1164,36 @@ START_TEST(spinning_saves_wakeups)
 }
 END_TEST
 
-static void *write_after_a_while(void *data)
-{
-	uint64_t until_ns = now_ns() + 200 * USEC;
-
-	while (now_ns() < until_ns)
-		;
-	EXPECT(write(*(int *)data, "x", 1) == 1);
-	return NULL;
-}
-
-/* CPU time of a poll of 10 ms that nothing comes to: how long it looked. */
+/* CPU time of a poll of 40 ms that nothing comes to: how long it looked, or the part of it that the CPU was ours. */
 static uint64_t time_looking(iou_t *iou)
 {
 	uint64_t cpu_ns = thread_cpu_ns();
 
-	ck_assert_int_eq(iou_poll(iou, (int64_t)(10 * MSEC)), 0);
+	ck_assert_int_eq(iou_poll(iou, (int64_t)(40 * MSEC)), 0);
 	return thread_cpu_ns() - cpu_ns;
 }
 
-/* The same for a completion: each that came while it looked makes it look longer, what does not come ever shorter. */
+/* Each completion that came while it looked makes it look longer, what does not come ever shorter. */
 START_TEST(spinning_adapts)
 {
 	iou_t *iou = new_iou_with(&(iou_config_t){.entries = 4, .spin_ns = 64 * MSEC});
-	uint64_t most_ns = 0, least_ns = UINT64_MAX;
-	pthread_t thread;
-	call_t call;
-	int fds[2];
+	uint64_t most_ns = 0, least_ns = UINT64_MAX, until_ns = now_ns() + 10 * SECOND;
 
-	new_socketpair(fds);
-	for (int i = 0; i < 20 && most_ns < 4 * MSEC; i++) {
-		for (int j = 0; j < 10; j++) {
-			call_read(iou, &call, 0, fds[0]);
-			thread = start_thread(write_after_a_while, &fds[1]);
-			ck_assert_int_eq(iou_poll(iou, -1), 1);
-			ck_assert_int_eq(call.result, 1);
-			join_thread(thread);
-		}
-		call_read(iou, &call, 0, fds[0]);
+	iou_hold(iou);
+	while (most_ns < 4 * MSEC && now_ns() < until_ns) {
+		for (int i = 0; i < 10; i++)
+			wait_a_little(iou);
 		most_ns = time_looking(iou);
-		ck_assert_int_eq(write(fds[1], "x", 1), 1);
-		ck_assert_int_eq(iou_poll(iou, -1), 1);
 	}
 	ck_assert_msg(most_ns >= 4 * MSEC, "%d us", (int)(most_ns / 1000));
-	call_read(iou, &call, 0, fds[0]);
-	for (int i = 0; i < 40 && least_ns > 2 * MSEC; i++) {
+	until_ns = now_ns() + 10 * SECOND;
+	while (least_ns > 2 * MSEC && now_ns() < until_ns) {
 		uint64_t cpu_ns = time_looking(iou);
 
 		least_ns = cpu_ns < least_ns ? cpu_ns : least_ns;
 	}
 	ck_assert_msg(least_ns <= 2 * MSEC, "%d us", (int)(least_ns / 1000));
-	ck_assert_int_eq(iou_op_cancel(iou, call.op), 0);
-	run(iou);
-	close_pair(fds);
+	iou_unhold(iou);
 	done(iou);
 }
 END_TEST
@@ -1080,14 +1214,14 @@ static void *nap_and_post(void *call)
 
 static void check_soon(uint64_t *began_ns)
 {
-	ck_assert_uint_lt(now_ns() - *began_ns, 5 * SECOND);
+	ck_assert_uint_lt(now_ns() - *began_ns, 15 * SECOND);
 	*began_ns = now_ns();
 }
 
-/* However long it would look (here, 10 s at least), it ends for all that a sleep ends for. */
+/* However long it would look (here, 20 s at least), it ends for all that a sleep ends for. */
 START_TEST(spinning_ends_for_everything)
 {
-	iou_t *iou = new_iou_with(&(iou_config_t){.entries = 4, .spin_ns = 640 * SECOND});
+	iou_t *iou = new_iou_with(&(iou_config_t){.entries = 4, .spin_ns = 1280 * SECOND});
 	uint64_t began_ns = now_ns();
 	call_t call = {0}, never, timer;
 	pthread_t thread;
@@ -1186,13 +1320,14 @@ Suite *loop_suite(void)
 	TEST_CASE(suite, "poll", poll_with_nothing_pending_returns_at_once, poll_waits_at_most_its_time,
 		  poll_waits_for_a_callback, poll_counts_callbacks);
 	TEST_CASE(suite, "quit", quit_before_run, quit_in_a_callback, poll_neither_sees_nor_spends_quit,
-		  quit_from_a_thread, quit_from_a_signal_handler);
+		  quit_from_a_thread, quit_keeps_errno, quit_from_a_signal_handler);
 	sleeping = TEST_CASE(suite, "sleeping", waiting_costs_no_cpu_time, one_system_call_in_an_idle_round,
-			     signals_interrupt_without_harm, more_idle_reads_than_the_cq_has_entries,
+			     nobody_wakes_a_loop_that_a_completion_woke, signals_interrupt_without_harm, more_idle_reads_than_the_cq_has_entries,
 			     sleeping_is_not_io_wait);
 	for (int kind = 0; kind < N_KINDS; kind++)
 		if (kind != ENDED)
 			tcase_add_loop_test(sleeping, all_that_becomes_ready_wakes, kind, kind + 1);
-	TEST_CASE(suite, "spinning", spinning_saves_wakeups, spinning_adapts, spinning_ends_for_everything);
+	TEST_CASE(suite, "spinning", spinning_saves_sleep, there_is_no_spinning_by_default, spinning_saves_wakeups,
+		  spinning_adapts, spinning_ends_for_everything);
 	return suite;
 }
