@@ -106,18 +106,29 @@ START_TEST(first_scheduled_first_run)
 }
 END_TEST
 
+/* Also where the system call that wakes the loop fails: here, of one that is waited for from outside. */
 START_TEST(schedule_keeps_errno)
 {
 	iou_t *iou = new_iou(4);
+	int fd = iou_fd(iou);
 	half_t half;
 
+	ck_assert_int_ge(fd, 0);
 	new_half(iou, &half, 0, on_half);
-	errno = 4711;
-	iou_bh_schedule(half.bh);
-	iou_bh_schedule_idle(half.bh);
-	ck_assert_int_eq(errno, 4711);
-	run(iou);
-	ck_assert_int_eq(half.n, 1);
+	for (int idle = 0; idle < 2; idle++) {
+		for (int i = 0; i < 3; i++)
+			ck_assert_int_eq(iou_poll(iou, 0), 0); /* it rests */
+		fill_eventfd(fd);
+		errno = 4711;
+		if (idle)
+			iou_bh_schedule_idle(half.bh);
+		else
+			iou_bh_schedule(half.bh);
+		ck_assert_int_eq(errno, 4711);
+		ck_assert_uint_eq(get_stats(iou).wakeups, (unsigned)idle + 1); /* it was tried */
+		run(iou);
+		ck_assert_int_eq(half.n, idle + 1);
+	}
 	done(iou);
 }
 END_TEST
@@ -667,11 +678,9 @@ static pid_t loop_tid;
 
 static void *schedule_idle_for_the_sleeper(void *data)
 {
-	WAIT_UNTIL(thread_sleeps(loop_tid));
-	errno = 4711;
+	WAIT_UNTIL(loop_sleeps(loop_tid));
 	iou_bh_schedule_idle(data);
 	iou_bh_schedule(data);
-	EXPECT(errno == 4711);
 	return NULL;
 }
 
@@ -713,6 +722,44 @@ START_TEST(an_idle_one_scheduled_first_runs_first)
 }
 END_TEST
 
+static int wake_fd;
+
+/* The write that is to wake it fails; then it is made up for. */
+static void *schedule_in_vain(void *data)
+{
+	uint64_t value;
+
+	WAIT_UNTIL(loop_sleeps(loop_tid));
+	errno = 4711;
+	iou_bh_schedule(data);
+	EXPECT(errno == 4711);
+	EXPECT(read(wake_fd, &value, sizeof(value)) == sizeof(value) && value == UINT64_MAX - 1);
+	value = 1;
+	EXPECT(write(wake_fd, &value, sizeof(value)) == sizeof(value));
+	return NULL;
+}
+
+START_TEST(schedule_from_a_thread_keeps_errno)
+{
+	iou_t *iou = new_iou(4);
+	pthread_t thread;
+	half_t half;
+
+	wake_fd = wake_eventfd();
+	loop_tid = gettid();
+	new_half(iou, &half, 0, on_half);
+	iou_hold(iou);
+	ck_assert_int_eq(iou_poll(iou, (int64_t)MSEC), 0); /* the ring watches it from now on */
+	fill_eventfd(wake_fd);
+	ck_assert_int_eq(iou_poll(iou, (int64_t)MSEC), 0);
+	thread = start_thread(schedule_in_vain, half.bh);
+	POLL_UNTIL(iou, half.n);
+	join_thread(thread);
+	iou_unhold(iou);
+	done(iou);
+}
+END_TEST
+
 Suite *bh_suite(void)
 {
 	Suite *suite = suite_create("bh");
@@ -724,6 +771,7 @@ Suite *bh_suite(void)
 	TEST_CASE(suite, "idle", an_idle_one_runs_when_nothing_else_does, an_idle_one_scheduled_first_runs_first, schedule_overrides_idle,
 		  idle_ones_starve_nobody);
 	TEST_CASE(suite, "threads", a_signal_handler_schedules, a_handler_interrupts_anything, threads_schedule,
-		  threads_schedule_the_same_one, threads_make_and_delete, idle_from_a_thread_wakes);
+		  threads_schedule_the_same_one, threads_make_and_delete, idle_from_a_thread_wakes,
+		  schedule_from_a_thread_keeps_errno);
 	return suite;
 }

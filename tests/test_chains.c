@@ -468,7 +468,7 @@ static pid_t loop_tid;
 
 static void *post_when_it_sleeps(void *data)
 {
-	WAIT_UNTIL(thread_sleeps(loop_tid));
+	WAIT_UNTIL(loop_sleeps(loop_tid));
 	post(the_iou, on_call, data);
 	return NULL;
 }

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -276,6 +277,57 @@ START_TEST(a_child_of_an_unused_iou)
 }
 END_TEST
 
+/* A parent's iou that is at rest: its descriptor quiet, a read in flight. */
+static void child_quits(void *data) { iou_quit(((busy_t *)data)->iou); }
+static void child_holds(void *data) { iou_hold(((busy_t *)data)->iou); iou_unhold(((busy_t *)data)->iou); }
+static void child_unholds(void *data) { iou_unhold(((busy_t *)data)->iou); }
+static void child_schedules(void *data) { iou_bh_schedule(((busy_t *)data)->bh); }
+static void child_schedules_idle(void *data) { iou_bh_schedule_idle(((busy_t *)data)->bh); }
+static void child_cancels_bh(void *data) { iou_bh_cancel(((busy_t *)data)->bh); }
+static void child_only_deletes_bh(void *data) { iou_bh_delete(((busy_t *)data)->bh); }
+static void child_posts(void *data) { EXPECT(iou_post(((busy_t *)data)->iou, on_nothing, NULL) == -EEXIST); }
+
+static void (*const any_thread[])(void *) = {child_quits, child_holds, child_unholds, child_schedules,
+					     child_schedules_idle, child_cancels_bh, child_only_deletes_bh, child_posts,
+					     child_calls_all, child_calls_all_and_frees};
+#define N_ANY_THREAD ((int)(sizeof(any_thread) / sizeof(any_thread[0])))
+
+static bool is_readable(int fd)
+{
+	return poll(&(struct pollfd){.fd = fd, .events = POLLIN}, 1, 0) == 1;
+}
+
+/* What any thread may call does nothing in the child: the descriptors of both are one, and the parent's shows
+ * nothing of it. _i: what the child does */
+START_TEST(a_child_wakes_nobody)
+{
+	busy_t busy = {.iou = new_iou(4)};
+	int fd = iou_fd(busy.iou), wake_fd = wake_eventfd();
+	int64_t count;
+
+	ck_assert_int_ge(fd, 0);
+	new_socketpair(busy.fds);
+	call_read(busy.iou, &busy.read, 0, busy.fds[0]);
+	busy.bh = new_bh(busy.iou, on_call, &busy.half);
+	busy.free_op = new_op(busy.iou);
+	for (int i = 0; i < 20 && is_readable(fd); i++)
+		ck_assert_int_eq(iou_poll(busy.iou, 0), 0);
+	ck_assert(!is_readable(fd));
+	count = eventfd_count(wake_fd);
+	in_good_child(any_thread[_i], &busy);
+	ck_assert(!is_readable(fd));
+	ck_assert_int_eq(eventfd_count(wake_fd), count);
+	ck_assert_int_eq(iou_poll(busy.iou, 0), 0);
+	iou_op_free(busy.iou, busy.free_op);
+	ck_assert_int_eq(write(busy.fds[1], "x", 1), 1);
+	run(busy.iou);
+	ck_assert_int_eq(busy.read.result, 1);
+	ck_assert_int_eq(busy.half.n, 0);
+	close_pair(busy.fds);
+	done(busy.iou);
+}
+END_TEST
+
 static busy_t *the_busy;
 
 static int on_fork(void *data)
@@ -310,9 +362,14 @@ START_TEST(a_callback_forks)
 END_TEST
 
 /* While the loop of another thread sleeps: the child's frees and calls wake nobody and take nothing. */
+static pid_t loop_tid;
+static uint64_t n_enters;
+
 static void *run_loop(void *data)
 {
+	__atomic_store_n(&loop_tid, gettid(), __ATOMIC_RELEASE);
 	EXPECT(iou_run(((busy_t *)data)->iou) == 0);
+	n_enters = get_stats(((busy_t *)data)->iou).enters;
 	return NULL;
 }
 
@@ -321,6 +378,9 @@ START_TEST(a_fork_beside_a_sleeping_loop)
 	pthread_t thread;
 	call_t timer;
 	busy_t busy = {.iou = new_iou(4)};
+	int wake_fd = wake_eventfd();
+	int64_t count;
+	pid_t tid;
 
 	busy.free_op = new_op(busy.iou);
 	busy.read.op = busy.free_op;
@@ -329,13 +389,18 @@ START_TEST(a_fork_beside_a_sleeping_loop)
 	iou_op_timer(busy.iou, timer.op, 50 * MSEC, 0, on_call, &timer);
 	iou_hold(busy.iou);
 	thread = start_thread(run_loop, &busy);
-	for (int i = 0; i < 10; i++)
-		in_good_child(child_calls_all_and_frees, &busy);
+	WAIT_UNTIL((tid = __atomic_load_n(&loop_tid, __ATOMIC_ACQUIRE)));
+	WAIT_UNTIL(loop_sleeps(tid));
+	count = eventfd_count(wake_fd);
+	for (int i = 0; i < N_ANY_THREAD; i++)
+		in_good_child(any_thread[i], &busy);
+	ck_assert_int_eq(eventfd_count(wake_fd), count);
 	iou_bh_schedule(busy.bh);
 	iou_unhold(busy.iou);
 	join_thread(thread);
 	ck_assert_int_eq(timer.n, 1);
 	ck_assert_int_eq(busy.half.n, 1);
+	ck_assert_uint_le(n_enters, 6); /* asleep for the timer, the bottom half and the unhold, one or two each */
 	ck_assert_ptr_null(iou_free(busy.iou));
 }
 END_TEST
@@ -385,6 +450,7 @@ Suite *fork_suite(void)
 				 a_fork_beside_a_sleeping_loop, the_parent_frees_first);
 
 	tcase_add_loop_test(tcase, a_child_does_no_harm, 0, N_CHILDREN);
+	tcase_add_loop_test(tcase, a_child_wakes_nobody, 0, N_ANY_THREAD);
 	tcase_add_loop_test(tcase, a_callback_forks, 0, N_KINDS);
 	return suite;
 }

@@ -158,7 +158,7 @@ static call_t woken_call;
 
 static void *post_to_the_sleeper(void *data)
 {
-	WAIT_UNTIL(thread_sleeps(loop_tid));
+	WAIT_UNTIL(loop_sleeps(loop_tid));
 	post(the_iou, on_call, data);
 	post(the_iou, on_call, data);
 	iou_unhold(the_iou);

@@ -189,7 +189,7 @@ END_TEST
 
 static void *post_when_it_sleeps(void *data)
 {
-	WAIT_UNTIL(thread_sleeps(loop_tid));
+	WAIT_UNTIL(loop_sleeps(loop_tid));
 	post(the_iou, on_call, data);
 	return NULL;
 }

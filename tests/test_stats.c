@@ -91,7 +91,7 @@ static pid_t loop_tid;
 
 static void *post_to_the_sleeper(void *data)
 {
-	WAIT_UNTIL(thread_sleeps(loop_tid));
+	WAIT_UNTIL(loop_sleeps(loop_tid));
 	post(data, on_nothing, NULL);
 	return NULL;
 }
