@@ -148,14 +148,12 @@ START_TEST(setup_flags_are_used_as_given)
 	};
 
 	for (unsigned i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
-		iou_t *iou = iou_new_with(&(iou_config_t){.entries = 4, .setup_flags = table[i]});
+		iou_t *iou = NEW_IOU_OF(4, table[i]);
 		int fds[2], n = 0, n_all = 0;
 		call_t read;
 
-		if (!iou) {
-			ck_assert_int_eq(errno, EINVAL); /* an older kernel */
+		if (!iou)
 			continue;
-		}
 		ck_assert_uint_eq(iou_ring(iou)->flags & ALLOWED_FLAGS & ~IORING_SETUP_CLAMP,
 				  table[i] & ~IORING_SETUP_CLAMP);
 		for (int round = 0; round < 50; round++)
@@ -434,10 +432,11 @@ static void without_memory(void *data)
 }
 
 /* Some kernels count a ring's memory until a moment after it was closed: one after the other must do. On a busy
- * machine that moment may be long now and then. */
+ * machine that moment may be long now and then: how long, is not the library's to say. */
 static void ring_after_ring(void *data)
 {
-	int n = 0, n_made = 0, n_failed = 0;
+	uint64_t until_ns = now_ns() + 20 * SECOND;
+	int n = 0, n_made = 0;
 	iou_t *iou;
 
 	(void)data;
@@ -447,8 +446,8 @@ static void ring_after_ring(void *data)
 		iou = iou_new(32768);
 		if (!iou) {
 			EXPECT(errno == ENOMEM);
-			EXPECT(++n_failed < 6); /* without patience it is 7 or 8 */
-			nanosleep(&(struct timespec){.tv_nsec = 200 * 1000 * 1000}, NULL);
+			EXPECT(now_ns() < until_ns);
+			nap();
 			continue;
 		}
 		start(iou, CQE, on_round_trip, &n);
@@ -546,6 +545,8 @@ START_TEST(no_byte_is_written_after_free)
 	int n_rounds = is_slow() ? 5 : 100, fd;
 	uint64_t began_ns = now_ns();
 	const char *path = scratch_path("disk");
+	unsigned n_over = 0;
+	int n_busy = 0;
 
 	ck_assert_ptr_ne(mem, MAP_FAILED);
 	memset(mem, 1, size);
@@ -567,7 +568,12 @@ START_TEST(no_byte_is_written_after_free)
 			iou_op_queue(iou, op, never, NULL);
 		}
 		flush(iou);
+		if (round % 2) { /* how many are over? */
+			io_uring_get_events(iou_ring(iou));
+			n_over = io_uring_cq_ready(iou_ring(iou));
+		}
 		ck_assert_ptr_null(iou_free(iou));
+		n_busy += round % 2 && n_over < N_READS;
 		memset(mem, 0xa5, size);
 		nap();
 		ck_assert_msg(is_untouched(mem, size), "the kernel wrote after iou_free(), round %d", round);
@@ -578,6 +584,8 @@ START_TEST(no_byte_is_written_after_free)
 	ck_assert(is_untouched(mem, size));
 	close(fd);
 	munmap(mem, size);
+	if (!n_busy)
+		SKIP("needs a file system where TMPDIR is whose reads take some time");
 }
 END_TEST
 
@@ -657,6 +665,73 @@ START_TEST(descriptors_still_returned_are_closed)
 		close(clients[i]);
 	close(listener);
 	close_pair(fds);
+}
+END_TEST
+
+/* By their numbers: liburing may be older than the kernel. */
+#define OPCODE_FIXED_FD_INSTALL 54
+#define OPCODE_PIPE             62
+
+/* Prepares one of those that return descriptors in some other way than by IORING_OP_OPENAT and the like. */
+static void prep_returning(struct io_uring_sqe *sqe, int opcode, int pipe_fds[2])
+{
+	static struct open_how how = {.flags = O_RDONLY | O_CLOEXEC};
+
+	if (opcode == IORING_OP_OPENAT2) {
+		io_uring_prep_openat2(sqe, AT_FDCWD, "/dev/null", &how);
+	} else if (opcode == OPCODE_PIPE) {
+		io_uring_prep_rw(opcode, sqe, 0, pipe_fds, 0, 0);
+		sqe->rw_flags = O_CLOEXEC;
+	} else {
+		io_uring_prep_rw(opcode, sqe, 0, NULL, 0, 0); /* of the ring's table, close-on-exec */
+		sqe->flags = IOSQE_FIXED_FILE;
+	}
+}
+
+static int n_fds(void)
+{
+	int n = 0;
+
+	for (int fd = 0; fd < 1000; fd++)
+		n += fcntl(fd, F_GETFD) >= 0;
+	return n;
+}
+
+/* _i: which. They are there when iou_free() is called, as the count shows, and are not afterwards. */
+START_TEST(descriptors_of_other_kinds_are_closed)
+{
+	static const struct {
+		int opcode;
+		const char *why;
+		int n; /* descriptors of one op */
+	} table[] = {
+		{IORING_OP_OPENAT2, "needs IORING_OP_OPENAT2 (5.6)", 1},
+		{OPCODE_FIXED_FD_INSTALL, "needs IORING_OP_FIXED_FD_INSTALL (6.8)", 1},
+		{OPCODE_PIPE, "needs IORING_OP_PIPE (6.16)", 2},
+	};
+	int pipes[4][2], file = open("/dev/null", O_RDONLY | O_CLOEXEC), n_before = n_fds();
+	iou_t *iou = new_iou(8);
+	int n_own;
+
+	flush(iou);
+	if (!have_op(iou, table[_i].opcode) || io_uring_register_files(iou_ring(iou), &file, 1) != 0) {
+		iou_free(iou);
+		close(file);
+		SKIP(table[_i].why);
+	}
+	n_own = n_fds();
+	for (int i = 0; i < 4; i++) {
+		iou_op_t *op = new_op(iou);
+
+		prep_returning(op->sqe, table[_i].opcode, pipes[i]);
+		iou_op_queue(iou, op, never, NULL);
+	}
+	flush(iou);
+	WAIT_UNTIL((io_uring_get_events(iou_ring(iou)), io_uring_cq_ready(iou_ring(iou)) >= 4));
+	ck_assert_int_eq(n_fds(), n_own + 4 * table[_i].n);
+	ck_assert_ptr_null(iou_free(iou));
+	ck_assert_int_eq(n_fds(), n_before);
+	close(file);
 }
 END_TEST
 
@@ -1044,16 +1119,18 @@ END_TEST
 Suite *life_suite(void)
 {
 	Suite *suite = suite_create("life");
+	TCase *tcase;
 
 	TEST_CASE(suite, "config", entries_are_rounded_up, too_many_entries_are_clamped, a_bad_config_is_refused,
 		  unknown_setup_flags_are_refused, setup_flags_are_used_as_given, the_version_is_the_headers,
 		  descriptors_are_close_on_exec, signals_are_left_alone);
 	TEST_CASE(suite, "errors", no_descriptors_left, io_uring_is_refused, io_uring_is_refused_later,
 		  many_ious_share_a_thread, no_memory_to_lock, a_ring_just_freed_makes_room);
-	TEST_CASE(suite, "free", free_of_nothing, free_drops_everything, no_byte_is_written_after_free,
+	tcase = TEST_CASE(suite, "free", free_of_nothing, free_drops_everything, no_byte_is_written_after_free,
 		  peers_see_the_end_at_once, descriptors_still_returned_are_closed, a_multishot_accept_is_closed_too,
 		  direct_descriptors_are_left_alone, free_waits_for_running_jobs_and_drops_the_rest,
 		  a_running_job_still_posts, another_thread_frees_an_idle_iou, another_thread_may_not_free_a_busy_iou);
+	tcase_add_loop_test(tcase, descriptors_of_other_kinds_are_closed, 0, 3);
 	TEST_CASE(suite, "resize", resize_changes_the_sq, resize_carries_what_is_queued, resize_forgets_registrations,
 		  resize_keeps_the_wake_up, a_failed_resize_changes_nothing, resize_in_a_callback);
 	return suite;
