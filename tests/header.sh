@@ -3,7 +3,8 @@
 #
 # iou.h compiles alone, twice, and beside a program's own `typedef struct iou_t iou_t;`, as C99, C11, C17 and
 # C++11, with gcc and clang (those that are there), without a warning; iou.c compiles beside a tool with no flag
-# but the libraries', in each C; and a program written for the original libiou 0.1 compiles and works.
+# but the libraries', in each C; the results that must be looked at cannot be ignored; and a program written for the
+# original libiou 0.1 compiles and works.
 set -eu
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
@@ -52,6 +53,35 @@ done
 for cxx in $compilers_cxx; do
 	for std in c++11 c++17 gnu++20; do
 		quietly "$cxx" -I. -std=$std -Wall -Wextra -Wshadow -Wpedantic -fsyntax-only "$dir/header.cc"
+	done
+done
+
+# ---- What must not be ignored: each call alone is an error where its result is; of two others it is not ----
+ignore() { # CALL
+	cat >"$dir/ignore.c" <<END
+#include "iou.h"
+int on_it(void *data);
+void prep(struct io_uring_sqe *sqe, void *opaque);
+void ignore(iou_t *iou, iou_op_t *op, const iou_config_t *config, iou_handler_t *handler);
+void ignore(iou_t *iou, iou_op_t *op, const iou_config_t *config, iou_handler_t *handler)
+{
+	(void)iou, (void)op, (void)config, (void)handler;
+	$1;
+}
+END
+	"$cc" -I. -std=c11 -Wall -Wextra -Werror -c -o /dev/null "$dir/ignore.c" >"$dir/out" 2>&1
+}
+for cc in $compilers; do
+	for call in 'iou_new(4)' 'iou_new_with(config)' 'iou_op_new(iou)' 'iou_run(iou)' 'iou_poll(iou, 0)' \
+		'iou_resize(iou, 8)' 'iou_async(iou, on_it, op, on_it, op)' 'iou_op_async(iou, op, on_it, op, on_it, op)' \
+		'iou_add_sqe(iou, prep, op, handler)' 'iou_post(iou, on_it, op)' 'iou_bh_new(iou, on_it, op)' \
+		'iou_fd(iou)'; do
+		! ignore "$call" || fail "$cc lets the result of $call be ignored"
+		grep -q 'unused-result' "$dir/out" || { cat "$dir/out"; fail "$cc refuses $call for another reason"; }
+		ignore "if ($call) return" || { cat "$dir/out"; fail "$cc refuses the result of $call"; }
+	done
+	for call in 'iou_flush(iou)' 'iou_quit(iou)'; do
+		ignore "$call" || { cat "$dir/out"; fail "$cc does not let the result of $call be ignored"; }
 	done
 done
 

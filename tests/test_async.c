@@ -114,7 +114,7 @@ START_TEST(a_job_finds_the_worker_that_falls_asleep)
 						  .spin_ns = _i % 2 ? 50 * USEC : 0});
 
 	for (int i = 0; i < n_jobs; i++) {
-		uint64_t until_ns = now_ns() + 10 * SECOND;
+		uint64_t until_ns = now_ns() + 20 * SECOND;
 		int n = 0;
 
 		if (iou_async(iou, on_nothing, NULL, on_nothing, NULL) != 0)
@@ -138,6 +138,8 @@ START_TEST(default_is_a_worker_for_each_cpu)
 
 	ck_assert_int_eq(sched_getaffinity(0, sizeof(cpus), &cpus), 0);
 	n = CPU_COUNT(&cpus);
+	if (n == 1)
+		SKIP("needs two CPUs, to tell them from one");
 	if (n > 64) /* a barrier for all would be slow */
 		n = 64;
 	iou = new_pool(0);
@@ -170,6 +172,60 @@ START_TEST(many_workers_are_allowed)
 	meet_together(iou, 20, 2);
 	ck_assert_int_ge(n_threads("iou-worker"), 20);
 	done(iou);
+}
+END_TEST
+
+/* What a worker did between two jobs: the CPU time of it. */
+#define N_GAPS 51
+
+static uint64_t gaps[N_GAPS + 1], last_cpu_ns;
+static int n_gaps;
+
+static int note_gap(void *data)
+{
+	gaps[n_gaps++] = thread_cpu_ns() - last_cpu_ns;
+	note_tid(data);
+	last_cpu_ns = thread_cpu_ns();
+	return 0;
+}
+
+static int compare(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+/* The median: some are interrupted, or cut short by others that want the CPU. */
+static uint64_t usual_gap(uint64_t spin_ns)
+{
+	iou_t *iou = new_iou_with(&(iou_config_t){.entries = 4, .workers = 1, .spin_ns = spin_ns});
+	pid_t tid;
+
+	n_gaps = 0;
+	for (int i = 0; i < N_GAPS + 1; i++) {
+		worker_tid = 0;
+		ck_assert_int_eq(iou_async(iou, note_gap, NULL, on_nothing, NULL), 0);
+		WAIT_UNTIL((tid = __atomic_load_n(&worker_tid, __ATOMIC_ACQUIRE)));
+		WAIT_UNTIL(thread_sleeps(tid));
+		run(iou);
+	}
+	done(iou);
+	qsort(gaps + 1, N_GAPS, sizeof(gaps[0]), compare); /* the first is none */
+	return gaps[1 + N_GAPS / 2];
+}
+
+/* They look for their next job for 50 us before they sleep where spin_ns is set, and not at all where it is not. */
+START_TEST(workers_spin_only_where_told)
+{
+	uint64_t quiet_ns = 0, spinning_ns = 0;
+
+	for (int i = 0; i < 20 && quiet_ns + 25 * USEC >= spinning_ns; i++) {
+		quiet_ns = usual_gap(0);
+		spinning_ns = usual_gap(50 * USEC);
+	}
+	ck_assert_msg(quiet_ns + 25 * USEC < spinning_ns, "%d us by default, %d us with spin_ns", (int)(quiet_ns / 1000),
+		      (int)(spinning_ns / 1000));
 }
 END_TEST
 
@@ -685,7 +741,8 @@ Suite *async_suite(void)
 	TCase *threads;
 
 	threads = TEST_CASE(suite, "threads", threads_are_started_when_needed, no_job_waits_while_a_worker_is_free,
-			    default_is_a_worker_for_each_cpu, many_workers_are_allowed, workers_block_signals,
+			    default_is_a_worker_for_each_cpu, many_workers_are_allowed, workers_spin_only_where_told,
+			    workers_block_signals,
 			    no_worker_is_an_error, one_worker_carries_on);
 	tcase_add_loop_test(threads, a_job_finds_the_worker_that_falls_asleep, 0, 4);
 	TEST_CASE(suite, "order", jobs_start_in_order, completions_come_in_the_order_of_finishing,

@@ -48,8 +48,8 @@ START_TEST(an_op_ends_at_its_deadline)
 	int fds[2];
 
 	new_pipe(fds);
-	for (int i = 0; i < 10; i++) {
-		uint64_t after_ns = (uint64_t)i * 2 * MSEC;
+	for (int i = 0; i < 100 && (i < 10 || best_ns >= 10 * MSEC); i++) {
+		uint64_t after_ns = (uint64_t)(i % 10) * 2 * MSEC;
 
 		began_ns = now_ns();
 		queue_read(iou, &call, i, fds[0], after_ns);
@@ -313,7 +313,7 @@ START_TEST(a_multishot_op)
 	call_queue(iou, &call);
 	for (int i = 1; i <= 3; i++) {
 		put(fd, &one, sizeof(one));
-		POLL_UNTIL(iou, call.n >= i);
+		POLL_UNTIL(iou, call.n >= i || call.n_last); /* a loop that is late finds its time over */
 	}
 	run(iou);
 	ck_assert_uint_ge(now_ns() - began_ns, 50 * MSEC);

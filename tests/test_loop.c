@@ -695,7 +695,7 @@ START_TEST(one_system_call_in_an_idle_round)
 {
 	enum { N = 20 };
 	iou_t *iou = new_iou(4);
-	uint64_t enters, n_enters = 0, least = UINT64_MAX;
+	uint64_t enters, n_enters = 0, least[2] = {UINT64_MAX, UINT64_MAX}; /* of those with a timer, with a read */
 	call_t calls[N + 1];
 	int fds[2];
 
@@ -713,12 +713,13 @@ START_TEST(one_system_call_in_an_idle_round)
 		ck_assert_int_eq(iou_poll(iou, (int64_t)MSEC), 0);
 		enters = get_stats(iou).enters - enters;
 		n_enters += enters;
-		least = enters < least ? enters : least;
+		least[i % 2] = enters < least[i % 2] ? enters : least[i % 2];
 		enters = get_stats(iou).enters;
 		ck_assert_int_eq(iou_poll(iou, 0), 0);
 		ck_assert_uint_le(get_stats(iou).enters - enters, 1);
 	}
-	ck_assert_uint_eq(least, 1);
+	ck_assert_uint_eq(least[0], 1);
+	ck_assert_uint_eq(least[1], 1);
 	ck_assert_uint_lt(n_enters, 2 * N);
 	ck_assert_int_eq(iou_cancel_all(iou), 0);
 	run(iou);

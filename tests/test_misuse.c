@@ -198,6 +198,19 @@ static void free_a_job(void)
 	iou_op_free(the_iou, the_op);
 }
 
+static void env_after_free(void)
+{
+	iou_op_free(the_iou, the_op);
+	EXPECT(iou_op_env(the_op, 8) == NULL);
+}
+
+static void env_after_its_end(void)
+{
+	queue_nop();
+	poll_once();
+	EXPECT(iou_op_env(the_op, 8) == NULL);
+}
+
 static void deadline_after_its_end(void)
 {
 	queue_nop();
@@ -382,6 +395,8 @@ static const struct {
 	{"iou_op_free: ", free_a_timer},
 	{"iou_op_free: ", free_a_job},
 	{"iou_op_deadline: ", deadline_after_its_end},
+	{"iou_op_env: ", env_after_free},
+	{"iou_op_env: ", env_after_its_end},
 	{"iou_op_queue: ", queue_on_another},
 	{"iou_op_timer: ", time_on_another},
 	{"iou_op_async: ", work_on_another},
@@ -546,7 +561,7 @@ START_TEST(an_op_is_freed_in_its_last_callback)
 }
 END_TEST
 
-/* The library prints nothing while all goes well, errors included. */
+/* The library prints nothing while all goes well, errors included: neither to stdout nor to stderr. */
 static void go_wrong_quietly(void *data)
 {
 	iou_t *iou = iou_new(4);

@@ -242,7 +242,7 @@ END_TEST
 /* ---- A flood --------------------------------------------------------------------------------- */
 
 /* Two threads hand posts to a loop, each tenth post starts a job, the loop sleeps in between at random,
- * and a far timer is pending. IOU_TEST_FULL=1: ten million. */
+ * and a timer of 10 s is pending. IOU_TEST_FULL=1: ten million. */
 typedef struct flood_t {
 	iou_t *iou;
 	int n_each;
@@ -276,6 +276,13 @@ static int on_flood(void *data)
 	return 0;
 }
 
+/* Pending all the time: a flood may last longer. */
+static int on_flood_timer(void *data)
+{
+	iou_op_timer(flood.iou, data, 10 * SECOND, 0, on_flood_timer, data);
+	return 0;
+}
+
 static void *send_flood(void *data)
 {
 	uint64_t seed = (uint64_t)(uintptr_t)data;
@@ -296,12 +303,12 @@ START_TEST(a_flood_of_posts_and_jobs)
 	int n_all = is_full() ? 10000000 : is_slow() ? 50000 : 2000000;
 	uint64_t seed = 5;
 	pthread_t threads[2];
-	call_t timer;
+	iou_op_t *timer;
 	int ret;
 
 	flood = (flood_t){.iou = new_iou(64), .n_each = n_all / 2};
-	call_op(flood.iou, &timer, 0);
-	iou_op_timer(flood.iou, timer.op, (is_full() ? 1000 : 100) * SECOND, 0, on_call, &timer);
+	timer = new_op(flood.iou);
+	on_flood_timer(timer);
 	for (int i = 0; i < 2; i++) {
 		iou_hold(flood.iou);
 		threads[i] = start_thread(send_flood, (void *)(uintptr_t)(i + 1));
@@ -315,7 +322,8 @@ START_TEST(a_flood_of_posts_and_jobs)
 	}
 	for (int i = 0; i < 2; i++)
 		join_thread(threads[i]);
-	ck_assert_int_eq(iou_op_cancel(flood.iou, timer.op), 0);
+	iou_op_timer(flood.iou, timer, 10 * SECOND, 0, on_nothing, NULL); /* not again */
+	ck_assert_int_eq(iou_op_cancel(flood.iou, timer), 0);
 	run(flood.iou);
 	ck_assert_int_eq(flood.n_seen, n_all);
 	ck_assert_int_eq(flood.n_jobs, n_all / 10);

@@ -189,13 +189,11 @@ START_TEST(it_is_handed_over)
 					 IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG};
 
 	for (unsigned i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
-		iou_t *iou = iou_new_with(&(iou_config_t){.entries = 4, .setup_flags = flags[i]});
+		iou_t *iou = NEW_IOU_OF(4, flags[i]);
 		int fds[2], n = 0;
 
-		if (!iou) {
-			ck_assert_int_eq(errno, EINVAL);
+		if (!iou)
 			continue;
-		}
 		new_pipe(fds);
 		for (int hop = 0; hop < 5; hop++) {
 			start(iou, CQE, on_nothing, &n);
