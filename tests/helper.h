@@ -41,7 +41,7 @@
 SUITES(DECLARE_SUITE)
 
 /* Seconds a test may take; CK_TIMEOUT_MULTIPLIER stretches it for slow surroundings. */
-#define TEST_TIMEOUT 30
+#define TEST_TIMEOUT 60
 
 /* A case with the fixture below: TEST_CASE(suite, "name", test_a, test_b). Returns the TCase. */
 #define TEST_CASE(suite, name, ...) ck_case(suite, name, (const TTest *[]){__VA_ARGS__, NULL})
