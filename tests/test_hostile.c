@@ -134,10 +134,10 @@ static void mix_in_child(void *data)
 	mix_all(data);
 }
 
-/* Stopped and continued, as by a shell: nothing of it is seen. */
-START_TEST(stopped_and_continued)
+/* Returns how often it was stopped before it ended. */
+static int stop_and_continue(int to_do)
 {
-	mixture_t mix = {.to_do = is_slow() ? 1000 : 10000};
+	mixture_t mix = {.to_do = to_do};
 	int status, n = 0;
 	pid_t pid = fork();
 
@@ -161,7 +161,17 @@ START_TEST(stopped_and_continued)
 	}
 	ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) == 0, "it ended with %x after %d stops",
 		      (unsigned)status, n);
-	ck_assert_int_gt(n, 0);
+	return n;
+}
+
+/* Stopped and continued, as by a shell: nothing of it is seen. On a busy machine it may be over before. */
+START_TEST(stopped_and_continued)
+{
+	int n = 0;
+
+	for (int i = 0; i < 20 && n < 5; i++)
+		n = stop_and_continue(is_slow() ? 1000 : 10000);
+	ck_assert_int_ge(n, 1);
 }
 END_TEST
 
