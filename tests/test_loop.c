@@ -241,6 +241,50 @@ START_TEST(an_error_each_time)
 }
 END_TEST
 
+typedef struct failing_t {
+	iou_t *iou;
+	kind_t kind;
+	int n, max;
+} failing_t;
+
+static int on_fail_again(void *data)
+{
+	failing_t *failing = data;
+
+	if (++failing->n >= failing->max)
+		return -7;
+	if (failing->kind == ENDED)
+		make_ready(failing->iou, ENDED, on_fail_again, failing);
+	else
+		start(failing->iou, failing->kind, on_fail_again, failing);
+	return -7;
+}
+
+/* One that ends each run with an error, and is there again at once, does not keep the others from their turn.
+ * _i: its kind */
+START_TEST(a_source_that_fails_holds_up_nobody)
+{
+	failing_t failing = {.iou = new_iou(8), .kind = (kind_t)_i, .max = 1000};
+	call_t others[N_KINDS] = {{0}};
+	int n_runs, ret;
+
+	make_ready(failing.iou, failing.kind, on_fail_again, &failing);
+	for (int kind = 0; kind < N_KINDS; kind++)
+		make_ready(failing.iou, (kind_t)kind, on_call, &others[kind]);
+	for (n_runs = 0; n_order < N_KINDS && n_runs < 20; n_runs++) {
+		ret = iou_run(failing.iou);
+		ck_assert_int_eq(ret, -7);
+	}
+	for (int kind = 0; kind < N_KINDS; kind++)
+		ck_assert_msg(others[kind].n == 1, "%s was delivered %d times in %d runs", kind_names[kind], others[kind].n,
+			      n_runs);
+	failing.max = 0;
+	while ((ret = iou_run(failing.iou)) != 0)
+		ck_assert_int_eq(ret, -7);
+	done(failing.iou);
+}
+END_TEST
+
 /* ---- Calls from inside callbacks ------------------------------------------------------------- */
 
 static bool in_call; /* true while the program is inside a call that must not run a callback */
@@ -1312,6 +1356,7 @@ Suite *loop_suite(void)
 	tcase_add_loop_test(rounds, what_becomes_ready_is_for_the_next_round, 0, N_KINDS);
 	tcase_add_loop_test(rounds, no_source_starves_another, 0, N_KINDS);
 	tcase_add_loop_test(rounds, ending_each_round_starves_nothing, FAILS, TICKS + 1);
+	tcase_add_loop_test(rounds, a_source_that_fails_holds_up_nobody, 0, N_KINDS);
 	tcase_add_loop_test(rounds, callbacks_may_call_everything, 0, N_KINDS);
 	TEST_CASE(suite, "run", run_ends_when_nothing_is_pending, holds_keep_it_running);
 	TEST_CASE(suite, "poll", poll_with_nothing_pending_returns_at_once, poll_waits_at_most_its_time,
