@@ -224,12 +224,19 @@ static void enter_io_wq(void)
 	flush(scene.iou);
 }
 
-/* Until a worker of the kernel's sleeps inside the open; where /proc does not tell of what, a while. */
+static bool has_completed(void)
+{
+	io_uring_get_events(iou_ring(scene.iou));
+	return io_uring_cq_ready(iou_ring(scene.iou)) > 0;
+}
+
+/* Until a worker of the kernel's sleeps inside the open; where /proc does not tell of what, a while. (Who stops and
+ * continues this process interrupts the open: a cancel finds it with -EINTR then.) */
 static void wait_for_io_wq(void)
 {
 	uint64_t until_ns = now_ns() + 20 * MSEC;
 
-	WAIT_UNTIL(n_io_wq_blocked() > 0 || (n_io_wq_blocked() < 0 && now_ns() > until_ns));
+	WAIT_UNTIL(n_io_wq_blocked() > 0 || has_completed() || (n_io_wq_blocked() < 0 && now_ns() > until_ns));
 }
 
 static void enter_io_wq_running(void)
