@@ -768,8 +768,8 @@ Suite *bh_suite(void)
 		  first_scheduled_first_run, schedule_keeps_errno, an_event_is_flushed);
 	TEST_CASE(suite, "end", it_is_cancelled, it_is_cancelled_by_another, it_is_deleted, it_deletes_itself,
 		  another_deletes_it, it_is_deleted_inside_its_own_nested_call, those_left_are_freed);
-	TEST_CASE(suite, "idle", an_idle_one_runs_when_nothing_else_does, an_idle_one_scheduled_first_runs_first, schedule_overrides_idle,
-		  idle_ones_starve_nobody);
+	TEST_CASE(suite, "idle", an_idle_one_runs_when_nothing_else_does, an_idle_one_scheduled_first_runs_first,
+		  schedule_overrides_idle, idle_ones_starve_nobody);
 	TEST_CASE(suite, "threads", a_signal_handler_schedules, a_handler_interrupts_anything, threads_schedule,
 		  threads_schedule_the_same_one, threads_make_and_delete, idle_from_a_thread_wakes,
 		  schedule_from_a_thread_keeps_errno);

@@ -838,6 +838,7 @@ START_TEST(what_follows_a_zero_copy_send_is_cancelled)
 	int fds[2], small = 4096, size = 200 << 10;
 	char *data = calloc(1, (size_t)size), byte;
 	call_t send, receive;
+	bool lent;
 
 	if (!have_op(iou, IORING_OP_SEND_ZC)) {
 		free(data);
@@ -852,7 +853,8 @@ START_TEST(what_follows_a_zero_copy_send_is_cancelled)
 	io_uring_prep_recv(call_op(iou, &receive, 1), fds[0], &byte, 1, 0);
 	call_queue(iou, &receive);
 	POLL_UNTIL(iou, send.n);
-	if (send.flags & IORING_CQE_F_MORE && send.result == size) {
+	lent = send.flags & IORING_CQE_F_MORE && send.result == size;
+	if (lent) {
 		ck_assert_int_eq(iou_op_cancel(iou, receive.op), 0);
 		POLL_UNTIL(iou, receive.n);
 		ck_assert_int_eq(receive.result, -ECANCELED);
@@ -864,6 +866,8 @@ START_TEST(what_follows_a_zero_copy_send_is_cancelled)
 	close(fds[0]);
 	done(iou);
 	free(data);
+	if (!lent)
+		SKIP("the kernel made a copy at once, or sent a part");
 }
 END_TEST
 
