@@ -399,7 +399,8 @@ START_TEST(a_cancel_all_is_noticed)
 }
 END_TEST
 
-/* The new ring does not watch the clock before it was polled. */
+/* The new ring does not watch the clock before it was polled. Many times, since the end of the old one may show on
+ * the descriptor by itself. */
 START_TEST(a_resize_is_noticed)
 {
 	host_t host;
@@ -408,9 +409,11 @@ START_TEST(a_resize_is_noticed)
 	new_host(&host);
 	call_op(host.iou, &timer, 0);
 	iou_op_timer(host.iou, timer.op, 50 * MSEC, 0, on_call, &timer);
-	settle(&host);
-	ck_assert_int_eq(iou_resize(host.iou, 8), 0);
-	ck_assert_int_eq(wait_for(&host, 0), 1);
+	for (int i = 0; i < 20; i++) {
+		settle(&host);
+		ck_assert_int_eq(iou_resize(host.iou, 8), 0);
+		ck_assert_int_eq(wait_for(&host, 0), 1);
+	}
 	TURN_UNTIL(&host, timer.n);
 	settle(&host);
 	end_host(&host);
