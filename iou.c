@@ -293,6 +293,7 @@ struct iou_t {
 	bool barrier;         /* what was sent last was drained: nothing more before it has ended */
 	bool bound;           /* the ring is enabled, and its owner known unless `handed` */
 	bool handed;          /* the program hands it from thread to thread: no owner */
+	bool others_cancel;   /* the program has sent a CANCEL of its own: an op may end by it */
 	atomic_uint depth;    /* iou_run() and iou_poll() calls active; pairs with iou_free() on another thread */
 	unsigned n_runs;      /* iou_run() calls active */
 	unsigned n_shortages; /* fruitless enters in a row */
@@ -1069,7 +1070,7 @@ static struct io_uring_sqe *op_send(iou_t *iou, op_t *op)
 	return sqe;
 }
 
-/* The ops at the backlog's front up to one with flags that matter here, or to the SQ's end. */
+/* The ops at the backlog's front up to one of which something is to be noted, or to the SQ's end. */
 static void plain_send(iou_t *iou, unsigned room)
 {
 	struct io_uring_sq *sq = &iou->ring.io.sq;
@@ -1079,7 +1080,7 @@ static void plain_send(iou_t *iou, unsigned room)
 	for (n = 0; n < room && node != &iou->backlog; n++) {
 		op_t *op = op_at(node);
 
-		if (unlikely(op->sqe.flags & (LINKS | OURS)))
+		if (unlikely(op->sqe.flags & (LINKS | OURS) || op->sqe.opcode == IORING_OP_ASYNC_CANCEL))
 			break;
 		sq->sqes[tail++ & sq->ring_mask] = op->sqe;
 		op->state = OP_RING;
@@ -1108,7 +1109,7 @@ static unsigned chain_length(const iou_t *iou, uint8_t *flags)
 	return n;
 }
 
-/* The chain (or the op with flags of OURS) at the backlog's front: whole, or not at all. */
+/* The chain (or the op that plain_send() leaves) at the backlog's front: whole, or not at all. */
 static enum sent chain_send(iou_t *iou)
 {
 	op_t *prev = NULL, *op;
@@ -1134,6 +1135,7 @@ static enum sent chain_send(iou_t *iou)
 		op = op_at(iou->backlog.next);
 		sqe = op_send(iou, op);
 		sqe->flags &= (uint8_t)~OURS;
+		iou->others_cancel |= sqe->opcode == IORING_OP_ASYNC_CANCEL;
 		op->bits |= OP_CHAINED;
 		op->as.chain.prev = prev;
 		op->as.chain.next = NULL;
@@ -1923,6 +1925,26 @@ static int op_result(const op_t *op, int result)
 	return result == -ECANCELED && op->bits & OP_EXPIRED ? -ETIME : result;
 }
 
+/* The process was stopped and continued: what waited in io-wq was interrupted, to be started again (-ERESTARTSYS and the
+ * like). In a chain it is too late for that; and if the program may have cancelled it, it has ended. */
+static bool is_interrupted(const iou_t *iou, const op_t *op, int result)
+{
+	bool cancelled = op->cancel || iou->others_cancel || op->sqe.opcode == IORING_OP_POLL_ADD ||
+			 op->sqe.opcode == IORING_OP_TIMEOUT;
+
+	return result <= -512 && result >= -514 && !cancelled && !(op->bits & OP_CHAINED);
+}
+
+/* Back to the front of the backlog, as if it had not been sent. */
+static void op_unsend(iou_t *iou, op_t *op)
+{
+	iou->n_own_cqes++;
+	iou->n_ring--;
+	iou->n_backlog++;
+	op->state = OP_BACKLOG;
+	list_append(iou->backlog.next, &op->node);
+}
+
 /* A CQE of the library's own. Returns the op that waited for it, if one did. */
 static op_t *reap_own(iou_t *iou, uint64_t user_data, int result, unsigned flags)
 {
@@ -1955,6 +1977,10 @@ __attribute__((noinline)) static int deliver_other(iou_t *iou, round_t *round, u
 		result = op->pub.result;
 		flags = op->pub.flags;
 	} else if (!(flags & IORING_CQE_F_MORE)) {
+		if (unlikely(is_interrupted(iou, op, result))) {
+			op_unsend(iou, op);
+			return 0;
+		}
 		leave_ring(iou, op);
 		if (op->cancel == CANCEL_SENT) {
 			op->state = OP_HELD;

@@ -175,6 +175,53 @@ START_TEST(stopped_and_continued)
 }
 END_TEST
 
+static _Noreturn void open_in_child(const char *fifo, int ready)
+{
+	iou_t *iou = iou_new(4);
+	call_t call;
+
+	EXPECT(iou);
+	io_uring_prep_openat(call_op(iou, &call, 0), AT_FDCWD, fifo, O_RDONLY, 0);
+	call.op->sqe->flags |= IOSQE_ASYNC;
+	call_queue(iou, &call);
+	EXPECT(iou_flush(iou) == 0);
+	EXPECT(write(ready, "", 1) == 1);
+	EXPECT(iou_run(iou) == 0);
+	EXPECT(call.n == 1 && call.result >= 0);
+	iou_free(iou);
+	_exit(0);
+}
+
+/* What waits in io-wq is interrupted by a stop (-ERESTARTSYS), and has to go on as a system call would. */
+START_TEST(stopped_in_io_wq)
+{
+	const char *fifo = new_fifo("stopped");
+	int ready[2], status, fd;
+	char byte;
+	pid_t pid;
+
+	new_pipe(ready);
+	pid = fork();
+	if (pid == 0)
+		open_in_child(fifo, ready[1]);
+	ck_assert_int_gt(pid, 0);
+	ck_assert_int_eq(read(ready[0], &byte, 1), 1);
+	for (int i = 0; i < 20; i++) {
+		nap();
+		ck_assert_int_eq(kill(pid, SIGSTOP), 0);
+		ck_assert_int_eq(waitpid(pid, &status, WUNTRACED), pid);
+		ck_assert_msg(WIFSTOPPED(status), "it ended with %x after %d stops", (unsigned)status, i);
+		ck_assert_int_eq(kill(pid, SIGCONT), 0);
+	}
+	fd = open(fifo, O_WRONLY | O_CLOEXEC);
+	ck_assert_int_ge(fd, 0);
+	ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+	ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) == 0, "it ended with %x", (unsigned)status);
+	close(fd);
+	close_pair(ready);
+}
+END_TEST
+
 /* ---- Descriptors ----------------------------------------------------------------------------- */
 
 /* A program that is executed inherits none of iou's. */
@@ -308,7 +355,7 @@ Suite *hostile_suite(void)
 {
 	Suite *suite = suite_create("hostile");
 
-	TEST_CASE(suite, "signals", a_storm_of_signals, stopped_and_continued);
+	TEST_CASE(suite, "signals", a_storm_of_signals, stopped_and_continued, stopped_in_io_wq);
 	TEST_CASE(suite, "descriptors", exec_inherits_nothing);
 	tcase_add_loop_test(TEST_CASE(suite, "closed", NULL), the_ring_is_closed_behind_its_back, 0, 2);
 	if (getenv("IOU_TEST_SYSCTL"))
