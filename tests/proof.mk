@@ -5,6 +5,8 @@
 #
 #   make check-sim       random programs on a fake kernel: SEED=, RUNS=, TRACE=1
 #   make check-faults    each call to the outside fails
+#   make check-destroy   iou_free() in the middle of it all, DESTROYS= times
+#   make check-full      the Check program and walk.sh at full size
 #   make check-mutants   faults put into iou.c; T="NAME..." for some
 #   make check-kernels   older and newer kernels in QEMU; T="RELEASE..." of Debian
 #   make check-spin      the wake-up protocols as models, and HANDOFFS= real ones
@@ -63,6 +65,23 @@ check-faults: $(B)/tests/faults
 	$(Q)$(B)/tests/faults -j $$(($(JOBS) * 2))
 	$(Q)B='$(B)' JOBS='$(JOBS)' bash tests/proof/strace.sh
 
+# ---- check-destroy: nothing is written after iou_free(), tests/destroy.c --------------------------------
+DESTROYS ?= 1000
+$(B)/tests/destroy: tests/destroy.c $(B)/libiou.a
+	$(call say,CC)
+	$(Q)mkdir -p $(@D) && $(compile) $(LDFLAGS) -o $@ $^ $(libs)
+
+.PHONY: check-destroy
+check-destroy: $(B)/tests/destroy
+	$(Q)$(B)/tests/destroy $(DESTROYS); case $$? in 0) echo '1 passed, 0 failed, 0 skipped' ;; \
+		77) echo '0 passed, 0 failed, 1 skipped' ;; *) echo '0 passed, 1 failed, 0 skipped'; exit 1 ;; esac
+
+# ---- check-full: the tests that `make check` scales down, as they are meant -----------------------------
+.PHONY: check-full
+check-full: all $(check-bin)
+	$(Q)IOU_TEST_FULL=1 CK_TIMEOUT_MULTIPLIER=40 TIMEOUT=7200 B='$(B)' CC='$(CC)' MAKE='$(make)' \
+		PKG_CONFIG='$(PKG_CONFIG)' SAN='$(SAN)' V='$(V)' sh tests/run $(or $(T),check walk)
+
 # What the scripts that link iou.o anew need to know.
 proof-env = B='$(B)' CC='$(CC)' JOBS='$(JOBS)' FLAGS='$(own) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS)' SIM_SRC='$(sim-src)' \
 	SIM_WRAPS='$(sim-wraps:%=-Wl,--wrap=%)' FAULT_WRAPS='$(fault-wraps:%=-Wl,--wrap=%)' \
@@ -110,8 +129,9 @@ one  = if $(make) --no-print-directory $(1); then echo '1 passed, 0 failed, 0 sk
 
 .PHONY: check-ci check-all
 check-ci:
-	$(Q)bad=0; $(call one,check-sim RUNS=10000000) $(call one,check-faults) $(call part,check-spin HANDOFFS=1000000) exit $$bad
+	$(Q)bad=0; $(call one,check-sim RUNS=10000000) $(call one,check-faults) $(call part,check-spin HANDOFFS=1000000) \
+		$(call part,check-destroy DESTROYS=100) exit $$bad
 
 check-all:
-	$(Q)bad=0; $(call one,check-sim) $(call one,check-faults) $(call part,check-spin) $(call part,check-kernels) \
-		$(call part,check-valgrind) $(call one,check-mutants) $(call one,check-instr) $(call one,coverage) exit $$bad
+	$(Q)bad=0; $(call one,check-sim) $(call one,check-faults) $(call part,check-spin) $(call part,check-destroy) \
+		$(call part,check-full) $(call part,check-kernels) $(call part,check-valgrind) $(call one,check-mutants) $(call one,check-instr) $(call one,coverage) exit $$bad
