@@ -16,6 +16,21 @@ walk=$dir/walk
 
 fail() { echo "FAIL: $*"; exit 1; }
 
+# No command of every system makes a socket.
+${CC:-cc} -x c -o "$dir/bind" - <<-'END' || :
+	#include <string.h>
+	#include <sys/socket.h>
+	#include <sys/un.h>
+
+	int main(int argc, char **argv)
+	{
+		struct sockaddr_un addr = {.sun_family = AF_UNIX};
+
+		strncpy(addr.sun_path, argv[argc - 1], sizeof(addr.sun_path) - 1);
+		return bind(socket(AF_UNIX, SOCK_STREAM, 0), (struct sockaddr *)&addr, sizeof(addr));
+	}
+END
+
 # ---- Trees ---------------------------------------------------------------------------------------------
 
 # comb NAME DEPTH: at each level a directory has two more beside it, so a walk has to come back to it.
@@ -60,8 +75,7 @@ make_odd() {
 	truncate -s 100M sparse
 	printf 'x\n' | dd of=sparse bs=1 seek=50M conv=notrunc 2>/dev/null
 	mkfifo fifo
-	! command -v python3 >/dev/null ||
-		python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind("socket")'
+	"$dir/bind" socket 2>/dev/null || echo "SKIP walk on a socket: no socket can be made here"
 	odd=$(printf 'a\nb\tc\\d \001\377')
 	mkdir -- "$odd" ' ' '-l' '*'
 	echo odd >"$odd/$odd"
@@ -120,6 +134,34 @@ for tree in deep wide odd odd/lines odd/fifo odd/loop odd/loop/; do
 	done
 	same "$tree -j 16" "$(got 6 -j 16 $tree)" "$sizes"
 done
+
+# At full size: a directory of a million entries, and what others made.
+if [ "${IOU_TEST_FULL:-}" = 1 ]; then
+	mkdir million
+	(cd million && seq -f 'file-%.0f' 999000 | xargs touch && seq -f 'directory-%.0f' 1000 | xargs mkdir)
+	sizes=$(expect '' million)
+	same "a million entries" "${sizes% * *}" "1001 999000 0 0"
+	same "du -sB1 and find on million" "$(du -sB1 million | cut -f1)" "${sizes##* }"
+	same "million" "$(got 6 million)" "$sizes"
+	same "million -n" "$(got 4 -n million)" "1001 999000 0 0"
+	same "million -l" "$(got 7 -l million)" "$sizes 0"
+	same "million, 20 descriptors" "$(ulimit -n 20 && got 6 million)" "$sizes"
+	rm -rf million
+
+	if find /usr -type f ! -readable 2>&1 | grep -q .; then
+		echo "SKIP walk on /usr: not all of it can be read"
+	else
+		for try in 1 2 3 4 5; do # others may change it meanwhile
+			sizes=$(expect '' /usr) disk=$(du -sB1 /usr | cut -f1)
+			lines=$(find /usr -type f -exec cat {} + | wc -l)
+			by_walk="$(got 6 /usr), $(got 7 -l /usr)"
+			[ "$sizes" != "$(expect '' /usr)" ] || break
+		done
+		same "du -sB1 and find on /usr, try $try" "$disk" "${sizes##* }"
+		same "/usr, try $try" "$by_walk" "$sizes, $sizes $lines"
+		echo "the same on /usr: $sizes, $lines lines"
+	fi
+fi
 
 # Older ones count directories with -b, newer ones do not.
 if [ "$(du -sb deep | cut -f1)" -gt "$(find deep ! -type d -printf '%s\n' | awk '{ n += $1 } END { print n }')" ]; then
