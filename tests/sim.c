@@ -93,6 +93,8 @@ static void configure(iou_config_t *config)
 	*config = (iou_config_t){ .entries = 1 + pick(8), .workers = pick(4) };
 	if (one_in(5))
 		config->setup_flags = flags[pick(9)];
+	if (model.embedded && one_in(6)) /* nothing tells of what waits in the kernel */
+		config->setup_flags = flags[one_in(2) ? 2 : 4];
 	if (one_in(20))
 		config->spin_ns = 1 + pick(100);
 }
@@ -134,8 +136,8 @@ static void end_gracefully(void)
 /* Another thread's iou_unhold() is its last touch: iou may go as soon as that is seen. */
 static void end_by_unhold(void)
 {
-	threads_until(no_posts, NULL, "a posting thread");
 	end_gracefully();
+	threads_until(no_posts, NULL, "a posting thread"); /* a post, unlike an unhold, may outlast its delivery */
 	if (model.broken)
 		return;
 	CALL_VOID(false, iou_hold(model.iou));
@@ -172,6 +174,8 @@ static void simulate(uint64_t seed)
 	model.embedded = one_in(6);
 	configure(&model.config);
 	world.tick_ns = model.config.spin_ns ? 64 : 16;
+	world.clock_is_coarse = one_in(4);
+	world.may_spin = model.config.spin_ns;
 	world.running = true;
 	TRACE("-- seed %llu", (unsigned long long)seed);
 	model.iou = CALL(true, iou_new_with(&model.config));

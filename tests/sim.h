@@ -96,6 +96,7 @@ typedef struct world_t {
 	bool running;          /* between the start of a run and its end: else the wraps pass through */
 	uint64_t now_ns;       /* the virtual clock */
 	bool clock_stands;     /* reading it does not move it, */
+	bool clock_is_coarse;  /* or seldom does, */
 	unsigned tick_ns;      /* else by less than this */
 	uint64_t events;       /* counts what happens, for before and after */
 	unsigned faults;       /* how many more calls may fail */
@@ -104,6 +105,8 @@ typedef struct world_t {
 	unsigned drops;        /* how many CQEs may be lost */
 	unsigned n_allocs;     /* memory that iou holds */
 	bool signals;          /* signals may arrive */
+	bool in_signal;        /* one has */
+	bool may_spin;         /* workers may look at the clock */
 	bool posters;          /* the posting threads may start something */
 	bool may_alloc;        /* the call that is going on may allocate */
 	unsigned step_one_in;  /* how often the others run while the loop thread computes */
@@ -169,8 +172,11 @@ void kernel_entered(void);
 /* Is the descriptor readable? The loop thread looks, outside iou. */
 bool kernel_readable(int fd);
 void kernel_close_of_program(int fd);
-/* The smallest SQ that there was in this run. */
+/* The smallest SQ that there was in this run; and the SQEs that were taken. */
 unsigned kernel_sq_entries_min(void);
+uint64_t kernel_n_taken(void);
+/* Times that another thread, or a signal, wrote an eventfd. */
+uint64_t kernel_n_wakes(void);
 void kernel_check_end(void);
 /* Is an op there which was asked to end, can be, and was not? */
 bool kernel_forgot_cancel(unsigned op);
@@ -184,6 +190,8 @@ void model_taken(unsigned op, const struct io_uring_sqe *sqe, unsigned previous,
 void model_chain_cut(unsigned last);
 void model_dropped(unsigned op);
 bool model_is_broken(void);
+/* What the program was given as iou_fd(), or -1. */
+int model_bell(void);
 void model_supply_is_short(bool is_short);
 void model_cancel_seen(uint64_t user_data);
 void model_own_in_chain(unsigned previous);

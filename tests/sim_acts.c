@@ -252,6 +252,7 @@ static void queue_timer(op_model_t *op, bool moved)
 	TRACE("iou_op_timer %u: after %llu, period %llu", number_of(op), (unsigned long long)after_ns,
 	      (unsigned long long)op->period_ns);
 	op->timer_seq = ++model.timer_seq;
+	op->driver = model.driver ? model.driver->id : 0;
 	op->due_from_ns = world.now_ns + after_ns < after_ns ? NEVER : world.now_ns + after_ns;
 	world.clock_stands = true;
 	CALL_VOID(false, iou_op_timer(model.iou, op->op, after_ns, op->period_ns, on_timer, op));
@@ -286,7 +287,7 @@ static bool queue_job(op_model_t *op)
 	uint64_t before_ns, after_ns = 0;
 	int ret;
 
-	op->ret = one_in(8) ? -2000 - (int)pick(100) : (int)pick(100);
+	op->ret = one_in(16) ? -ECANCELED : one_in(8) ? -2000 - (int)pick(100) : (int)pick(100);
 	if (op->op && one_in(8) && !op->has_deadline)
 		give_deadline(op, &after_ns);
 	op->job_seq = ++model.job_seq;
@@ -443,6 +444,19 @@ void check_stats(void)
 		n += ops[i].state == PENDING;
 	CALL_VOID(false, iou_stats(model.iou, &stats));
 	CHECK(stats.pending == n, "iou_stats: %llu ops are pending, and not %u", (unsigned long long)stats.pending, n);
+	/* what came back already and is not yet delivered may be counted or not */
+	CHECK(stats.timers == model.n_timers && stats.posts == model.n_posts_called && stats.jobs >= model.n_jobs &&
+		      stats.jobs <= model.n_jobs + n && stats.completed >= model.n_cqes &&
+		      stats.completed <= model.n_cqes + n,
+	      "iou_stats: %llu timers, %llu posts, %llu jobs, %llu completed", (unsigned long long)stats.timers,
+	      (unsigned long long)stats.posts, (unsigned long long)stats.jobs, (unsigned long long)stats.completed);
+	CHECK(stats.wakeups >= kernel_n_wakes(), "iou_stats: %llu wake-ups, and not %llu",
+	      (unsigned long long)stats.wakeups, (unsigned long long)kernel_n_wakes());
+	/* SQPOLL's thread takes them when it likes */
+	CHECK(stats.submitted == kernel_n_taken() ||
+		      (model.config.setup_flags & IORING_SETUP_SQPOLL && stats.submitted < kernel_n_taken()),
+	      "iou_stats: %llu are submitted, and not %llu", (unsigned long long)stats.submitted,
+	      (unsigned long long)kernel_n_taken());
 }
 
 static void look_inside(void)
@@ -623,6 +637,21 @@ static void act_resize(void)
 	CHECK(ret == 0 || (ret == -EBUSY && in_flight), "iou_resize: %d", ret);
 }
 
+/* Nothing happens by itself before due_ns: no timer and no deadline may be due by then. */
+static void check_clock(uint64_t due_ns)
+{
+	for (unsigned i = 1; i <= model.n_ops; i++) {
+		const op_model_t *op = &ops[i];
+
+		if (op->state != PENDING || op->asked)
+			continue;
+		if (op->door == TIMER && op->due_ns < NEVER / 2)
+			CHECK(due_ns <= op->due_ns, "iou_fd() does not become readable when timer %u is due", i);
+		if (op->has_deadline && op->deadline_from_ns > world.now_ns && !op->started)
+			CHECK(due_ns <= op->deadline_ns, "iou_fd() does not become readable at the deadline of op %u", i);
+	}
+}
+
 /* Wait on iou_fd() as another loop would: false when there is nothing to wait for. */
 static bool wait_for_fd(int fd)
 {
@@ -637,6 +666,8 @@ static bool wait_for_fd(int fd)
 			continue;
 		if (!model.broken)
 			check_at_rest(false, NEVER);
+		if (!model.broken)
+			check_clock(due_ns);
 		if (job_ns < due_ns)
 			due_ns = job_ns;
 		if (due_ns == NEVER)
@@ -705,7 +736,7 @@ void act(void)
 		return;
 	if (!(model.actions >> what & 1))
 		return;
-	if (model.embedded && !model.driver && what >= 24 && what <= 28)
+	if (model.embedded && !model.driver && what >= 24 && what <= 28 && !one_in(8))
 		what = 31; /* wait on iou_fd() in place of polls and runs */
 	model.budget--;
 	if (one_in(8))

@@ -88,6 +88,7 @@ static void ring_callback(op_model_t *op, int result, unsigned flags)
 	TRACE("callback of op %u: %d, flags %#x", number, result, flags);
 	CHECK(op->state == PENDING, "op %u has a callback after its last", number);
 	callback_begin(in_iou ? CLASS_ENDED : CLASS_CQE);
+	model.n_cqes += !in_iou;
 	check_result(op, result, flags);
 	if (last) {
 		CHECK(!op->taken || op->kernel_done, "op %u has its last callback before its last CQE", number);
@@ -138,6 +139,7 @@ int on_timer(void *data)
 	TRACE("callback of timer %u: %d, flags %#x", number, result, flags);
 	CHECK(op->state == PENDING, "timer %u has a callback after its last", number);
 	callback_begin(op->asked ? CLASS_ENDED : CLASS_TIMER);
+	model.n_timers += !op->asked;
 	if (op->asked) {
 		CHECK(result == -ECANCELED && last, "timer %u is cancelled, and got %d", number, result);
 	} else {
@@ -149,6 +151,9 @@ int on_timer(void *data)
 				      !due_before(&ops[i], op),
 			      "timer %u comes before timer %u", number, i);
 		CHECK(op->period_ns || result == 1, "timer %u got %d expirations", number, result);
+		CHECK(!op->driver || op->driver != model.driver->id || model.driver->is_run,
+		      "timer %u runs in the round in which it was started", number);
+		op->driver = 0;
 	}
 	if (op->period_ns && !last) {
 		uint64_t most = (world.now_ns - op->due_from_ns) / op->period_ns + 1;
@@ -225,6 +230,7 @@ static void job_callback(op_model_t *op)
 	CHECK(op->state == PENDING, "job %u has a callback after its last", number);
 	callback_begin(CLASS_ENDED); /* jobs and what ended in iou are in one line */
 	CHECK(op->finished || (!op->started && (op->asked || deadline_may_be_over(op))), "job %u has not run", number);
+	model.n_jobs++;
 	op->withdrawn |= !op->started;
 	if (op->finished && model.config.workers == 1) {
 		CHECK(op->finish_seq > model.last_finish_seq, "job %u comes back out of order", number);
@@ -270,6 +276,7 @@ static int on_post(void *data)
 	TRACE("callback of post %u", (unsigned)(post - posts));
 	CHECK(post->begun && !post->delivered, "post %u is delivered twice", (unsigned)(post - posts));
 	callback_begin(CLASS_POST);
+	model.n_posts_called++;
 	CHECK(post->thread > 2 || post->seq > model.last_post[post->thread],
 	      "post %u comes out of order", (unsigned)(post - posts));
 	CHECK(!post->driver || post->driver != model.driver->id || model.driver->is_run,
@@ -315,6 +322,7 @@ static int on_bh(void *data)
 	TRACE("callback of bottom half %u", number);
 	CHECK(bh->bh, "bottom half %u runs after it was deleted", number);
 	callback_begin(CLASS_POST);
+	model.n_posts_called++;
 	CHECK(bh->may_run || bh->once_more, "bottom half %u runs, and is not scheduled", number);
 	bh->once_more = bh->may_run && bh->by_other;
 	bh->by_other = bh->n_running > 0;
@@ -331,6 +339,7 @@ static void bh_schedule(bh_model_t *bh, bool idle, bool from_signal)
 	unsigned n_ended = bh->n_ended;
 
 	TRACE("thread %u: iou_bh_schedule%s %u", thread_number(), idle ? "_idle" : "", (unsigned)(bh - model.bhs));
+	errno = 4711;
 	bh->n_calls++;
 	bh->n_running++;
 	bh->may_run = true;
@@ -345,6 +354,7 @@ static void bh_schedule(bh_model_t *bh, bool idle, bool from_signal)
 	} else {
 		CALL_VOID(false, iou_bh_schedule(bh->bh));
 	}
+	CHECK(errno == 4711, "iou_bh_schedule() changed errno to %d", errno);
 	bh->n_running--;
 	bh->n_calls--;
 	/* where it ran, or was cancelled, before this returned, nobody can tell */

@@ -106,6 +106,7 @@ static unsigned n_rings, n_files_used;
 static unsigned kernel;
 static bool refuse_register, submitting;
 static unsigned sq_entries_min;
+static uint64_t n_taken, n_wakes;
 static unsigned storm; /* enters that are still to fail */
 
 /* ---- Files ------------------------------------------------------------------------------------ */
@@ -765,8 +766,19 @@ unsigned kernel_sq_entries_min(void)
 	return sq_entries_min;
 }
 
+uint64_t kernel_n_taken(void)
+{
+	return n_taken;
+}
+
+uint64_t kernel_n_wakes(void)
+{
+	return n_wakes;
+}
+
 void kernel_reset(void)
 {
+	n_taken = n_wakes = 0;
 	for (unsigned i = 0; i < n_rings; i++)
 		rings[i].open = false;
 	for (unsigned i = 0; i < n_files_used; i++)
@@ -1125,6 +1137,7 @@ static int submit(ring_t *ring, unsigned to_submit)
 	submitting = false;
 	__atomic_store_n(&ring->sq_head, ring->own_sq_head, __ATOMIC_RELEASE);
 	world.events += i;
+	n_taken += i;
 	return i || !to_submit ? (int)i : -EAGAIN;
 }
 
@@ -1234,6 +1247,7 @@ int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned min_complet
 		return -EINVAL;
 	if (ring->disabled)
 		return -EBADFD;
+	CHECK(!min_complete || kernel < KERNEL_6_15 || flags & ENTER_NO_IOWAIT, "a sleep counts as waiting for a disk");
 	TRACE("kernel: enter, submits %u, waits for %u, flags %#x", to_submit, min_complete, flags);
 	kernel_entered();
 	if (flags & IORING_ENTER_SQ_WAKEUP) {
@@ -1298,12 +1312,18 @@ int __wrap_eventfd_write(int fd, eventfd_t value)
 	sim_point();
 	file = file_of(fd);
 	CHECK(file && file->kind == EVENTFD, "eventfd_write on descriptor %d, which is not open", fd);
+	CHECK(on_other_thread() || world.in_signal || fd == model_bell(), "the loop thread wakes itself");
 	TRACE("thread %u: eventfd_write %d", thread_number(), fd);
 	world.events++;
+	n_wakes += on_other_thread() || world.in_signal;
 	file_write(file, value);
 	if (!on_other_thread())
 		kernel_entered();
 	sim_point();
+	if (one_in(8)) { /* the counter is full; it is readable all the same */
+		errno = EAGAIN;
+		return -1;
+	}
 	return 0;
 }
 

@@ -120,6 +120,11 @@ bool model_is_broken(void)
 	return model.broken;
 }
 
+int model_bell(void)
+{
+	return model.fd;
+}
+
 void model_supply_is_short(bool is_short)
 {
 	model.short_of_supply = is_short;
@@ -202,6 +207,8 @@ static void check_op_at_rest(unsigned number, bool for_ever, uint64_t until_ns)
 	if (op->door == JOB || op->door == SHORT_JOB) {
 		CHECK(!op->finished, "the loop sleeps while job %u, done, waits to be delivered", number);
 		CHECK(op->started || !op->asked, "the loop sleeps while job %u, cancelled, waits", number);
+		CHECK(op->started || !op->has_deadline || op->deadline_ns > world.now_ns || until_ns < world.now_ns + SLACK_NS,
+		      "the deadline of job %u has passed, and the loop sleeps", number);
 		CHECK(op->started || threads_n_free() == 0, "job %u waits while a worker is free", number);
 		CHECK(op->started || world.thread_refused || threads_n_workers() >= most,
 		      "job %u waits while there may be more workers", number);

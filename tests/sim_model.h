@@ -61,6 +61,7 @@ typedef struct op_model_t {
 	int ret; /* what the job returns */
 	/* timer */
 	uint64_t due_from_ns, due_ns, period_ns, timer_seq;
+	unsigned driver; /* in whose callback it was started */
 	/* environment */
 	unsigned char *env;
 	unsigned env_size;
@@ -120,6 +121,7 @@ typedef struct model_t {
 	bool others_quit;     /* by another thread, which has returned */
 	unsigned quits_of_others, quits_explained;
 	unsigned n_runs;      /* iou_run() calls that have ended, but nested ones */
+	uint64_t n_timers, n_posts_called, n_jobs, n_cqes; /* callbacks of each kind, as iou_stats() counts them */
 	int fd;
 	bool embedded;        /* the program has a loop of its own */
 	int job_error;        /* of a short job whose completion runs */

@@ -202,7 +202,9 @@ void sim_point(void)
 	n = pick(4 * world.step_one_in);
 	if (world.signals && one_in(100)) {
 		world.signals = false; /* it does not interrupt itself */
+		world.in_signal = true;
 		signal_arrives();
+		world.in_signal = false;
 		world.signals = true;
 	}
 	if (n < 2)
@@ -514,8 +516,9 @@ int __wrap_clock_gettime(clockid_t clock, struct timespec *ts)
 	if (!world.running)
 		return __real_clock_gettime(clock, ts);
 	CHECK(clock == CLOCK_MONOTONIC, "clock %d is read", clock);
+	CHECK(!current || world.may_spin, "thread %u looks at the clock, and is not to spin", current);
 	sim_point();
-	if (!world.clock_stands)
+	if (!world.clock_stands && (!world.clock_is_coarse || one_in(16)))
 		world.now_ns += pick(world.tick_ns);
 	ts->tv_sec = (time_t)(world.now_ns / 1000000000);
 	ts->tv_nsec = (long)(world.now_ns % 1000000000);
