@@ -161,6 +161,7 @@ void *__real_mmap(void *address, size_t size, int prot, int flags, int fd, off_t
 int __real_madvise(void *address, size_t size, int advice);
 int __real_sched_getaffinity(pid_t pid, size_t size, cpu_set_t *cpus);
 int __real_eventfd(unsigned count, int flags);
+int __real_eventfd_write(int fd, eventfd_t value);
 int __real_timerfd_create(int clock, int flags);
 int __real_io_uring_queue_init_params(unsigned entries, struct io_uring *ring, struct io_uring_params *params);
 int __real_io_uring_register(unsigned fd, unsigned opcode, void *arg, unsigned n);
@@ -253,6 +254,14 @@ WRAP(int, sched_getaffinity(pid_t pid, size_t size, cpu_set_t *cpus))
 WRAP(int, eventfd(unsigned count, int flags))
 {
 	FAIL_OR(EVENTFD, -1, __real_eventfd(count, flags));
+}
+
+/* Always as where its counter is full: it is readable, and says EAGAIN. */
+WRAP(int, eventfd_write(int fd, eventfd_t value))
+{
+	__real_eventfd_write(fd, value);
+	errno = EAGAIN;
+	return -1;
 }
 
 WRAP(int, timerfd_create(int clock, int flags))
@@ -720,10 +729,12 @@ static void *poster(void *data)
 
 	for (int i = 0; i < 8; i++) {
 		slow_work(NULL);
+		errno = 0;
 		if (bhs[0])
 			iou_bh_schedule(bhs[0]);
 		if (bhs[1])
 			iou_bh_schedule_idle(bhs[1]);
+		EXPECT(errno == 0);
 	}
 	iou_unhold(the_iou);
 	return NULL;
