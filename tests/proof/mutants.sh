@@ -15,13 +15,14 @@ mkdir -p "$top"
 top=$(cd "$top" && pwd)
 trap 'kill $(jobs -p) 2>/dev/null' EXIT
 
-# Run it for so many seconds at most; 0 where it went well. A hang is a failure.
+# Run it for so many seconds at most; 0 where it went well. A hang is a failure; the simulation looks for those itself,
+# by CPU time, and is not to be failed by a busy machine.
 within() { timeout -k 2 "$@" >>"$dir/log" 2>&1; }
 
 # Tests that failed, as SUITE/CASE/TEST. $excused fail without the fault too, or not each time: they catch nothing.
 excused=none
 bad_tests() {
-	sed -n 's/^not ok [0-9]* - test_\([^:]*\)\.c:\([^:/]*\):\([a-z_0-9]*\):.*/\1\/\2\/\3/p' "$1" 2>/dev/null |
+	sed -n 's/^not ok [0-9]* - [^:]*test_\([^:]*\)\.c:\([^:/]*\):\([a-z_0-9]*\):.*/\1\/\2\/\3/p' "$1" 2>/dev/null |
 		grep -vE "/($excused)\$"
 }
 
@@ -41,7 +42,7 @@ check() {
 	for _ in 1 2; do
 		rm -f "$dir/tap"
 		IOU_TEST_SLOW=1 CK_TIMEOUT_MULTIPLIER=0.5 CK_TAP_LOG_FILE_NAME=$dir/tap \
-			timeout -k 2 200 "$dir/check" >>"$dir/log" 2>&1 &
+			timeout -k 2 900 "$dir/check" >>"$dir/log" 2>&1 &
 		pid=$!
 		while :; do
 			local over=1 test
@@ -79,11 +80,11 @@ catch() {
 	for by in $WITH; do
 		link_"${by%-long}" 2>>"$dir/log" || { echo "UNLINKED $by"; return; }
 		case $by in
-		sim) within 20 "$dir/sim" -s 1 -n 100000 -j 1 || { echo sim; return; } ;;
-		fine) within 60 "$dir/fine" -s 1 -n 100000 -j 1 || { echo "sim, step by step"; return; } ;;
+		sim) within 3600 "$dir/sim" -s 1 -n 100000 -j 1 || { echo sim; return; } ;;
+		fine) within 3600 "$dir/fine" -s 1 -n 100000 -j 1 || { echo "sim, step by step"; return; } ;;
 		check) check || { echo "check: $caught_by"; return; } ;;
-		faults) IOU_FAULTS_TIMEOUT=5 within 300 "$dir/faults" -x -j "$JOBS" || { echo faults; return; } ;;
-		sim-long) within 300 "$dir/sim" -s 1000000 -n 5000000 -j 1 || { echo "sim, for long"; return; } ;;
+		faults) IOU_FAULTS_TIMEOUT=20 within 3600 "$dir/faults" -x -j "$JOBS" || { echo faults; return; } ;;
+		sim-long) within 3600 "$dir/sim" -s 1000000 -n 5000000 -j 1 || { echo "sim, for long"; return; } ;;
 		esac
 	done
 }
