@@ -107,7 +107,7 @@ static bool no_posts(const void *data)
 
 static void end_gracefully(void)
 {
-	unsigned n = 0;
+	unsigned n = 0, n_idle;
 
 	while (model.holds > 0) {
 		model.holds--;
@@ -122,8 +122,12 @@ static void end_gracefully(void)
 		if (model.broken)
 			return;
 	}
-	for (unsigned i = 0; i < 3; i++)
-		poll_once(0); /* a quit of another thread may have hidden something */
+	for (n = n_idle = 0; n_idle < 3; n++) { /* a quit of another thread may have hidden something */
+		CHECK(n < 200, "polls do not come to an end");
+		n_idle = poll_once(0) == 0 ? n_idle + 1 : 0;
+		if (model.broken)
+			return;
+	}
 	for (unsigned i = 1; i <= model.n_ops; i++)
 		CHECK(ops[i].state != PENDING, "op %u is still pending", i);
 	for (unsigned i = 0; i < model.n_posts; i++)
