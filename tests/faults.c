@@ -1038,7 +1038,7 @@ __attribute__((noreturn)) static void run_scenario(unsigned which)
 
 	scenario_name = scenarios[which].name;
 	signal(SIGALRM, on_alarm);
-	alarm(getenv("IOU_FAULTS_TIMEOUT") ? (unsigned)atoi(getenv("IOU_FAULTS_TIMEOUT")) : 20);
+	alarm(getenv("IOU_FAULTS_TIMEOUT") ? (unsigned)atoi(getenv("IOU_FAULTS_TIMEOUT")) : 120);
 	atomic_store(&armed, true);
 	scenarios[which].run();
 	atomic_store(&armed, false);

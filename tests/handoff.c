@@ -3,7 +3,8 @@
 /*
  * handoff N: N things handed from thread to thread, none lost. The loop sleeps in the kernel as often as it can:
  * a job goes out when the one before it came back, and two threads each post, or schedule a bottom half, when the
- * one before was answered. A wake-up that is lost shows as no progress for ten seconds.
+ * one before was answered. A wake-up that is lost shows as no progress, six times ten seconds long: a process that was
+ * stopped meanwhile gets one alarm for all that time.
  */
 
 #ifndef _GNU_SOURCE
@@ -40,11 +41,13 @@ static void fail(const char *what)
 
 static void on_alarm(int sig)
 {
+	static int n_in_vain;
 	unsigned long n = atomic_load(&n_handed);
 
 	(void)sig;
-	if (n == n_last_seen)
-		fail("nothing moved for 10 s");
+	n_in_vain = n == n_last_seen ? n_in_vain + 1 : 0;
+	if (n_in_vain == 6)
+		fail("nothing moved for a minute");
 	n_last_seen = n;
 	alarm(10);
 }

@@ -5,7 +5,7 @@
 # without KVM. Kernels are fetched from Debian's mirror by apt, into a folder of its own below $B, once. Also sets
 # kernel.io_uring_disabled to 1 and 2, which no test may do to the machine that it runs on. SUITE= runs one suite only.
 set -eu
-: "${B:?the build folder}" "${CC:=cc}" "${MAKE:=make}" "${MIRROR:=http://deb.debian.org/debian}" "${LIMIT:=600}"
+: "${B:?the build folder}" "${CC:=cc}" "${MAKE:=make}" "${MIRROR:=http://deb.debian.org/debian}" "${LIMIT:=1800}"
 cd "$(dirname "$0")/../.."
 [ $# != 0 ] || set -- bullseye bookworm trixie sid
 mkdir -p "$B/kernels"

@@ -25,7 +25,7 @@ n_mmaps=$(before mmap)
 one() { # SCENARIO CALL HOW ERROR N
 	local first=0
 	[ "$2" != mmap ] || first=$((n_mmaps - 1)) # the last of those is iou's
-	if IOU_FAULTS_ERROR=$4 timeout 30 strace -f -qq -o "$dir/$1.$2.$3.$5" -e trace="$2" \
+	if IOU_FAULTS_ERROR=$4 timeout 200 strace -f -qq -o "$dir/$1.$2.$3.$5" -e trace="$2" \
 		-e inject="$2:$3:when=$((first + $5))" "$faults" -s "$1" 2>"$dir/err.$BASHPID"; then
 		if grep -q INJECTED "$dir/$1.$2.$3.$5"; then echo ok; else echo none; fi
 	else

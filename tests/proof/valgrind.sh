@@ -13,7 +13,7 @@ mkdir -p "$dir"
 [ $# != 0 ] || set -- $(sed -n 's/^	X(\(.*\))/X(\1)/p' tests/helper.h | grep -o 'X([a-z]*)' | sed 's/X(\(.*\))/\1/')
 
 suite() {
-	CK_RUN_SUITE=$1 CK_TIMEOUT_MULTIPLIER=6 CK_TAP_LOG_FILE_NAME=$dir/$1.tap timeout -k 5 900 \
+	CK_RUN_SUITE=$1 CK_TIMEOUT_MULTIPLIER=6 CK_TAP_LOG_FILE_NAME=$dir/$1.tap timeout -k 5 3600 \
 		valgrind -q --error-exitcode=9 --leak-check=no --fair-sched=yes \
 		--num-callers=20 "$dir/check" >"$dir/$1.log" 2>&1
 }
