@@ -87,6 +87,7 @@ static const struct {
 	{"own", 0, 0, 0},                                          /* the library's choice */
 	{"plain", IORING_SETUP_SUBMIT_ALL, 0, ALL_NEWER_FEATURES}, /* as on older kernels */
 	{"coop", IORING_SETUP_COOP_TASKRUN, 50000, 0},             /* completions wait for an enter; and spinning */
+	{"defer", IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN, 0, 0}, /* and no flag tells of them */
 };
 #define N_RINGS (sizeof(rings) / sizeof(*rings))
 static unsigned on_ring;
@@ -798,7 +799,7 @@ static void scenario_embed(void)
 	post(iou);
 	for (int i = 0; i < 100 && fd >= 0; i++) {
 		struct pollfd pfd = {.fd = fd, .events = POLLIN};
-		int ret = poll(&pfd, 1, 1000);
+		int ret = poll(&pfd, 1, 20000);
 
 		/* Whatever there is makes it readable; and task work interrupts a poll(2). */
 		EXPECT(ret == 1 || (ret < 0 && errno == EINTR) || n_tries);
@@ -816,6 +817,39 @@ static void scenario_embed(void)
 	if (injection.kind == ENTER && injection.mode == STUCK)
 		EXPECT(write(fds[1], "abc", 3) == 3);
 	iou_cancel_all(iou);
+	finish(iou);
+	end(iou);
+	close(fds[0]);
+	close(fds[1]);
+}
+
+/* The kernel gives 20 completions for an enter; whoever waits on iou_fd() has to learn of the rest. */
+static void scenario_burst(void)
+{
+	enum { N_READS = 50 };
+	iou_t *iou = make_of(64);
+	char bytes[N_READS];
+	int fds[2], fd = -1;
+
+	if (!iou)
+		return;
+	EXPECT(pipe2(fds, O_CLOEXEC) == 0);
+	for (int i = 0; i < 40 && fd < 0; i++) {
+		fd = iou_fd(iou);
+		EXPECT(fd >= 0 || is_explained(-fd));
+	}
+	for (int i = 0; i < N_READS; i++)
+		read_from(iou, fds[0], &bytes[i], 0);
+	flush(iou);
+	EXPECT(write(fds[1], bytes, N_READS) == N_READS);
+	for (int i = 0; i < 100 && fd >= 0 && !all_ended() && !n_tries; i++) {
+		struct pollfd pfd = {.fd = fd, .events = POLLIN};
+		int ret = poll(&pfd, 1, 20000);
+
+		EXPECT(ret == 1 || (ret < 0 && errno == EINTR));
+		ret = iou_poll(iou, 0);
+		EXPECT(ret >= 0 || is_explained(-ret));
+	}
 	finish(iou);
 	end(iou);
 	close(fds[0]);
@@ -1011,11 +1045,12 @@ static const struct {
 	{"ring", scenario_ring},         {"cancel", scenario_cancel}, {"jobs", scenario_jobs},
 	{"threads", scenario_threads},   {"embed", scenario_embed},   {"free", scenario_free},
 	{"overflow", scenario_overflow}, {"nested", scenario_nested}, {"resize", scenario_resize},
+	{"burst", scenario_burst},
 	{"handed", scenario_handed},     {"owned", scenario_owned},   {"sqpoll", scenario_sqpoll},
 };
 #define N_SCENARIOS (sizeof(scenarios) / sizeof(*scenarios))
 /* Those before make their ring as they are told to. */
-#define N_ON_ANY_RING 9
+#define N_ON_ANY_RING 10
 
 
 /* ---- Going through them ---------------------------------------------------------------------- */

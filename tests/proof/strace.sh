@@ -35,7 +35,7 @@ one() { # SCENARIO CALL HOW ERROR N
 }
 
 while read -r call how error n; do
-	for scenario in ring cancel jobs threads embed free overflow nested resize; do
+	for scenario in ring cancel jobs threads embed free overflow nested resize burst; do
 		for ((i = 1; i <= n; i++)); do echo "$scenario $call $how $error $i"; done
 	done
 done >"$dir/list" <<'END'
