@@ -604,6 +604,7 @@ static void req_step(ring_t *ring, req_t *req)
 		complete(ring, req, req->res, IORING_CQE_F_MORE, false);
 		req->failed |= req->res < 0;
 		req->ends = SOON;
+		chain_goes_on(ring, req); /* it does not wait for the notification */
 		return;
 	}
 	if (req->notifies)

@@ -27,6 +27,8 @@ sleeping_is_not_io_wait: waits are cut into slices here
 all_that_becomes_ready_wakes: waits are cut into slices here
 resize_keeps_the_wake_up: a thread that waits in slices is not seen asleep
 an_overflow_keeps_the_wake_up: a thread that waits in slices is not seen asleep
+a_stray_cqe_is_nothing: a thread that waits in slices is not seen asleep
+posting_to_a_sleeping_loop_wakes_it_once: a thread that waits in slices is not seen asleep
 '
 
 rm -f "$dir"/*.tap "$dir"/*.log
