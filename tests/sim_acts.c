@@ -437,6 +437,7 @@ void cancel_all(void)
 
 void check_stats(void)
 {
+	uint64_t n_wakes = kernel_n_wakes();
 	iou_stats_t stats;
 	unsigned n = 0;
 
@@ -450,8 +451,8 @@ void check_stats(void)
 		      stats.completed <= model.n_cqes + n,
 	      "iou_stats: %llu timers, %llu posts, %llu jobs, %llu completed", (unsigned long long)stats.timers,
 	      (unsigned long long)stats.posts, (unsigned long long)stats.jobs, (unsigned long long)stats.completed);
-	CHECK(stats.wakeups >= kernel_n_wakes(), "iou_stats: %llu wake-ups, and not %llu",
-	      (unsigned long long)stats.wakeups, (unsigned long long)kernel_n_wakes());
+	CHECK(stats.wakeups >= n_wakes, "iou_stats: %llu wake-ups, and not %llu", (unsigned long long)stats.wakeups,
+	      (unsigned long long)n_wakes);
 	/* SQPOLL's thread takes them when it likes */
 	CHECK(stats.submitted == kernel_n_taken() ||
 		      (model.config.setup_flags & IORING_SETUP_SQPOLL && stats.submitted < kernel_n_taken()),
