@@ -66,6 +66,7 @@ typedef struct ring_t {
 	bool open, disabled;
 	bool sq_asleep;      /* SQPOLL's thread */
 	bool dropped;        /* a CQE was: the next enter that finds none says so */
+	bool has_signalled;  /* see signals_once */
 	int fd, eventfd;
 	unsigned flags, registered;
 	unsigned sq_entries, cq_entries;
@@ -105,6 +106,7 @@ static unsigned n_free_reqs;
 static unsigned n_rings, n_files_used;
 static unsigned kernel;
 static bool refuse_register, submitting;
+static bool signals_once; /* as 6.12.117 and 6.18 do: of task work that another descriptor's readiness brings about */
 static unsigned sq_entries_min;
 static uint64_t n_taken, n_wakes;
 static unsigned storm; /* enters that are still to fail */
@@ -281,8 +283,11 @@ static void complete(ring_t *ring, req_t *req, int res, unsigned flags, bool now
 	ring->work[ring->n_work++] = wait;
 	if (ring->flags & IORING_SETUP_TASKRUN_FLAG)
 		ring->sq_flags |= IORING_SQ_TASKRUN;
-	if (ring->flags & IORING_SETUP_DEFER_TASKRUN)
-		ring_signal(ring);
+	if (ring->flags & IORING_SETUP_DEFER_TASKRUN) {
+		if (req->ends != EVENT || !signals_once || !ring->has_signalled)
+			ring_signal(ring);
+		ring->has_signalled |= req->ends == EVENT;
+	}
 }
 
 /* ---- Chains ----------------------------------------------------------------------------------- */
@@ -789,6 +794,7 @@ void kernel_reset(void)
 		free_reqs[n_free_reqs] = &reqs[n_free_reqs];
 	kernel = one_in(100) ? KERNEL_5_10 : one_in(3) ? KERNEL_6_1 : KERNEL_5_11 + pick(N_KERNELS - 1);
 	refuse_register = one_in(30);
+	signals_once = one_in(2);
 	storm = 0;
 	sq_entries_min = ~0U;
 }
@@ -1017,6 +1023,7 @@ int __wrap_io_uring_register(unsigned fd, unsigned opcode, const void *arg, unsi
 		if (fault(20))
 			return -ENOMEM;
 		ring->eventfd = *(const int *)arg;
+		ring->has_signalled = false;
 		CHECK(file_of(ring->eventfd), "the eventfd to register is not open");
 		ret = 0;
 		break;
