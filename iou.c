@@ -2166,8 +2166,9 @@ static void rest(iou_t *iou)
 	news = n_rung > iou->rang || iou->n_reaped != iou->n_rested; /* the kernel has signalled, or might have */
 	iou->n_rested = iou->n_reaped;
 	iou->stale |= news;
-	if (iou->ring.flags & IORING_SETUP_DEFER_TASKRUN && iou->stale && (iou->n_ring || iou->deaf)) {
-		/* Of completions that the write of another eventfd brings about, 6.18 signals only the first. */
+	if (iou->ring.flags & IORING_SETUP_DEFER_TASKRUN && iou->stale &&
+	    (iou->n_ring || iou->deaf || next_due_ns(iou) != NEVER)) {
+		/* Of completions that another eventfd's write (6.18) or a timerfd (6.12) brings about, only the first signals. */
 		io_uring_register((unsigned)io->ring_fd, IORING_UNREGISTER_EVENTFD, NULL, 0);
 		iou->deaf = io_uring_register((unsigned)io->ring_fd, IORING_REGISTER_EVENTFD, &iou->fd, 1) < 0;
 		iou->stale = iou->deaf;
