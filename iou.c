@@ -1276,6 +1276,7 @@ static int enter(iou_t *iou, unsigned what, uint64_t until_ns)
 	iou->stats.submitted += taken;
 	if (likely(taken == n) && ret >= 0)
 		return 0;
+	iou->n_rested = NEVER; /* what waits in the kernel was not fetched, for all we know: see rest() */
 	if (taken && taken < n)
 		cut_chain(iou, head + taken);
 	if (ret == -EBADR)
