@@ -6,8 +6,8 @@
 #   make install    DESTDIR=, prefix=, libdir=, includedir=; uninstall takes it away again
 #   make deps       install what `all` and `check` need; deps-dev: what every test needs; deps-bench: the peers
 #   make bench      measure against the bare ring and other libraries; WHAT=nop for a part; clean-bench
-#   make check-all  every proof there is: check-sim check-faults check-mutants check-kernels check-spin
-#                   check-valgrind check-instr coverage (tests/README.md says what each is; check-ci: the quick ones)
+#   make check-all  every proof there is: check-sim check-faults check-destroy check-full check-mutants check-kernels
+#                   check-spin check-valgrind check-instr coverage (see tests/README.md; check-ci: the quick ones)
 #   make dist       a tarball of the last commit;  make clean;  make help: this
 #
 # CC, AR, CFLAGS, CPPFLAGS, LDFLAGS and PKG_CONFIG are the user's. V=1 shows the commands.

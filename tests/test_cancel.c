@@ -1557,6 +1557,7 @@ static int on_slot(void *data)
 static void step_slot(slot_t *slot)
 {
 	uint64_t one = 1;
+	int result;
 
 	if (!slot->op) {
 		slot->op = new_op(the_iou);
@@ -1584,8 +1585,9 @@ static void step_slot(slot_t *slot)
 			iou_cancel_all(the_iou);
 		break;
 	default:
-		if (iou_poll(the_iou, below(2) * 50 * (int64_t)USEC) < 0)
-			ck_abort_msg("iou_poll failed");
+		result = iou_poll(the_iou, below(2) * 50 * (int64_t)USEC);
+		if (result < 0)
+			ck_abort_msg("iou_poll: %s", strerror(-result));
 	}
 }
 

@@ -187,9 +187,9 @@ static _Noreturn void open_in_child(const char *fifo, int ready)
 	EXPECT(iou_flush(iou) == 0);
 	EXPECT(write(ready, "", 1) == 1);
 	EXPECT(iou_run(iou) == 0);
-	EXPECT(call.n == 1 && call.result >= 0);
+	EXPECT(call.n == 1);
 	iou_free(iou);
-	_exit(0);
+	_exit(call.result < 0 ? -call.result : 0);
 }
 
 /* What waits in io-wq is interrupted by a stop (-ERESTARTSYS), and has to go on as a system call would. */
@@ -210,7 +210,11 @@ START_TEST(stopped_in_io_wq)
 		nap();
 		ck_assert_int_eq(kill(pid, SIGSTOP), 0);
 		ck_assert_int_eq(waitpid(pid, &status, WUNTRACED), pid);
-		ck_assert_msg(WIFSTOPPED(status), "it ended with %x after %d stops", (unsigned)status, i);
+		if (WIFEXITED(status) && WEXITSTATUS(status) == EINTR && !kernel_at_least(6, 18)) {
+			close_pair(ready);
+			SKIP("this kernel says -EINTR of what is to be started again (6.12 does, 6.18 does not)");
+		}
+		ck_assert_msg(WIFSTOPPED(status), "after %d stops: %s", i, strerror(WEXITSTATUS(status)));
 		ck_assert_int_eq(kill(pid, SIGCONT), 0);
 	}
 	fd = open(fifo, O_WRONLY | O_CLOEXEC);

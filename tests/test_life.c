@@ -722,7 +722,7 @@ START_TEST(descriptors_of_other_kinds_are_closed)
 		{OPCODE_FIXED_FD_INSTALL, "needs IORING_OP_FIXED_FD_INSTALL (6.8)", 1},
 		{OPCODE_PIPE, "needs IORING_OP_PIPE (6.16)", 2},
 	};
-	int pipes[4][2], file = open("/dev/null", O_RDONLY | O_CLOEXEC), n_before = n_fds();
+	int pipes[4][2] = {{0}}, file = open("/dev/null", O_RDONLY | O_CLOEXEC), n_before = n_fds();
 	iou_t *iou = new_iou(8);
 	int n_own;
 
