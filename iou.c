@@ -460,13 +460,13 @@ static void stack_push(stack_t_ *stack, node_t *node)
 	while (!atomic_compare_exchange_weak(stack, &top, node)); /* pairs with list_take(), and with doze() */
 }
 
-/* Append all that is on the stack to the list, oldest first. Returns the first of them, or the list's head. */
-static node_t *list_take(node_t *list, stack_t_ *stack)
+/* Append all that is on the stack to the list, oldest first. */
+static void list_take(node_t *list, stack_t_ *stack)
 {
 	node_t *last = list->prev, *first = list, *node, *below;
 
 	if (!atomic_load_explicit(stack, memory_order_relaxed))
-		return list;
+		return;
 	for (node = atomic_exchange(stack, NULL); node; node = below) {
 		below = node->next;
 		node->next = first;
@@ -475,7 +475,6 @@ static node_t *list_take(node_t *list, stack_t_ *stack)
 	}
 	last->next = first;
 	first->prev = last;
-	return first;
 }
 
 
