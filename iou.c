@@ -5,7 +5,7 @@
  * iou.h is the manual. This comment is the design; the sections below follow it.
  *
  *     op pool ── iou_op_queue ──► backlog ──► SQ ──► kernel ──► CQ ───────────────┐
- *       ▲    ├── iou_op_async ──► fresh ──► pool.queue ──► workers ──► done_top ─┐│
+ *       ▲    ├── iou_op_async ──► pool.jobs ──► workers ──► pool.done ──────────┐│
  *       │    │   cancelled in iou, or a chain too long ───────────────► ended ◄──┘┤  round_run(): one item
  *       │    ├── iou_op_timer ──► timers (a heap, deadlines too) ─────────────────┤  off its queue, one
  *       │    │   iou_post, iou_bh_schedule ──► inbox_top ──► inbox, idle ─────────┤  callback
@@ -16,7 +16,7 @@
  *     FREE     the free list          iou's       BACKLOG  backlog                  iou's
  *     OWNED    none                   program's   RING     none, or lane or asked   iou's and the kernel's
  *     LAST     none; in its last      program's   HELD     none; its cancel is out  iou's
- *              callback                           JOB      fresh .. done_top        iou's and a worker's
+ *              callback                           JOB      none; pool.jobs or .done  iou's (a worker has a job_t)
  *                                                 TIMER    none; in the heap        iou's
  *                                                 ENDED    ended                    iou's
  *
@@ -154,7 +154,6 @@ typedef _Atomic(node_t *) stack_t_;
 
 enum op_state { OP_FREE, OP_LAST, OP_OWNED, OP_BACKLOG, OP_RING, OP_HELD, OP_JOB, OP_TIMER, OP_ENDED };
 enum op_cancel { CANCEL_NONE, CANCEL_WANTED, CANCEL_LANE, CANCEL_SENT, CANCEL_ASKED };
-enum job_phase { JOB_QUEUED = 1, JOB_RUNNING };
 enum op_bits {
 	OP_DEADLINE = 1,  /* iou_op_deadline() was called; before queueing, seq holds its after_ns */
 	OP_EXPIRED = 2,   /* cancelled by its deadline */
@@ -173,10 +172,7 @@ typedef struct op_t {
 	void *cb_data;
 	node_t node;
 	uint8_t state;    /* enum op_state */
-	union {
-		uint8_t cancel; /* enum op_cancel: of a ring op */
-		uint8_t phase;  /* enum job_phase: of a job; under pool.lock */
-	};
+	uint8_t cancel;   /* enum op_cancel */
 	uint8_t bits;     /* enum op_bits */
 	uint8_t env;      /* enum op_env */
 	uint32_t heap_index; /* 0: not in the heap */
@@ -184,7 +180,7 @@ typedef struct op_t {
 	union {
 		struct {
 			int (*work)(void *work_data);
-			void *work_data;
+			uint64_t number; /* of its job_t */
 		} job;
 		struct {
 			struct op_t *prev, *next; /* NULL where the neighbour has ended */
@@ -264,22 +260,47 @@ typedef struct round_t {
 	uint64_t n_ended, n_cqes; /* bounds of the counts of what was delivered */
 } round_t;
 
-/* The worker pool knows nothing of the ring: it takes ops as jobs, and gives each back with finish(). */
+/* A job in its place, and what became of it: all that a worker sees. So an op stays in the cache of the loop's CPU. */
+typedef struct job_t {
+	op_t *op; /* NULL: withdrawn */
+	int (*work)(void *work_data);
+	void *work_data;
+} job_t;
+
+typedef struct done_t {
+	op_t *op;
+	int result;
+} done_t;
+
+/*
+ * The worker pool knows nothing of the ring: it takes jobs, and gives back what they returned.
+ * Two circular arrays of `size` places, numbered by counts that only grow: jobs[n_taken .. n_queued) wait for a
+ * worker, done[n_collected .. n_done) for the loop. The loop writes places up to n_queued without the lock; workers
+ * read and write theirs under it.
+ */
 typedef struct pool_t {
-	_Alignas(64) stack_t_ fresh; /* jobs just queued, not yet moved to the queue: the loop takes no lock for them */
-	_Alignas(64) pthread_mutex_t lock; /* guards the rest, but for reading atomics; and phase and node of queued ops */
-	node_t queue;
-	/* Read for each job, and written when workers run out of them: apart from the above. */
-	_Alignas(64) atomic_uint n_idle; /* workers in cond_wait; pairs with fresh: who goes to sleep looks there again */
-	atomic_uint n_looking; /* workers that found no job and look once more, or are starting */
-	atomic_bool calling;  /* one of the idle was signalled and is not yet awake: it calls the next */
-	atomic_bool left;     /* the queue is not empty */
-	atomic_bool stop;
-	bool spins;           /* look for jobs before sleeping */
+	/* The loop's: */
+	_Alignas(64) atomic_ullong n_queued; /* pairs with n_idle: who goes to sleep looks here again */
+	uint64_t n_collected;
+	uint64_t limit;       /* of n_queued: the places up to there are known to be free */
 	unsigned n_threads;
 	unsigned max;         /* threads there may be; lowered when one could not be made */
 	pthread_t *threads;
-	void (*finish)(op_t *op);
+	/* Read by all for each job, and rarely written: */
+	_Alignas(64) job_t *jobs; /* and `done` behind it: one block */
+	done_t *done;
+	uint64_t size;        /* a power of 2, or 0 as long as there is no op */
+	void (*notify)(struct pool_t *pool); /* called by a worker that gave something back */
+	atomic_uint n_idle;   /* workers in cond_wait */
+	atomic_uint n_looking; /* workers that found no job and look once more, or are starting */
+	atomic_bool calling;  /* one of the idle was signalled and is not yet awake: it calls the next */
+	atomic_bool stop;
+	bool spins;           /* look for jobs before sleeping */
+	/* The workers': */
+	_Alignas(64) pthread_mutex_t lock; /* guards the arrays, but for the loop's part; n_seen, n_taken, n_done */
+	uint64_t n_seen;      /* of n_queued; reading that one takes its cache line from the loop */
+	atomic_ullong n_taken;
+	_Alignas(64) atomic_ullong n_done; /* pairs with `sleeping`; the loop reads it without the lock */
 	pthread_cond_t cond;  /* idle workers wait for jobs, or for stop */
 } pool_t;
 
@@ -332,7 +353,6 @@ struct iou_t {
 	pool_t pool;
 
 	_Alignas(64) stack_t_ inbox_top;
-	stack_t_ done_top;
 	atomic_int sleeping;   /* enum sleep; pairs with the stacks, quit and holds: see doze() and wake() */
 	atomic_bool quit;
 	atomic_llong n_holds;
@@ -481,14 +501,15 @@ static void list_take(node_t *list, stack_t_ *stack)
 /* ---- Op pool --------------------------------------------------------------------------------- */
 
 static bool heap_reserve(iou_t *iou, size_t n_ops);
+static bool pool_reserve(pool_t *pool, size_t n_ops);
 
-/* A new chunk, and room in the heap for its ops, so that nothing later needs memory. */
+/* A new chunk, and room in the heap and among the jobs for its ops, so that nothing later needs memory. */
 static bool pool_grow(iou_t *iou)
 {
 	size_t n = sizeof(iou->chunks->ops) / sizeof(op_t);
 	chunk_t *chunk;
 
-	if (!heap_reserve(iou, iou->n_ops + n))
+	if (!heap_reserve(iou, iou->n_ops + n) || !pool_reserve(&iou->pool, iou->n_ops + n))
 		return false;
 	chunk = aligned_alloc(16, CHUNK_SIZE);
 	if (!chunk)
@@ -1306,32 +1327,24 @@ static void spin_pause(void)
 #endif
 }
 
-static bool has_jobs(pool_t *pool)
+static job_t *job_at(const pool_t *pool, uint64_t number)
 {
-	return atomic_load_explicit(&pool->left, memory_order_relaxed) || atomic_load(&pool->fresh);
+	return &pool->jobs[number & (pool->size - 1)];
 }
 
-/* With the lock held, after the queue changed. Written only when it changes: all read it, for each job. */
-static void note_left(pool_t *pool)
+/* With the lock held: is there a job? Then it is at n_taken. Looks at n_queued before it says no. */
+static bool has_job(pool_t *pool)
 {
-	bool left = !list_empty(&pool->queue);
+	uint64_t n_taken = atomic_load_explicit(&pool->n_taken, memory_order_relaxed);
 
-	if (atomic_load_explicit(&pool->left, memory_order_relaxed) != left)
-		atomic_store_explicit(&pool->left, left, memory_order_relaxed);
-}
-
-/* Before sleeping, with the lock held: look for a job for about as long as being woken for it would take. */
-static void worker_spin(pool_t *pool)
-{
-	uint64_t until_ns = now_ns() + WORKER_SPIN_NS;
-
-	atomic_fetch_add(&pool->n_looking, 1);
-	pthread_mutex_unlock(&pool->lock);
-	do
-		spin_pause();
-	while (!has_jobs(pool) && !atomic_load(&pool->stop) && now_ns() < until_ns);
-	pthread_mutex_lock(&pool->lock);
-	atomic_fetch_sub(&pool->n_looking, 1); /* and look once more: see job_queue() */
+	for (;; atomic_store_explicit(&pool->n_taken, ++n_taken, memory_order_relaxed)) {
+		if (n_taken == pool->n_seen)
+			pool->n_seen = atomic_load(&pool->n_queued);
+		if (n_taken == pool->n_seen)
+			return false;
+		if (job_at(pool, n_taken)->op)
+			return true;
+	}
 }
 
 /* With the lock held: wake one of those who sleep, unless one is on his way: he wakes the next. */
@@ -1343,58 +1356,89 @@ static bool call_worker(pool_t *pool)
 	return true;
 }
 
-/* With the lock held: the next job, or NULL when it is time to go. */
-static op_t *worker_next(pool_t *pool)
+/* With the lock held, and a job there. */
+static job_t job_take(pool_t *pool)
 {
-	op_t *op;
+	uint64_t n_taken = atomic_load_explicit(&pool->n_taken, memory_order_relaxed);
+	job_t job = *job_at(pool, n_taken);
 
-	if (pool->spins && !has_jobs(pool) && !pool->stop)
+	atomic_store_explicit(&pool->n_taken, n_taken + 1, memory_order_relaxed);
+	if (unlikely(atomic_load(&pool->n_idle)) && has_job(pool) && call_worker(pool))
+		pthread_cond_signal(&pool->cond);
+	return job;
+}
+
+/* Before sleeping: look for a job for about as long as being woken for it would take. */
+static void worker_spin(pool_t *pool)
+{
+	uint64_t until_ns = now_ns() + WORKER_SPIN_NS;
+
+	do
+		spin_pause();
+	while (atomic_load(&pool->n_queued) == atomic_load_explicit(&pool->n_taken, memory_order_relaxed) &&
+	       !atomic_load(&pool->stop) && now_ns() < until_ns);
+}
+
+/* The next job, once there is one. False: it is time to go. The worker was counted as looking, and is no more. */
+static bool worker_wait(pool_t *pool, job_t *job)
+{
+	bool stop;
+
+	if (pool->spins)
 		worker_spin(pool);
-	if (list_empty(&pool->queue))
-		list_take(&pool->queue, &pool->fresh);
-	while (list_empty(&pool->queue) && !pool->stop) {
+	pthread_mutex_lock(&pool->lock);
+	atomic_fetch_sub(&pool->n_looking, 1); /* and look once more: see job_queue() */
+	while (!has_job(pool) && !atomic_load(&pool->stop)) {
 		atomic_fetch_add(&pool->n_idle, 1);
-		if (!atomic_load(&pool->fresh)) {
+		if (!has_job(pool)) {
 			pthread_cond_wait(&pool->cond, &pool->lock);
 			atomic_store(&pool->calling, false);
 		}
 		atomic_fetch_sub(&pool->n_idle, 1);
-		list_take(&pool->queue, &pool->fresh);
 	}
-	if (pool->stop)
-		return NULL;
-	op = op_at(pool->queue.next);
-	list_unlink(&op->node);
-	op->phase = JOB_RUNNING;
-	note_left(pool);
-	if (atomic_load(&pool->n_idle) && has_jobs(pool) && call_worker(pool))
-		pthread_cond_signal(&pool->cond);
-	return op;
+	stop = atomic_load(&pool->stop);
+	if (!stop)
+		*job = job_take(pool);
+	pthread_mutex_unlock(&pool->lock);
+	return !stop;
+}
+
+/* Give one back and take the next. False: there is none; the worker is looking. */
+static bool worker_swap(pool_t *pool, job_t *job, int result)
+{
+	uint64_t n_done;
+	bool more;
+
+	pthread_mutex_lock(&pool->lock);
+	more = has_job(pool) && !atomic_load(&pool->stop);
+	if (!more)
+		atomic_fetch_add(&pool->n_looking, 1); /* for what the loop queues when it sees this one */
+	n_done = atomic_load_explicit(&pool->n_done, memory_order_relaxed);
+	pool->done[n_done & (pool->size - 1)] = (done_t){job->op, result};
+	atomic_store(&pool->n_done, n_done + 1);
+	if (more)
+		*job = job_take(pool);
+	pthread_mutex_unlock(&pool->lock);
+	return more;
 }
 
 static void *worker_main(void *data)
 {
 	pool_t *pool = data;
-	bool looking = true; /* as it was counted when it was started */
-	op_t *op;
+	job_t job;
+	bool more;
 
 	pthread_setname_np(pthread_self(), "iou-worker");
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
-	for (;;) {
-		pthread_mutex_lock(&pool->lock);
-		if (looking)
-			atomic_fetch_sub(&pool->n_looking, 1);
-		op = worker_next(pool);
-		if (!op)
-			break;
-		pthread_mutex_unlock(&pool->lock);
-		op->pub.result = op->as.job.work(op->as.job.work_data);
-		looking = !has_jobs(pool);
-		if (looking)
-			atomic_fetch_add(&pool->n_looking, 1); /* for what the loop queues when it sees this one */
-		pool->finish(op);
+	more = worker_wait(pool, &job);
+	while (more) {
+		int result = job.work(job.work_data);
+
+		more = worker_swap(pool, &job, result);
+		pool->notify(pool);
+		if (!more)
+			more = worker_wait(pool, &job);
 	}
-	pthread_mutex_unlock(&pool->lock);
 	return NULL;
 }
 
@@ -1430,28 +1474,77 @@ static int pool_add_worker(pool_t *pool)
 /* Is there a job for which nobody is free, nor on his way? */
 static bool lacks_worker(pool_t *pool)
 {
+	uint64_t n_queued = atomic_load_explicit(&pool->n_queued, memory_order_relaxed), i;
 	unsigned n_free;
-	node_t *node;
+	bool lacks = false;
 
 	pthread_mutex_lock(&pool->lock);
-	list_take(&pool->queue, &pool->fresh);
 	n_free = atomic_load(&pool->n_idle) + atomic_load(&pool->n_looking);
-	for (node = pool->queue.next; node != &pool->queue && n_free; n_free--)
-		node = node->next;
-	note_left(pool);
+	for (i = atomic_load_explicit(&pool->n_taken, memory_order_relaxed); i != n_queued && !lacks; i++)
+		lacks = job_at(pool, i)->op && !n_free--;
 	pthread_mutex_unlock(&pool->lock);
-	return node != &pool->queue;
+	return lacks;
+}
+
+/* All that is there moves to these arrays (which may be the old ones), close together: the places of those withdrawn
+ * are free again. */
+static void pool_move(pool_t *pool, job_t *jobs, done_t *done, uint64_t size)
+{
+	uint64_t n_queued = atomic_load_explicit(&pool->n_queued, memory_order_relaxed), end, i;
+
+	pthread_mutex_lock(&pool->lock);
+	end = atomic_load_explicit(&pool->n_taken, memory_order_relaxed);
+	for (i = end; i != n_queued; i++) {
+		job_t job = *job_at(pool, i);
+
+		if (!job.op)
+			continue;
+		job.op->as.job.number = end;
+		jobs[end++ & (size - 1)] = job;
+	}
+	for (i = pool->n_collected; i != atomic_load_explicit(&pool->n_done, memory_order_relaxed); i++)
+		done[i & (size - 1)] = pool->done[i & (pool->size - 1)];
+	atomic_store(&pool->n_queued, end);
+	pool->n_seen = end;
+	pool->limit = atomic_load_explicit(&pool->n_taken, memory_order_relaxed) + size;
+	pool->jobs = jobs;
+	pool->done = done;
+	pool->size = size;
+	pthread_mutex_unlock(&pool->lock);
+}
+
+/* Places for as many jobs, and some for those withdrawn, so that pool_move() pays. */
+static bool pool_reserve(pool_t *pool, size_t n_ops)
+{
+	job_t *old = pool->jobs, *jobs;
+	uint64_t size = pool->size ? pool->size : 512;
+
+	while (size < n_ops + n_ops / 8)
+		size *= 2;
+	if (size == pool->size)
+		return true;
+	jobs = malloc(size * (sizeof(job_t) + sizeof(done_t)));
+	if (!jobs)
+		return false;
+	pool_move(pool, jobs, (done_t *)(jobs + size), size);
+	free(old);
+	return true;
 }
 
 /* -EAGAIN where there is no worker at all. */
-static int job_queue(pool_t *pool, op_t *op)
+static int job_queue(pool_t *pool, op_t *op, void *work_data)
 {
+	uint64_t n_queued;
 	bool call;
 
 	if (unlikely(!pool->n_threads) && pool_add_worker(pool) < 0)
 		return -EAGAIN;
-	op->phase = JOB_QUEUED;
-	stack_push(&pool->fresh, &op->node);
+	if (unlikely(atomic_load_explicit(&pool->n_queued, memory_order_relaxed) == pool->limit))
+		pool_move(pool, pool->jobs, pool->done, pool->size);
+	n_queued = atomic_load_explicit(&pool->n_queued, memory_order_relaxed);
+	*job_at(pool, n_queued) = (job_t){op, op->as.job.work, work_data};
+	op->as.job.number = n_queued;
+	atomic_store(&pool->n_queued, n_queued + 1);
 	if (atomic_load(&pool->n_idle) && !atomic_load(&pool->calling) && !atomic_load(&pool->n_looking)) {
 		pthread_mutex_lock(&pool->lock);
 		call = call_worker(pool);
@@ -1464,22 +1557,32 @@ static int job_queue(pool_t *pool, op_t *op)
 	return 0;
 }
 
-/* Off the queue, unless a worker has it already. */
+/* With the lock held. */
+static bool job_is_queued(const pool_t *pool, const op_t *op)
+{
+	return op->as.job.number >= atomic_load_explicit(&pool->n_taken, memory_order_relaxed);
+}
+
+/* Unless a worker has it already. */
 static bool job_withdraw(pool_t *pool, op_t *op)
 {
 	bool queued;
 
 	pthread_mutex_lock(&pool->lock);
-	list_take(&pool->queue, &pool->fresh);
-	queued = op->phase == JOB_QUEUED;
+	queued = job_is_queued(pool, op);
 	if (queued)
-		list_unlink(&op->node);
-	note_left(pool);
+		job_at(pool, op->as.job.number)->op = NULL;
 	pthread_mutex_unlock(&pool->lock);
 	return queued;
 }
 
-static int pool_init(pool_t *pool, unsigned max, bool spins, void (*finish)(op_t *op))
+/* What workers gave back and the loop has not collected. */
+static bool pool_has_done(const pool_t *pool)
+{
+	return pool->n_collected != atomic_load(&pool->n_done);
+}
+
+static int pool_init(pool_t *pool, unsigned max, bool spins, void (*notify)(pool_t *pool))
 {
 	cpu_set_t cpus;
 
@@ -1488,8 +1591,7 @@ static int pool_init(pool_t *pool, unsigned max, bool spins, void (*finish)(op_t
 								     : (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
 	pool->max = max < WORKERS_MAX ? max : WORKERS_MAX;
 	pool->spins = spins;
-	pool->finish = finish;
-	list_init(&pool->queue);
+	pool->notify = notify;
 	pool->threads = calloc(pool->max, sizeof(*pool->threads));
 	if (!pool->threads)
 		return -ENOMEM;
@@ -1509,11 +1611,17 @@ static void pool_stop(pool_t *pool)
 		pthread_join(pool->threads[--pool->n_threads], NULL);
 }
 
+static void pool_free(pool_t *pool)
+{
+	free(pool->jobs);
+	free(pool->threads);
+}
+
 static void pool_exit(pool_t *pool)
 {
 	pthread_cond_destroy(&pool->cond);
 	pthread_mutex_destroy(&pool->lock);
-	free(pool->threads);
+	pool_free(pool);
 }
 
 
@@ -1539,7 +1647,7 @@ static void wake(iou_t *iou)
 /* Something that another thread published and the loop has not taken. */
 static bool has_mail(iou_t *iou)
 {
-	return atomic_load(&iou->inbox_top) || atomic_load(&iou->done_top);
+	return atomic_load(&iou->inbox_top) || pool_has_done(&iou->pool);
 }
 
 /* Set `sleeping`, then look: false if something came meanwhile. Who called sets it back. */
@@ -1619,27 +1727,22 @@ static void take_inbox(iou_t *iou)
 	}
 }
 
-/* A worker gives back a job. */
-static void finish_job(op_t *op)
+/* A worker gave back a job. */
+static void notify_loop(pool_t *pool)
 {
-	iou_t *iou = op->iou;
-
-	stack_push(&iou->done_top, &op->node);
-	wake(iou);
+	wake(container_of(pool, iou_t, pool));
 }
 
 static void take_done(iou_t *iou)
 {
-	node_t done;
+	pool_t *pool = &iou->pool;
+	uint64_t n_done = atomic_load_explicit(&pool->n_done, memory_order_acquire);
 
-	list_init(&done);
-	list_take(&done, &iou->done_top);
-	while (!list_empty(&done)) {
-		op_t *op = op_at(done.next);
+	for (; pool->n_collected != n_done; pool->n_collected++) {
+		const done_t *done = &pool->done[pool->n_collected & (pool->size - 1)];
 
-		list_unlink(&op->node);
-		op->bits &= (uint8_t)~OP_EXPIRED; /* too late: it keeps its result */
-		op_end(op, op->pub.result);
+		done->op->bits &= (uint8_t)~OP_EXPIRED; /* too late: it keeps its result */
+		op_end(done->op, done->result);
 	}
 }
 
@@ -2343,7 +2446,7 @@ iou_t *iou_new_with(const iou_config_t *config)
 	if (!config_valid(config))
 		return refuse(EINVAL);
 	iou = iou_alloc(config);
-	if (!iou || pool_init(&iou->pool, config->workers, config->spin_ns, finish_job) < 0) {
+	if (!iou || pool_init(&iou->pool, config->workers, config->spin_ns, notify_loop) < 0) {
 		free(iou);
 		errno = ENOMEM;
 		return NULL;
@@ -2412,7 +2515,7 @@ iou_t *iou_free(iou_t *iou)
 	if (!is_here(iou)) { /* a child's copy: the ring's memory is not mapped here, locks may be held, threads are the parent's */
 		close(iou->ring.io.ring_fd);
 		close_fds(iou);
-		free(iou->pool.threads);
+		pool_free(&iou->pool);
 		free_memory(iou, true);
 		return NULL;
 	}
@@ -2580,8 +2683,7 @@ int iou_op_async(iou_t *iou, iou_op_t *pub, int (*work)(void *work_data), void *
 	was = op->state;
 	op_accept(op, OP_JOB, cb, cb_data);
 	op->as.job.work = work;
-	op->as.job.work_data = work_data;
-	ret = job_queue(&iou->pool, op);
+	ret = job_queue(&iou->pool, op, work_data);
 	if (ret < 0) {
 		op->state = was;
 		iou->n_pending--;
@@ -2974,15 +3076,15 @@ static void dump_op(iou_t *iou, op_t *op, FILE *out)
 		[OP_BACKLOG] = "backlog", [OP_RING] = "ring", [OP_HELD] = "done", [OP_TIMER] = "timer", [OP_ENDED] = "done",
 	};
 	uint64_t at_ns = now_ns(), due_ns = op->heap_index ? iou->heap[op->heap_index].due_ns : NEVER;
-	enum job_phase phase;
+	bool queued;
 
 	if (op_is_programs(op) || op->state == OP_FREE)
 		return;
 	if (op->state == OP_JOB) {
 		pthread_mutex_lock(&iou->pool.lock);
-		phase = op->phase;
+		queued = job_is_queued(&iou->pool, op);
 		pthread_mutex_unlock(&iou->pool.lock);
-		fprintf(out, "%s: work %p", phase == JOB_QUEUED ? "job queue" : "worker", function_of(op, true));
+		fprintf(out, "%s: work %p", queued ? "job queue" : "worker", function_of(op, true));
 	} else {
 		fprintf(out, "%s:", where[op->state]);
 		if (op->state == OP_ENDED)

@@ -421,6 +421,81 @@ START_TEST(jobs_start_without_the_loop)
 }
 END_TEST
 
+/* Jobs that come and are cancelled while others wait for a busy worker: those keep their order and are all that
+ * runs, however many there were. */
+START_TEST(order_outlasts_cancelled_jobs)
+{
+	enum { N = 300, N_CANCELLED = 20000 };
+	iou_t *iou = new_pool(1);
+	job_t blocker = {.ret = 0}, victim, *jobs = calloc(N, sizeof(*jobs));
+	sem_t sem;
+
+	sem_init(&sem, 0, 0);
+	n_starts = 0;
+	blocker.wait = &sem;
+	queue_job(iou, &blocker, 0);
+	WAIT_UNTIL(__atomic_load_n(&n_starts, __ATOMIC_RELAXED) == 1);
+	for (int i = 0; i < N_CANCELLED; i++) {
+		if (i % (N_CANCELLED / N) == 0 && i / (N_CANCELLED / N) < N)
+			queue_job(iou, &jobs[i / (N_CANCELLED / N)], i / (N_CANCELLED / N) + 1);
+		victim = (job_t){.ret = 0};
+		queue_job(iou, &victim, -1);
+		if (iou_op_cancel(iou, victim.call.op) != 0 || iou_poll(iou, (int64_t)(10 * SECOND)) != 1 || victim.ran)
+			ck_abort_msg("not cancelled");
+	}
+	ck_assert_int_eq(iou_op_cancel(iou, jobs[N / 2].call.op), 0); /* it may have moved */
+	sem_post(&sem);
+	run(iou);
+	ck_assert_int_eq(n_starts, N);
+	for (int i = 1, id = 1; i < N; i++, id++) {
+		id += id == N / 2 + 1;
+		ck_assert_int_eq(order_of_starts[i], id);
+	}
+	for (int i = 0; i < N; i++)
+		ck_assert(jobs[i].ran == (i != N / 2));
+	free(jobs);
+	sem_destroy(&sem);
+	done(iou);
+}
+END_TEST
+
+/* The pool of ops grows while jobs run, wait, and have finished: nothing of them is lost. */
+START_TEST(jobs_outlast_more_ops)
+{
+	enum { N = 100, N_OPS = 5000 };
+	iou_t *iou = new_pool(1);
+	job_t blocker = {.ret = 7}, *jobs = calloc(2 * N, sizeof(*jobs));
+	iou_op_t **ops = calloc(N_OPS, sizeof(iou_op_t *));
+	sem_t sem;
+
+	sem_init(&sem, 0, 0);
+	n_starts = 0;
+	blocker.wait = &sem;
+	for (int i = 0; i < 2 * N; i++) {
+		jobs[i].ret = i;
+		if (i == N)
+			queue_job(iou, &blocker, N);
+		queue_job(iou, &jobs[i], i < N ? i : i + 1);
+	}
+	WAIT_UNTIL(__atomic_load_n(&n_starts, __ATOMIC_RELAXED) == N + 1);
+	for (int i = 0; i < N_OPS; i++)
+		ck_assert_ptr_nonnull(ops[i] = iou_op_new(iou));
+	sem_post(&sem);
+	run(iou);
+	ck_assert_int_eq(n_order, 2 * N + 1);
+	for (int i = 0; i <= 2 * N; i++)
+		ck_assert_int_eq(order[i], i);
+	for (int i = 0; i < 2 * N; i++)
+		ck_assert_int_eq(jobs[i].call.result, i);
+	for (int i = 0; i < N_OPS; i++)
+		iou_op_free(iou, ops[i]);
+	free(ops);
+	free(jobs);
+	sem_destroy(&sem);
+	done(iou);
+}
+END_TEST
+
 /* ---- Results --------------------------------------------------------------------------------- */
 
 static const int results[] = {0, 1, INT32_MAX, -1, -EIO, -ECANCELED, INT32_MIN};
@@ -757,7 +832,8 @@ Suite *async_suite(void)
 			    no_worker_is_an_error, one_worker_carries_on);
 	tcase_add_loop_test(threads, a_job_finds_the_worker_that_falls_asleep, 0, 4);
 	TEST_CASE(suite, "order", jobs_start_in_order, completions_come_in_the_order_of_finishing,
-		  finished_jobs_wait_in_order, jobs_start_without_the_loop);
+		  finished_jobs_wait_in_order, jobs_start_without_the_loop, order_outlasts_cancelled_jobs,
+		  jobs_outlast_more_ops);
 	TEST_CASE(suite, "results", the_result_is_what_work_returned, async_reports_a_failed_job);
 	TEST_CASE(suite, "cancel", jobs_are_cancelled, a_finished_job_keeps_its_result, cancel_all_stops_jobs);
 	TEST_CASE(suite, "chains", one_op_goes_through_all_doors, a_job_makes_its_environment, a_job_quits,

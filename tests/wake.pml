@@ -5,16 +5,16 @@
  * protocols of iou.c as a model for spin. tests/proof/spin.sh checks that neither loses a wake-up, and that each
  * BROKEN variant does.
  *
- * 1. doze() and wake(). A waker publishes (stack_push), then looks at `sleeping`; the loop sets `sleeping`, then looks at
+ * 1. doze() and wake(). A waker publishes (on a stack, or in pool.done), then looks at `sleeping`; the loop sets `sleeping`, then looks at
  *    what was published, then sleeps. Who changes `sleeping` back rings the bell, and the kernel's poll of the eventfd
  *    ends the sleep. All are seq_cst, so the model's interleavings are all there are.
  *      BROKEN=1   the loop looks first, and sets `sleeping` afterwards
  *      BROKEN=2   the waker looks at `sleeping` first, and publishes afterwards
  *
- * 2. job_queue() and worker_next(). The loop pushes the job on `fresh`, then looks at n_idle, calling and n_looking
- *    without the lock; a worker that is to sleep raises n_idle, then looks at `fresh`, then waits on the condition
- *    variable. One who has been called and not yet come calls the next himself.
- *      BROKEN=3   the worker does not look at `fresh` once more
+ * 2. job_queue() and the workers. The loop raises n_queued, then looks at n_idle, calling and n_looking without the
+ *    lock; a worker that is to sleep raises n_idle, then looks at n_queued, then waits on the condition variable. One
+ *    who has been called and not yet come calls the next himself.
+ *      BROKEN=3   the worker does not look at n_queued once more
  *      BROKEN=4   a worker that was called does not call the next
  *
  * A lost wake-up shows as an invalid end state: someone sleeps, and nobody is left to wake him.
@@ -98,7 +98,8 @@ active proctype loop()
 #endif
 #define JOBS 4
 
-byte fresh, queue, done;   /* queue: under the lock */
+byte n_queued, n_seen, n_taken; /* the latter two: under the lock */
+byte n_done;
 byte n_idle, n_looking, n_waiting, n_signals;
 bool calling, stop, locked;
 
@@ -124,9 +125,13 @@ inline cond_wait()
 }
 
 /* With the lock held. */
-inline take_fresh()
+inline has_job(has)
 {
-	d_step { queue = queue + fresh; fresh = 0 }
+	if
+	:: n_taken == n_seen -> n_seen = n_queued
+	:: else
+	fi;
+	has = (n_taken != n_seen)
 }
 
 inline call_worker(call)
@@ -137,65 +142,73 @@ inline call_worker(call)
 	fi
 }
 
+inline take_job()
+{
+	n_taken++;
+#if BROKEN != 4
+	if
+	:: n_idle > 0 ->
+		has_job(has);
+		call = false;
+		if
+		:: has -> call_worker(call)
+		:: else
+		fi;
+		if
+		:: call -> cond_signal()
+		:: else
+		fi
+	:: else
+	fi
+#endif
+}
+
 proctype worker()
 {
-	bool call, looking = true;
+	bool call, has, more;
 
 	do
-	:: LOCK;
-		if
-		:: looking -> n_looking--
-		:: else
-		fi;
-		if
-		:: queue == 0 -> take_fresh()
-		:: else
-		fi;
+	:: LOCK; /* worker_wait() */
+		n_looking--;
+		has_job(has);
 		do
-		:: queue > 0 || stop -> break
+		:: has || stop -> break
 		:: else ->
 			n_idle++;
 #if BROKEN != 3
-			if
-			:: fresh == 0 ->
+			has_job(has);
 #endif
+			if
+			:: !has ->
 				cond_wait();
-				calling = false;
-#if BROKEN != 3
+				calling = false
 			:: else
 			fi;
-#endif
 			n_idle--;
-			take_fresh()
+			has_job(has)
 		od;
 		if
-		:: queue == 0 -> UNLOCK; break
+		:: stop -> UNLOCK; break
 		:: else
 		fi;
-		queue--;
-#if BROKEN != 4
-		if
-		:: fresh > 0 || queue > 0 ->
-			call_worker(call);
-			if
-			:: call -> cond_signal()
-			:: else
-			fi
-		:: else
-		fi;
-#endif
+		take_job();
 		UNLOCK;
-		done++; /* the job, */
-		done >= WORKERS; /* which waits for another: while a job is queued, no worker may sleep */
-		looking = (queue == 0); /* left: read without the lock */
-		if
-		:: looking -> looking = (fresh == 0)
-		:: else
-		fi;
-		if
-		:: looking -> n_looking++
-		:: else
-		fi
+		do
+		:: n_done++; /* the job, */
+			n_done >= WORKERS; /* which waits for another: while a job is queued, no worker may sleep */
+			LOCK; /* worker_swap() */
+			has_job(has);
+			more = has && !stop;
+			if
+			:: more -> take_job()
+			:: else -> n_looking++
+			fi;
+			UNLOCK;
+			if
+			:: more
+			:: else -> break
+			fi
+		od
 	od
 }
 
@@ -210,7 +223,7 @@ active proctype loop()
 		run worker()
 	}
 	for (i : 1 .. JOBS) {
-		fresh++;
+		n_queued++;
 		call = (n_idle > 0); /* three loads, one after the other */
 		if
 		:: call -> call = !calling
@@ -232,7 +245,7 @@ active proctype loop()
 		:: else
 		fi
 	}
-	done == JOBS;
+	n_done == JOBS;
 	LOCK;
 	stop = true;
 	UNLOCK;
