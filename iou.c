@@ -314,6 +314,8 @@ struct iou_t {
 	bool barrier;         /* what was sent last was drained: nothing more before it has ended */
 	bool bound;           /* the ring is enabled, and its owner known unless `handed` */
 	bool handed;          /* the program hands it from thread to thread: no owner */
+	bool prompt;          /* what was submitted before waiting completed at once */
+	uint8_t n_unprompt;   /* times that this was not tried */
 	bool others_cancel;   /* the program has sent a CANCEL of its own: an op may end by it */
 	atomic_uint depth;    /* iou_run() and iou_poll() calls active; pairs with iou_free() on another thread */
 	unsigned n_runs;      /* iou_run() calls active */
@@ -1094,7 +1096,7 @@ static struct io_uring_sqe *op_send(iou_t *iou, op_t *op)
 static void plain_send(iou_t *iou, unsigned room)
 {
 	struct io_uring_sq *sq = &iou->ring.io.sq;
-	node_t *node = iou->backlog.next;
+	node_t *prev = iou->backlog.next, *node = prev;
 	unsigned tail = sq->sqe_tail, n;
 
 	for (n = 0; n < room && node != &iou->backlog; n++) {
@@ -1102,10 +1104,11 @@ static void plain_send(iou_t *iou, unsigned room)
 
 		if (unlikely(op->sqe.flags & (LINKS | OURS) || op->sqe.opcode == IORING_OP_ASYNC_CANCEL))
 			break;
+		prefetch_op((uintptr_t)node + 4 * ((uintptr_t)node - (uintptr_t)prev)); /* they often lie so */
 		sq->sqes[tail++ & sq->ring_mask] = op->sqe;
 		op->state = OP_RING;
+		prev = node;
 		node = node->next;
-		prefetch_op((uintptr_t)node + 4 * ((uintptr_t)node - (uintptr_t)&op->node)); /* they often lie so */
 	}
 	iou->backlog.next = node;
 	node->prev = &iou->backlog;
@@ -1252,7 +1255,7 @@ static unsigned sqpoll_flags(iou_t *iou, unsigned *n)
 	       (sq_room(iou) ? 0 : IORING_ENTER_SQ_WAIT);
 }
 
-enum { SUBMIT = 1, WAIT = 2 };
+enum { SUBMIT = 1, WAIT = 2, FETCH = 4 }; /* the latter: what waits in the kernel, also where nothing tells of it */
 
 /*
  * The one place that enters the kernel: submits the SQ, sees to what waits in the kernel, and sleeps until there is a
@@ -1269,7 +1272,7 @@ static int enter(iou_t *iou, unsigned what, uint64_t until_ns)
 	__atomic_store_n(iou->ring.io.sq.ktail, iou->ring.io.sq.sqe_tail, __ATOMIC_RELEASE);
 	if (unlikely(iou->ring.flags & IORING_SETUP_SQPOLL))
 		flags = sqpoll_flags(iou, &n);
-	if (wait || iou->ring.must_get || sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
+	if (what & (WAIT | FETCH) || iou->ring.must_get || sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
 		flags |= IORING_ENTER_GETEVENTS;
 	if (!n && !flags) {
 		if (iou->ring.io.sq.sqe_tail != sq_head(iou))
@@ -1854,10 +1857,18 @@ static int shortage(iou_t *iou, int error)
 	return error;
 }
 
+/* Before waiting: is it worth a call of its own to see whether what is submitted completes at once, as cached reads, sends
+ * and NOPs do? Then preparing to sleep, and the kernel's waiting, are saved. As it was the last time; now and then it is
+ * tried. */
+static bool may_be_prompt(iou_t *iou)
+{
+	return iou->ring.head != iou->ring.io.sq.sqe_tail && (iou->prompt || ++iou->n_unprompt % 16 == 0);
+}
+
 /* Submit what is queued. Where nothing is ready then, sleep until something is: until until_ns (0: do not). */
 static int submit(iou_t *iou, bool quits, uint64_t until_ns)
 {
-	bool may_spin = iou->spin_max_ns;
+	bool tried = false;
 
 	for (;;) {
 		bool more = fill(iou, until_ns), wait = until_ns && !more && !is_ready(iou) && list_empty(&iou->idle);
@@ -1866,9 +1877,14 @@ static int submit(iou_t *iou, bool quits, uint64_t until_ns)
 
 		if (wait && next_due_ns(iou) < due_ns)
 			due_ns = next_due_ns(iou);
-		if (wait && may_spin && enter(iou, SUBMIT, 0) == 0) {
-			may_spin = false;
-			spin(iou, quits, due_ns);
+		if (wait && !tried && (iou->spin_max_ns || may_be_prompt(iou)) && enter(iou, SUBMIT | FETCH, 0) == 0) {
+			tried = true;
+			iou->n_shortages = 0;
+			iou->prompt = cq_ready(iou);
+			if (iou->prompt)
+				return 0;
+			if (iou->spin_max_ns)
+				spin(iou, quits, due_ns);
 			continue;
 		}
 		if (wait) {
@@ -2134,7 +2150,7 @@ static int deliver_cqes(iou_t *iou, round_t *round)
 }
 
 /* What is ready now is this round's; what comes later is the next one's. */
-static void round_begin(iou_t *iou, round_t *round)
+static void round_begin(iou_t *iou, round_t *round, bool quits)
 {
 	if (has_mail(iou) || !list_empty(&iou->idle)) {
 		take_inbox(iou);
@@ -2142,7 +2158,9 @@ static void round_begin(iou_t *iou, round_t *round)
 	}
 	if (unlikely(!list_empty(&iou->idle)) && !is_ready(iou))
 		take_idle(iou, true);
+	round->quits = quits;
 	round->stage = AT_TIMERS;
+	round->n_calls = 0;
 	round->now_ns = iou->heap_end > HEAP_ROOT ? now_ns() : 0; /* NEVER is later */
 	round->timer_seq = iou->timer_seq;
 	round->inbox_seq = iou->inbox_seq;
@@ -2186,9 +2204,26 @@ static int round_deliver(iou_t *iou, round_t *round)
 	}
 }
 
+/* A callback that ends each round at itself holds up no other source: first comes what was left of a round cut off. */
+static int deliver_all(iou_t *iou, round_t *round, bool quits)
+{
+	int ret;
+
+	if (unlikely(iou->cut.stage)) {
+		*round = iou->cut;
+		round->quits = quits;
+		round->n_calls = 0;
+		iou->cut.stage = AT_NONE;
+		ret = round_deliver(iou, round);
+		if (round->stage || round->n_calls)
+			return ret;
+	}
+	round_begin(iou, round, quits);
+	return round_deliver(iou, round);
+}
+
 /* Submit, sleep if nothing is ready, deliver. Returns the number of callbacks run, or an error: a callback's, or
- * the kernel's where nothing was ready. A callback that ends each round at itself holds up no other source: the
- * next round first delivers what was left of this one. */
+ * the kernel's where nothing was ready. */
 static int round_run(iou_t *iou, bool quits, uint64_t until_ns)
 {
 	round_t round;
@@ -2203,18 +2238,7 @@ static int round_run(iou_t *iou, bool quits, uint64_t until_ns)
 		ret = -EBADR;
 	if (likely(ret >= 0) || is_ready(iou)) {
 		current_iou = iou;
-		round = iou->cut;
-		round.quits = quits;
-		round.n_calls = 0;
-		ret = 0;
-		if (unlikely(iou->cut.stage)) {
-			iou->cut.stage = AT_NONE;
-			ret = round_deliver(iou, &round);
-		}
-		if (likely(!round.stage && !round.n_calls)) {
-			round_begin(iou, &round);
-			ret = round_deliver(iou, &round);
-		}
+		ret = deliver_all(iou, &round, quits);
 		if (unlikely(round.stage))
 			iou->cut = round;
 		current_iou = outer;
