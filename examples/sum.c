@@ -10,8 +10,9 @@
  *                  `-> lane:  open ---> read ---> hash ---> the sum
  *                                        ^ `-- chunk --^
  *
- * A lane takes one file at a time. It reads through the ring into one of its two chunks while a worker
- * hashes the other, so that even a single file keeps the disk and a CPU busy; many lanes keep all CPUs busy.
+ * A lane takes one file at a time. As long as the file is in the page cache, a worker reads it and hashes it alone: the
+ * bytes stay in that CPU's cache. From where it is not, the ring reads into one of the lane's two chunks while a
+ * worker hashes the other, so that even a single file keeps the disk and a CPU busy; many lanes keep all CPUs busy.
  * The window says how far the reading may be ahead of the output. So memory has a bound whatever the files
  * are: MAX_LANES pairs of chunks (16 MiB), and WINDOW names and sums.
  */
@@ -25,11 +26,12 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 enum {
 	CHUNK = 256 << 10,
-	PIECE = 4 << 10,
+	CACHED = 128 << 10, /* read at once from the page cache: small enough to stay in a CPU's */
 	MAX_LANES = 32,
 	WINDOW = 1024,
 	SMALL = 8 << 10, /* hashed on the spot: handing it to a worker would take longer */
@@ -54,13 +56,13 @@ struct lane {
 	iou_op_t *hasher;   /* the same */
 	int fd;
 	bool is_stdin;
+	bool cached;        /* as far as is known: the ring need not read yet */
 	bool at_end;        /* nothing more is read: that was all, or there was an error */
 	int error;
 	unsigned n_read;    /* chunks; the i-th lies in chunks[i % 2] */
 	unsigned n_hashed;
-	unsigned n_hashing; /* in the job: 1 or 2 */
 	size_t sizes[2];
-	unsigned char *chunks[2]; /* one behind the other */
+	unsigned char *chunks[2];
 	EVP_MD_CTX *digest;
 };
 
@@ -92,15 +94,15 @@ struct sum {
 
 static void put_escaped(const char *name)
 {
-	for (; *name; name++) {
-		if (*name == '\n')
-			fputs("\\n", stdout);
-		else if (*name == '\r')
-			fputs("\\r", stdout);
-		else if (*name == '\\')
-			fputs("\\\\", stdout);
-		else
-			putchar(*name);
+	for (;;) {
+		size_t n = strcspn(name, "\\\n\r");
+
+		fwrite(name, 1, n, stdout);
+		name += n;
+		if (!*name)
+			return;
+		fputs(*name == '\n' ? "\\n" : *name == '\r' ? "\\r" : "\\\\", stdout);
+		name++;
 	}
 }
 
@@ -125,12 +127,15 @@ static void complain(struct sum *sum, const char *name, const char *what)
 /* A name that would break its line is escaped, and its line says so by its first character. */
 static void print_sum(const struct file *file)
 {
+	char hex[2 * SUM_SIZE];
+
 	if (strpbrk(file->name, "\\\n\r"))
 		putchar('\\');
 	for (int i = 0; i < SUM_SIZE; i++) {
-		putchar("0123456789abcdef"[file->sum[i] >> 4]);
-		putchar("0123456789abcdef"[file->sum[i] & 15]);
+		hex[2 * i] = "0123456789abcdef"[file->sum[i] >> 4];
+		hex[2 * i + 1] = "0123456789abcdef"[file->sum[i] & 15];
 	}
+	fwrite(hex, 1, sizeof(hex), stdout);
 	fputs("  ", stdout);
 	put_escaped(file->name);
 	putchar('\n');
@@ -188,38 +193,47 @@ static void fail(struct lane *lane, int error)
 	lane->error = error;
 }
 
-/* The bytes lie in the cache of the CPU that read them. Fetched a piece ahead they come while the piece before is
- * hashed; else hashing waits for each line. */
-static bool hash_bytes(EVP_MD_CTX *digest, const unsigned char *bytes, size_t size)
+/* What is in the page cache, from where the file is read next: up to its end (1), or to what is not there (0). */
+static int hash_cached(struct lane *lane)
 {
-	for (size_t at = 0; at < size; at += PIECE) {
-		size_t n = size - at < PIECE ? size - at : PIECE;
+	static _Thread_local _Alignas(4096) unsigned char bytes[CACHED];
+	struct iovec to = { .iov_base = bytes, .iov_len = sizeof(bytes) };
+	ssize_t n;
 
-		for (size_t ahead = at + n; ahead < at + n + PIECE && ahead < size; ahead += 64)
-			__builtin_prefetch(bytes + ahead);
-		if (!EVP_DigestUpdate(digest, bytes + at, n))
-			return false;
-	}
-	return true;
+	while ((n = preadv2(lane->fd, &to, 1, -1, RWF_NOWAIT)) > 0)
+		if (!EVP_DigestUpdate(lane->digest, bytes, (size_t)n))
+			return -EIO;
+	return n == 0; /* an error is the ring's to meet again */
 }
 
-static int hash_chunks(void *data) /* on a worker thread */
+static int hash_chunk(struct lane *lane)
+{
+	unsigned i = lane->n_hashed % 2;
+
+	return EVP_DigestUpdate(lane->digest, lane->chunks[i], lane->sizes[i]) ? 0 : -EIO;
+}
+
+static int hash(void *data) /* on a worker thread */
 {
 	struct lane *lane = data;
 
-	for (unsigned i = lane->n_hashed; i != lane->n_hashed + lane->n_hashing; i++)
-		if (!hash_bytes(lane->digest, lane->chunks[i % 2], lane->sizes[i % 2]))
-			return -EIO;
-	return 0;
+	return lane->cached ? hash_cached(lane) : hash_chunk(lane);
+}
+
+static void hashed(struct lane *lane, int result)
+{
+	lane->n_hashed += !lane->cached;
+	lane->cached = false;
+	lane->at_end |= result > 0;
+	if (result < 0)
+		fail(lane, result);
 }
 
 static int on_hashed(void *data)
 {
 	struct lane *lane = data;
 
-	lane->n_hashed += lane->n_hashing;
-	if (lane->hasher->result < 0)
-		fail(lane, lane->hasher->result);
+	hashed(lane, lane->hasher->result);
 	lane->hasher = NULL;
 	return goes_on(lane);
 }
@@ -227,20 +241,15 @@ static int on_hashed(void *data)
 static void hash_next(struct lane *lane)
 {
 	iou_t *iou = lane->sum->iou;
-	bool last_two = lane->n_read - lane->n_hashed == 2 && lane->sizes[(lane->n_read - 1) % 2] < CHUNK;
 
-	/* A chunk that is not full was most likely the last. Nothing will be read meanwhile: one job does for both. */
-	lane->n_hashing = last_two ? 2 : 1;
-	if (lane->sizes[lane->n_hashed % 2] > SMALL) {
+	if (lane->cached || lane->sizes[lane->n_hashed % 2] > SMALL) {
 		lane->hasher = iou_op_new(iou);
-		if (lane->hasher && iou_op_async(iou, lane->hasher, hash_chunks, lane, on_hashed, lane) == 0)
+		if (lane->hasher && iou_op_async(iou, lane->hasher, hash, lane, on_hashed, lane) == 0)
 			return;
 		iou_op_free(iou, lane->hasher); /* no memory or no thread is no reason to fail */
 		lane->hasher = NULL;
 	}
-	if (hash_chunks(lane) < 0)
-		fail(lane, -EIO);
-	lane->n_hashed += lane->n_hashing;
+	hashed(lane, hash(lane));
 }
 
 static int on_read(void *data)
@@ -252,23 +261,22 @@ static int on_read(void *data)
 	if (result < 0)
 		fail(lane, result);
 	lane->at_end |= result == 0;
-	for (; result > 0; result -= CHUNK)
-		lane->sizes[lane->n_read++ % 2] = result < CHUNK ? (size_t)result : CHUNK;
+	if (result > 0)
+		lane->sizes[lane->n_read++ % 2] = (size_t)result;
 	return goes_on(lane);
 }
 
-/* Into the chunk that is free, or at first into both. */
+/* Into the chunk that is free. */
 static void read_next(struct lane *lane)
 {
 	iou_op_t *op = iou_op_new(lane->sum->iou);
-	bool both = lane->n_read == 0;
 
 	if (!op) {
 		fail(lane, -ENOMEM);
 		return;
 	}
 	/* at the file's own position: the same for files, pipes, and terminals */
-	io_uring_prep_read(op->sqe, lane->fd, lane->chunks[lane->n_read % 2], both ? 2 * CHUNK : CHUNK, (uint64_t)-1);
+	io_uring_prep_read(op->sqe, lane->fd, lane->chunks[lane->n_read % 2], CHUNK, (uint64_t)-1);
 	iou_op_queue(lane->sum->iou, op, on_read, lane);
 	lane->reader = op;
 }
@@ -304,9 +312,9 @@ static void finish(struct lane *lane)
 /* Start whatever the lane can do now. It hashes and reads at the same time, each in the order of the file. */
 static void go_on(struct lane *lane)
 {
-	while (!lane->hasher && !lane->error && lane->n_hashed < lane->n_read)
+	while (!lane->hasher && !lane->error && (lane->cached || lane->n_hashed < lane->n_read))
 		hash_next(lane);
-	if (!lane->reader && !lane->at_end && lane->n_read - lane->n_hashed < 2)
+	if (!lane->reader && !lane->at_end && !lane->cached && lane->n_read - lane->n_hashed < 2)
 		read_next(lane);
 	if (!lane->reader && !lane->hasher && lane->at_end)
 		finish(lane);
@@ -366,6 +374,7 @@ static void new_file(struct lane *lane, struct file *file)
 	lane->file = file;
 	lane->fd = -1;
 	lane->is_stdin = lane->at_end = false;
+	lane->cached = true;
 	lane->error = 0;
 	lane->n_read = lane->n_hashed = 0;
 	if (!EVP_DigestInit_ex2(lane->digest, lane->sum->sha256, NULL))
