@@ -59,6 +59,16 @@ truncate -s 20M sparse
 same "sparse" sparse
 head -c 8M /dev/urandom >big
 same "big and small" big sizes/1 big sizes/0
+# What of a file is not in the page cache comes another way than what is: none of it, and all but the beginning.
+sha256sum big sizes/* >expected
+sync big sizes/*
+for cached in 0 3; do # MiB
+	for file in big sizes/*; do
+		dd if="$file" of=/dev/null bs=1M skip=$cached iflag=nocache status=none
+	done
+	"$sum" big sizes/* | cmp expected - || fail "$cached MiB of a file in the page cache"
+done
+echo "ok: files not in the page cache"
 same "directories, missing and unreadable" sizes/1 names nope sizes/2 "no such"$'\n'"name" sizes/55 '' nope
 same "nothing but errors" nope names
 same "proc" /proc/version /proc/sys/kernel/ostype
