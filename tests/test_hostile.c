@@ -10,8 +10,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/wait.h>
+#include <time.h>
 
 /* ---- Signals --------------------------------------------------------------------------------- */
 
@@ -292,7 +294,7 @@ START_TEST(the_ring_is_closed_behind_its_back)
 }
 END_TEST
 
-/* ---- kernel.io_uring_disabled, which is for the whole system: only in a machine of one's own --- */
+/* ---- What is for the whole system: only in a machine of one's own ------------------------------ */
 
 static const char sysctl_path[] = "/proc/sys/kernel/io_uring_disabled";
 
@@ -355,6 +357,55 @@ START_TEST(disabled_by_sysctl)
 }
 END_TEST
 
+static void set_clock(int64_t by_seconds)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	now.tv_sec += by_seconds;
+	ck_assert_int_eq(clock_settime(CLOCK_REALTIME, &now), 0);
+}
+
+/* An hour forward and two back, while timers, deadlines and a poll of iou_fd() wait: none is early, all come. */
+START_TEST(the_clock_is_set)
+{
+	static const int64_t jumps[] = {3600, -7200, 3600};
+	uint64_t wait_ns = 300 * MSEC;
+	iou_t *iou = new_iou(4);
+
+	for (unsigned i = 0; i < sizeof(jumps) / sizeof(jumps[0]); i++) {
+		uint64_t began_ns = now_ns();
+		call_t timer, late;
+		int fds[2];
+		char byte;
+
+		new_pipe(fds);
+		call_op(iou, &timer, 0);
+		iou_op_timer(iou, timer.op, wait_ns, 0, on_call, &timer);
+		io_uring_prep_read(call_op(iou, &late, 1), fds[0], &byte, 1, 0);
+		iou_op_deadline(iou, late.op, wait_ns);
+		call_queue(iou, &late);
+		flush(iou);
+		set_clock(jumps[i]);
+		if (i == 1) {
+			struct pollfd pollfd = {.fd = iou_fd(iou), .events = POLLIN};
+
+			while (now_ns() - began_ns < wait_ns) {
+				ck_assert_int_ge(iou_poll(iou, 0), 0);
+				ck_assert_int_ge(poll(&pollfd, 1, 10000), 0);
+			}
+		}
+		run(iou);
+		ck_assert_uint_ge(now_ns() - began_ns, wait_ns);
+		ck_assert_int_eq(timer.result, 1);
+		ck_assert_int_eq(late.result, -ETIME);
+		close(fds[0]);
+		close(fds[1]);
+	}
+	done(iou);
+}
+END_TEST
+
 Suite *hostile_suite(void)
 {
 	Suite *suite = suite_create("hostile");
@@ -362,7 +413,7 @@ Suite *hostile_suite(void)
 	TEST_CASE(suite, "signals", a_storm_of_signals, stopped_and_continued, stopped_in_io_wq);
 	TEST_CASE(suite, "descriptors", exec_inherits_nothing);
 	tcase_add_loop_test(TEST_CASE(suite, "closed", NULL), the_ring_is_closed_behind_its_back, 0, 2);
-	if (getenv("IOU_TEST_SYSCTL"))
-		TEST_CASE(suite, "sysctl", disabled_by_sysctl);
+	if (getenv("IOU_TEST_OWN_MACHINE"))
+		TEST_CASE(suite, "machine", disabled_by_sysctl, the_clock_is_set);
 	return suite;
 }

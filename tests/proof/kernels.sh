@@ -81,7 +81,7 @@ write_init() {
 		. /suite
 		echo "IOU kernel $(uname -r)"
 		/check >/out; status=$?; echo; cat /out; echo "IOU status $status"
-		IOU_TEST_SYSCTL=1 CK_RUN_SUITE=hostile CK_RUN_CASE=sysctl /check; echo "IOU sysctl status $?"
+		IOU_TEST_OWN_MACHINE=1 CK_RUN_SUITE=hostile CK_RUN_CASE=machine /check; echo "IOU machine status $?"
 		for word in WARNING BUG Oops 'blocked for more' 'Call Trace' 'general protection' 'rcu.*stall' refcount after-free; do
 			dmesg | grep "$word" | sed 's/^/IOU dmesg /'
 		done
@@ -126,7 +126,7 @@ for release; do
 	n=${1:-0} bad=$((${2:-1} + ${3:-0})) skips=$(grep -ac '^SKIP' "$log") || true
 	sed -n "s|^SKIP|SKIP $release|p" "$log" | sort -u
 	[ "$n" != 0 ] || bad=1
-	grep -aq '^IOU sysctl status 0' "$log" || { echo "FAIL $release: kernel.io_uring_disabled"; bad=$((bad + 1)); }
+	grep -aq '^IOU machine status 0' "$log" || { echo "FAIL $release: hostile, machine"; bad=$((bad + 1)); }
 	if grep -aq '^IOU dmesg' "$log"; then echo "FAIL $release: dmesg"; bad=$((bad + 1)); fi
 	grep -aq '^IOU end' "$log" || { echo "FAIL $release: it did not come to its end"; bad=$((bad + 1)); }
 	[ "$bad" = 0 ] || grep -aE '^not ok|:[FE]:|^IOU|panic' "$log" | sed "s/^/    $release: /"
