@@ -1255,7 +1255,7 @@ static unsigned sqpoll_flags(iou_t *iou, unsigned *n)
 	       (sq_room(iou) ? 0 : IORING_ENTER_SQ_WAIT);
 }
 
-enum { SUBMIT = 1, WAIT = 2, FETCH = 4 }; /* the latter: what waits in the kernel, also where nothing tells of it */
+enum { SUBMIT = 1, WAIT = 2, FETCH = 4 }; /* the latter: run what submitting leaves to be done, though nothing tells of it */
 
 /*
  * The one place that enters the kernel: submits the SQ, sees to what waits in the kernel, and sleeps until there is a
@@ -1272,7 +1272,7 @@ static int enter(iou_t *iou, unsigned what, uint64_t until_ns)
 	__atomic_store_n(iou->ring.io.sq.ktail, iou->ring.io.sq.sqe_tail, __ATOMIC_RELEASE);
 	if (unlikely(iou->ring.flags & IORING_SETUP_SQPOLL))
 		flags = sqpoll_flags(iou, &n);
-	if (what & (WAIT | FETCH) || iou->ring.must_get || sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
+	if (wait || (n && what & FETCH) || iou->ring.must_get || sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
 		flags |= IORING_ENTER_GETEVENTS;
 	if (!n && !flags) {
 		if (iou->ring.io.sq.sqe_tail != sq_head(iou))
@@ -2159,9 +2159,9 @@ static void round_begin(iou_t *iou, round_t *round, bool quits)
 	if (unlikely(!list_empty(&iou->idle)) && !is_ready(iou))
 		take_idle(iou, true);
 	round->quits = quits;
-	round->stage = AT_TIMERS;
 	round->n_calls = 0;
 	round->now_ns = iou->heap_end > HEAP_ROOT ? now_ns() : 0; /* NEVER is later */
+	round->stage = round->now_ns || !list_empty(&iou->inbox) || !list_empty(&iou->ended) ? AT_TIMERS : AT_CQES;
 	round->timer_seq = iou->timer_seq;
 	round->inbox_seq = iou->inbox_seq;
 	round->n_ended = iou->n_ended_in;
