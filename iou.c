@@ -1413,7 +1413,7 @@ static bool worker_swap(pool_t *pool, job_t *job, int result)
 	bool more;
 
 	pthread_mutex_lock(&pool->lock);
-	more = has_job(pool) && !atomic_load(&pool->stop);
+	more = has_job(pool);
 	if (!more)
 		atomic_fetch_add(&pool->n_looking, 1); /* for what the loop queues when it sees this one */
 	n_done = atomic_load_explicit(&pool->n_done, memory_order_relaxed);
@@ -1479,14 +1479,14 @@ static bool lacks_worker(pool_t *pool)
 {
 	uint64_t n_queued = atomic_load_explicit(&pool->n_queued, memory_order_relaxed), i;
 	unsigned n_free;
-	bool lacks = false;
 
 	pthread_mutex_lock(&pool->lock);
 	n_free = atomic_load(&pool->n_idle) + atomic_load(&pool->n_looking);
-	for (i = atomic_load_explicit(&pool->n_taken, memory_order_relaxed); i != n_queued && !lacks; i++)
-		lacks = job_at(pool, i)->op && !n_free--;
+	for (i = atomic_load_explicit(&pool->n_taken, memory_order_relaxed); i != n_queued; i++)
+		if (job_at(pool, i)->op && !n_free--)
+			break;
 	pthread_mutex_unlock(&pool->lock);
-	return lacks;
+	return i != n_queued;
 }
 
 /* All that is there moves to these arrays (which may be the old ones), close together: the places of those withdrawn
@@ -1603,7 +1603,7 @@ static int pool_init(pool_t *pool, unsigned max, bool spins, void (*notify)(pool
 	return 0;
 }
 
-/* Waits for the running jobs; what is queued stays so. */
+/* Waits for the running jobs. None is queued any more. */
 static void pool_stop(pool_t *pool)
 {
 	pthread_mutex_lock(&pool->lock);

@@ -165,7 +165,7 @@ inline take_job()
 
 proctype worker()
 {
-	bool call, has, more;
+	bool call, has;
 
 	do
 	:: LOCK; /* worker_wait() */
@@ -198,15 +198,9 @@ proctype worker()
 			n_done >= WORKERS; /* which waits for another: while a job is queued, no worker may sleep */
 			LOCK; /* worker_swap() */
 			has_job(has);
-			more = has && !stop;
 			if
-			:: more -> take_job()
-			:: else -> n_looking++
-			fi;
-			UNLOCK;
-			if
-			:: more
-			:: else -> break
+			:: has -> take_job(); UNLOCK
+			:: else -> n_looking++; UNLOCK; break
 			fi
 		od
 	od
