@@ -825,7 +825,7 @@ static int cancel(op_t *op)
 static void deadline_expire(op_t *op)
 {
 	heap_remove(op);
-	if (op->state == OP_JOB || op->cancel == CANCEL_NONE)
+	if (op->cancel == CANCEL_NONE)
 		op->bits |= OP_EXPIRED;
 	cancel(op);
 }
