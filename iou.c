@@ -38,7 +38,7 @@
  *     NONE ──► LANE (to be sent) ──► SENT ──► ASKED (the kernel answered; where it found nothing, LANE again later)
  *     NONE ──► WANTED (behind another op of its chain: the kernel cannot find it) ──► LANE once it starts
  *
- * Threads. All of iou_t is the loop thread's, but for the atomics, what pool.lock and bhs_lock guard, and the
+ * Threads. All of iou_t is the loop thread's, but for the atomics, what pool.lock and bhs_lock guard (see pool_t), and the
  * fields that never change after iou_new. Locks are never nested, and no user code runs under one.
  */
 
@@ -275,8 +275,8 @@ typedef struct done_t {
 /*
  * The worker pool knows nothing of the ring: it takes jobs, and gives back what they returned.
  * Two circular arrays of `size` places, numbered by counts that only grow: jobs[n_taken .. n_queued) wait for a
- * worker, done[n_collected .. n_done) for the loop. The loop writes places up to n_queued without the lock; workers
- * read and write theirs under it.
+ * worker, done[n_collected .. n_done) for the loop. Without the lock, the loop writes jobs from n_queued up to `limit`,
+ * and reads what is done; workers read and write under it.
  */
 typedef struct pool_t {
 	/* The loop's: */
@@ -314,8 +314,6 @@ struct iou_t {
 	bool barrier;         /* what was sent last was drained: nothing more before it has ended */
 	bool bound;           /* the ring is enabled, and its owner known unless `handed` */
 	bool handed;          /* the program hands it from thread to thread: no owner */
-	bool prompt;          /* what was submitted before waiting completed at once */
-	uint8_t n_unprompt;   /* times that this was not tried */
 	bool others_cancel;   /* the program has sent a CANCEL of its own: an op may end by it */
 	atomic_uint depth;    /* iou_run() and iou_poll() calls active; pairs with iou_free() on another thread */
 	unsigned n_runs;      /* iou_run() calls active */
@@ -355,7 +353,7 @@ struct iou_t {
 	pool_t pool;
 
 	_Alignas(64) stack_t_ inbox_top;
-	atomic_int sleeping;   /* enum sleep; pairs with the stacks, quit and holds: see doze() and wake() */
+	atomic_int sleeping;   /* enum sleep; pairs with inbox_top, pool.n_done, quit and holds: see doze(), wake() */
 	atomic_bool quit;
 	atomic_llong n_holds;
 	atomic_uint n_visitors; /* threads inside iou_quit() or iou_unhold(): iou_free() waits for them */
@@ -1255,7 +1253,7 @@ static unsigned sqpoll_flags(iou_t *iou, unsigned *n)
 	       (sq_room(iou) ? 0 : IORING_ENTER_SQ_WAIT);
 }
 
-enum { SUBMIT = 1, WAIT = 2, FETCH = 4 }; /* the latter: run what submitting leaves to be done, though nothing tells of it */
+enum { SUBMIT = 1, WAIT = 2 };
 
 /*
  * The one place that enters the kernel: submits the SQ, sees to what waits in the kernel, and sleeps until there is a
@@ -1272,7 +1270,7 @@ static int enter(iou_t *iou, unsigned what, uint64_t until_ns)
 	__atomic_store_n(iou->ring.io.sq.ktail, iou->ring.io.sq.sqe_tail, __ATOMIC_RELEASE);
 	if (unlikely(iou->ring.flags & IORING_SETUP_SQPOLL))
 		flags = sqpoll_flags(iou, &n);
-	if (wait || (n && what & FETCH) || iou->ring.must_get || sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
+	if (wait || iou->ring.must_get || sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
 		flags |= IORING_ENTER_GETEVENTS;
 	if (!n && !flags) {
 		if (iou->ring.io.sq.sqe_tail != sq_head(iou))
@@ -1433,14 +1431,11 @@ static void *worker_main(void *data)
 
 	pthread_setname_np(pthread_self(), "iou-worker");
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
-	more = worker_wait(pool, &job);
-	while (more) {
-		int result = job.work(job.work_data);
-
-		more = worker_swap(pool, &job, result);
-		pool->notify(pool);
-		if (!more)
-			more = worker_wait(pool, &job);
+	while (worker_wait(pool, &job)) {
+		do {
+			more = worker_swap(pool, &job, job.work(job.work_data));
+			pool->notify(pool);
+		} while (more);
 	}
 	return NULL;
 }
@@ -1489,15 +1484,16 @@ static bool lacks_worker(pool_t *pool)
 	return i != n_queued;
 }
 
-/* All that is there moves to these arrays (which may be the old ones), close together: the places of those withdrawn
- * are free again. */
-static void pool_move(pool_t *pool, job_t *jobs, done_t *done, uint64_t size)
+/* All that is there moves to this block (which may be the old one), close together: the places of those withdrawn are
+ * free again. */
+static void pool_move(pool_t *pool, job_t *jobs, uint64_t size)
 {
-	uint64_t n_queued = atomic_load_explicit(&pool->n_queued, memory_order_relaxed), end, i;
+	done_t *done = (done_t *)(jobs + size);
+	uint64_t n_queued = atomic_load_explicit(&pool->n_queued, memory_order_relaxed), n_taken, end, i;
 
 	pthread_mutex_lock(&pool->lock);
-	end = atomic_load_explicit(&pool->n_taken, memory_order_relaxed);
-	for (i = end; i != n_queued; i++) {
+	n_taken = end = atomic_load_explicit(&pool->n_taken, memory_order_relaxed);
+	for (i = n_taken; i != n_queued; i++) {
 		job_t job = *job_at(pool, i);
 
 		if (!job.op)
@@ -1509,7 +1505,7 @@ static void pool_move(pool_t *pool, job_t *jobs, done_t *done, uint64_t size)
 		done[i & (size - 1)] = pool->done[i & (pool->size - 1)];
 	atomic_store(&pool->n_queued, end);
 	pool->n_seen = end;
-	pool->limit = atomic_load_explicit(&pool->n_taken, memory_order_relaxed) + size;
+	pool->limit = n_taken + size;
 	pool->jobs = jobs;
 	pool->done = done;
 	pool->size = size;
@@ -1529,7 +1525,7 @@ static bool pool_reserve(pool_t *pool, size_t n_ops)
 	jobs = malloc(size * (sizeof(job_t) + sizeof(done_t)));
 	if (!jobs)
 		return false;
-	pool_move(pool, jobs, (done_t *)(jobs + size), size);
+	pool_move(pool, jobs, size);
 	free(old);
 	return true;
 }
@@ -1543,7 +1539,7 @@ static int job_queue(pool_t *pool, op_t *op, void *work_data)
 	if (unlikely(!pool->n_threads) && pool_add_worker(pool) < 0)
 		return -EAGAIN;
 	if (unlikely(atomic_load_explicit(&pool->n_queued, memory_order_relaxed) == pool->limit))
-		pool_move(pool, pool->jobs, pool->done, pool->size);
+		pool_move(pool, pool->jobs, pool->size);
 	n_queued = atomic_load_explicit(&pool->n_queued, memory_order_relaxed);
 	*job_at(pool, n_queued) = (job_t){op, op->as.job.work, work_data};
 	op->as.job.number = n_queued;
@@ -1857,18 +1853,10 @@ static int shortage(iou_t *iou, int error)
 	return error;
 }
 
-/* Before waiting: is it worth a call of its own to see whether what is submitted completes at once, as cached reads, sends
- * and NOPs do? Then preparing to sleep, and the kernel's waiting, are saved. As it was the last time; now and then it is
- * tried. */
-static bool may_be_prompt(iou_t *iou)
-{
-	return iou->ring.head != iou->ring.io.sq.sqe_tail && (iou->prompt || ++iou->n_unprompt % 16 == 0);
-}
-
 /* Submit what is queued. Where nothing is ready then, sleep until something is: until until_ns (0: do not). */
 static int submit(iou_t *iou, bool quits, uint64_t until_ns)
 {
-	bool tried = false;
+	bool may_spin = iou->spin_max_ns;
 
 	for (;;) {
 		bool more = fill(iou, until_ns), wait = until_ns && !more && !is_ready(iou) && list_empty(&iou->idle);
@@ -1877,14 +1865,9 @@ static int submit(iou_t *iou, bool quits, uint64_t until_ns)
 
 		if (wait && next_due_ns(iou) < due_ns)
 			due_ns = next_due_ns(iou);
-		if (wait && !tried && (iou->spin_max_ns || may_be_prompt(iou)) && enter(iou, SUBMIT | FETCH, 0) == 0) {
-			tried = true;
-			iou->n_shortages = 0;
-			iou->prompt = cq_ready(iou);
-			if (iou->prompt)
-				return 0;
-			if (iou->spin_max_ns)
-				spin(iou, quits, due_ns);
+		if (wait && may_spin && enter(iou, SUBMIT, 0) == 0) {
+			may_spin = false;
+			spin(iou, quits, due_ns);
 			continue;
 		}
 		if (wait) {

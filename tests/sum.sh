@@ -68,6 +68,20 @@ for cached in 0 3; do # MiB
 	done
 	"$sum" big sizes/* | cmp expected - || fail "$cached MiB of a file in the page cache"
 done
+# On Linux 5.9 and 5.10 a read that may not wait can give 0 before the end.
+cat >early.c <<-'END'
+	#define _GNU_SOURCE
+	#include <sys/uio.h>
+	#include <unistd.h>
+	ssize_t preadv2(int fd, const struct iovec *to, int n, off_t at, int flags)
+	{
+		(void)at, (void)flags;
+		return lseek(fd, 0, SEEK_CUR) >= 1 << 20 ? 0 : readv(fd, to, n);
+	}
+END
+if ! grep -aqE '__[at]san_init' "$sum" && ${CC:-cc} -shared -fPIC -o early.so early.c; then
+	LD_PRELOAD=$PWD/early.so "$sum" big sizes/* | cmp expected - || fail "a read that ends too early"
+fi
 echo "ok: files not in the page cache"
 same "directories, missing and unreadable" sizes/1 names nope sizes/2 "no such"$'\n'"name" sizes/55 '' nope
 same "nothing but errors" nope names

@@ -5,15 +5,16 @@
  * protocols of iou.c as a model for spin. tests/proof/spin.sh checks that neither loses a wake-up, and that each
  * BROKEN variant does.
  *
- * 1. doze() and wake(). A waker publishes (on a stack, or in pool.done), then looks at `sleeping`; the loop sets `sleeping`, then looks at
- *    what was published, then sleeps. Who changes `sleeping` back rings the bell, and the kernel's poll of the eventfd
+ * 1. doze() and wake(). A waker publishes (on a stack, or in pool.done), then looks at `sleeping`; the loop sets it, then
+ *    looks at what was published, then sleeps. Who changes `sleeping` back rings the bell, and the kernel's poll of the eventfd
  *    ends the sleep. All are seq_cst, so the model's interleavings are all there are.
  *      BROKEN=1   the loop looks first, and sets `sleeping` afterwards
  *      BROKEN=2   the waker looks at `sleeping` first, and publishes afterwards
  *
  * 2. job_queue() and the workers. The loop raises n_queued, then looks at n_idle, calling and n_looking without the
  *    lock; a worker that is to sleep raises n_idle, then looks at n_queued, then waits on the condition variable. One
- *    who has been called and not yet come calls the next himself.
+ *    who has been called and not yet come calls the next himself. Withdrawn jobs, and pool_move(), which lowers n_queued
+ *    under the lock, are not in the model.
  *      BROKEN=3   the worker does not look at n_queued once more
  *      BROKEN=4   a worker that was called does not call the next
  *
