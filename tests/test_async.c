@@ -324,6 +324,16 @@ static void queue_job(iou_t *iou, job_t *job, int id)
 	start_job(iou, job->call.op, do_job, job, on_call, &job->call);
 }
 
+/* The only worker runs this job until the semaphore is posted. */
+static void block_worker(iou_t *iou, job_t *job, sem_t *sem)
+{
+	sem_init(sem, 0, 0);
+	n_starts = 0;
+	job->wait = sem;
+	queue_job(iou, job, 0);
+	WAIT_UNTIL(__atomic_load_n(&n_starts, __ATOMIC_RELAXED) == 1);
+}
+
 /* One worker: they run and come back in the order in which they were queued; so do those of a burst. */
 START_TEST(jobs_start_in_order)
 {
@@ -430,11 +440,7 @@ START_TEST(order_outlasts_cancelled_jobs)
 	job_t blocker = {.ret = 0}, victim, *jobs = calloc(N, sizeof(*jobs));
 	sem_t sem;
 
-	sem_init(&sem, 0, 0);
-	n_starts = 0;
-	blocker.wait = &sem;
-	queue_job(iou, &blocker, 0);
-	WAIT_UNTIL(__atomic_load_n(&n_starts, __ATOMIC_RELAXED) == 1);
+	block_worker(iou, &blocker, &sem);
 	for (int i = 0; i < N_CANCELLED; i++) {
 		if (i % (N_CANCELLED / N) == 0 && i / (N_CANCELLED / N) < N)
 			queue_job(iou, &jobs[i / (N_CANCELLED / N)], i / (N_CANCELLED / N) + 1);
@@ -565,14 +571,10 @@ START_TEST(jobs_are_cancelled)
 	job_t running = {.ret = 0}, queued[3] = {{.ret = 0}}, last = {.ret = 0};
 	sem_t sem;
 
-	sem_init(&sem, 0, 0);
-	n_starts = 0;
-	running.wait = &sem;
-	queue_job(iou, &running, 0);
+	block_worker(iou, &running, &sem);
 	for (int i = 0; i < 3; i++)
 		queue_job(iou, &queued[i], i + 1);
 	queue_job(iou, &last, 4);
-	WAIT_UNTIL(__atomic_load_n(&n_starts, __ATOMIC_RELAXED) == 1);
 	ck_assert_int_eq(iou_op_cancel(iou, running.call.op), -EALREADY);
 	ck_assert_int_eq(iou_op_cancel(iou, queued[1].call.op), 0);
 	ck_assert_int_eq(iou_op_cancel(iou, queued[1].call.op), 0);
@@ -626,11 +628,7 @@ START_TEST(cancel_all_stops_jobs)
 	bool ran = false;
 	sem_t sem;
 
-	sem_init(&sem, 0, 0);
-	n_starts = 0;
-	running.wait = &sem;
-	queue_job(iou, &running, 0);
-	WAIT_UNTIL(__atomic_load_n(&n_starts, __ATOMIC_RELAXED) == 1);
+	block_worker(iou, &running, &sem);
 	for (int i = 0; i < 20; i++)
 		ck_assert_int_eq(iou_async(iou, set_flag, &ran, on_call, &calls[i]), 0);
 	ck_assert_int_eq(iou_cancel_all(iou), 0);

@@ -6,8 +6,8 @@
  * BROKEN variant does.
  *
  * 1. doze() and wake(). A waker publishes (on a stack, or in pool.done), then looks at `sleeping`; the loop sets it, then
- *    looks at what was published, then sleeps. Who changes `sleeping` back rings the bell, and the kernel's poll of the eventfd
- *    ends the sleep. All are seq_cst, so the model's interleavings are all there are.
+ *    looks at what was published, then sleeps. Who changes `sleeping` back rings the bell, and the kernel's poll of the
+ *    eventfd ends the sleep. All are seq_cst, so the model's interleavings are all there are.
  *      BROKEN=1   the loop looks first, and sets `sleeping` afterwards
  *      BROKEN=2   the waker looks at `sleeping` first, and publishes afterwards
  *
