@@ -97,6 +97,7 @@
 #define LINKS         (IOSQE_IO_LINK | IOSQE_IO_HARDLINK)
 #define OURS          (IOSQE_IO_DRAIN | IOSQE_CQE_SKIP_SUCCESS) /* not passed on */
 #define CHUNK_SIZE    65536
+#define SLAB_SIZE     4096
 #define ENV_HEAD      16 /* before an allocated environment: the way back to its op */
 #define SHORTAGES_MAX 8   /* fruitless tries, with naps of 1 to 64 ms between them, before the program is told */
 #define RETRY_MAX_NS  (128 * NS_PER_MS)
@@ -211,6 +212,15 @@ typedef struct entry_t {
 	int (*cb)(void *cb_data);
 	void *cb_data;
 } entry_t;
+
+/* Posts lie side by side: whoever writes or reads one finds the next in the cache. Aligned to its size, so that an entry leads
+ * to it, and its address and the number of entries taken are one word, iou->post_cursor. */
+typedef struct slab_t {
+	size_t n_back; /* loop thread's: entries delivered */
+	entry_t entries[(SLAB_SIZE - sizeof(size_t)) / sizeof(entry_t)];
+} slab_t;
+
+#define SLAB_ENTRIES (sizeof(((slab_t *)NULL)->entries) / sizeof(entry_t))
 
 enum bh_bits {
 	BH_SCHEDULED = 1,
@@ -352,19 +362,24 @@ struct iou_t {
 	iou_stats_t stats;
 	pool_t pool;
 
-	_Alignas(64) stack_t_ inbox_top;
-	atomic_int sleeping;   /* enum sleep; pairs with inbox_top, pool.n_done, quit and holds: see doze(), wake() */
+	/* Rarely written by others: */
 	atomic_bool quit;
 	atomic_llong n_holds;
 	atomic_uint n_visitors; /* threads inside iou_quit() or iou_unhold(): iou_free() waits for them */
 	atomic_ullong n_wakeups;
 	pthread_mutex_t bhs_lock; /* guards bhs */
 	node_t bhs;
+	/* Written with each post, so the loop looks once in a round: */
+	_Alignas(64) stack_t_ inbox_top;
+	atomic_int sleeping;   /* enum sleep; pairs with inbox_top, pool.n_done, quit and holds: see doze(), wake() */
+	atomic_uintptr_t post_cursor; /* the slab that posts are taken from, + how many were */
+	_Atomic(slab_t *) spare_slab;
 };
 
 _Static_assert(sizeof(op_t) == 224, "an op, its environment and its heap entry are 240 bytes");
 _Static_assert(offsetof(op_t, small_env) == offsetof(op_t, self) + sizeof(op_t *), "iou_op_of()");
 _Static_assert(sizeof(chunk_t) <= CHUNK_SIZE, "a chunk");
+_Static_assert(sizeof(slab_t) <= SLAB_SIZE && SLAB_ENTRIES < SLAB_SIZE, "a slab, and a count within its alignment");
 
 static _Thread_local uint64_t this_thread;  /* its number << 32; 0: none yet */
 static _Thread_local iou_t *current_iou;    /* whose callback runs */
@@ -1675,6 +1690,60 @@ static void inbox_push(iou_t *iou, entry_t *entry)
 	wake(iou);
 }
 
+static slab_t *slab_at(uintptr_t address)
+{
+	return (slab_t *)(address - address % SLAB_SIZE);
+}
+
+/* Keep one, so that posts at a moderate pace need no memory. */
+static void slab_free(iou_t *iou, slab_t *slab)
+{
+	free(atomic_exchange(&iou->spare_slab, slab));
+}
+
+/* A new slab in place of that one. False: no memory. */
+static __attribute__((noinline)) bool slab_renew(iou_t *iou, uintptr_t *cursor)
+{
+	slab_t *slab = atomic_exchange(&iou->spare_slab, NULL);
+
+	if (!slab)
+		slab = aligned_alloc(SLAB_SIZE, SLAB_SIZE);
+	if (!slab)
+		return false;
+	slab->n_back = 0;
+	if (atomic_compare_exchange_strong(&iou->post_cursor, cursor, (uintptr_t)slab))
+		*cursor = (uintptr_t)slab;
+	else
+		slab_free(iou, slab); /* another thread was first */
+	return true;
+}
+
+/* Any thread. A slab is never looked into before an entry of it is one's own: it may be gone. */
+static entry_t *entry_take(iou_t *iou)
+{
+	uintptr_t cursor = atomic_load_explicit(&iou->post_cursor, memory_order_relaxed);
+	entry_t *entry;
+
+	do {
+		while (unlikely(cursor % SLAB_SIZE == SLAB_ENTRIES))
+			if (!slab_renew(iou, &cursor))
+				return NULL;
+	} while (!atomic_compare_exchange_weak(&iou->post_cursor, &cursor, cursor + 1));
+	entry = &slab_at(cursor)->entries[cursor % SLAB_SIZE];
+	/* The next ones are in the cache of the loop's CPU: without this, a post takes three times as long. */
+	__builtin_prefetch((void *)((uintptr_t)entry + 4 * sizeof(*entry)), 1);
+	return entry;
+}
+
+/* Loop thread only. */
+static void entry_free(iou_t *iou, entry_t *entry)
+{
+	slab_t *slab = slab_at((uintptr_t)entry);
+
+	if (++slab->n_back == SLAB_ENTRIES)
+		slab_free(iou, slab);
+}
+
 static iou_bh_t *bh_of(entry_t *entry)
 {
 	return container_of(entry, iou_bh_t, entry);
@@ -1960,7 +2029,7 @@ static int deliver_timers(iou_t *iou, round_t *round)
 }
 
 /* Off the inbox. Returns the callback to call, or NULL where it was cancelled or deleted meanwhile. */
-static int (*inbox_next(entry_t *entry, void **cb_data))(void *)
+static int (*inbox_next(iou_t *iou, entry_t *entry, void **cb_data))(void *)
 {
 	int (*cb)(void *) = entry->cb;
 	iou_bh_t *bh;
@@ -1969,7 +2038,7 @@ static int (*inbox_next(entry_t *entry, void **cb_data))(void *)
 	list_unlink(&entry->node);
 	if (cb) {
 		*cb_data = entry->cb_data;
-		free(entry);
+		entry_free(iou, entry);
 		return cb;
 	}
 	bh = bh_of(entry);
@@ -1994,7 +2063,7 @@ static int deliver_inbox(iou_t *iou, round_t *round)
 
 		if (entry->seq >= round->inbox_seq)
 			break;
-		cb = inbox_next(entry, &cb_data);
+		cb = inbox_next(iou, entry, &cb_data);
 		if (!cb)
 			continue;
 		iou->stats.posts++;
@@ -2340,17 +2409,21 @@ static void free_posts(iou_t *iou)
 
 		list_unlink(&entry->node);
 		if (entry->cb)
-			free(entry);
+			entry_free(iou, entry);
 	}
 }
 
 /* All memory of its own; the ops too, unless the kernel may still use what they refer to. */
 static void free_memory(iou_t *iou, bool ops)
 {
+	uintptr_t cursor = atomic_load(&iou->post_cursor);
 	node_t *node, *next;
 	chunk_t *chunk;
 
 	free_posts(iou);
+	if (cursor % SLAB_SIZE != SLAB_ENTRIES)
+		free(slab_at(cursor));
+	free(atomic_load(&iou->spare_slab));
 	for (node = iou->bhs.next; node != &iou->bhs; node = next) {
 		next = node->next;
 		free(container_of(node, iou_bh_t, in_bhs));
@@ -2439,6 +2512,7 @@ static iou_t *iou_alloc(const iou_config_t *config)
 	iou->poll_flags = IORING_POLL_ADD_MULTI;
 	iou->heap_end = HEAP_ROOT;
 	iou->clock_due_ns = NEVER;
+	atomic_init(&iou->post_cursor, SLAB_ENTRIES); /* of no slab */
 	iou->retry_ns = NS_PER_MS;
 	iou->spin_max_ns = config->spin_ns;
 	iou->spin_ns = config->spin_ns < SPIN_LEAST_NS ? config->spin_ns : SPIN_LEAST_NS;
@@ -2959,7 +3033,7 @@ int iou_post(iou_t *iou, int (*cb)(void *cb_data), void *cb_data)
 		return -EINVAL;
 	if (!is_here(iou))
 		return -EEXIST;
-	entry = malloc(sizeof(*entry));
+	entry = entry_take(iou);
 	if (!entry)
 		return -ENOMEM;
 	entry->cb = cb;

@@ -886,7 +886,8 @@ static void scenario_free(void)
 	for (int i = 0; i < 6; i++)
 		job(iou, slow_work);
 	flush(iou);
-	post(iou);
+	for (int i = 0; i < 150; i++) /* more than lie in one page */
+		post(iou);
 	for (int i = 0; i < 3; i++) {
 		iou_bh_t *bh = iou_bh_new(iou, nothing, NULL);
 

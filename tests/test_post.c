@@ -239,6 +239,50 @@ START_TEST(undelivered_posts_are_dropped)
 }
 END_TEST
 
+/* ---- Memory is used again -------------------------------------------------------------------- */
+
+enum { N_TURNS = 5000 };
+
+typedef struct turns_t {
+	iou_t *iou;
+	int numbers[N_TURNS];
+	int n_posted, n_seen;
+} turns_t;
+
+static turns_t turns;
+
+static int on_turn(void *data);
+
+static void post_turn(void)
+{
+	int *number = &turns.numbers[turns.n_posted];
+
+	*number = turns.n_posted++;
+	post(turns.iou, on_turn, number);
+}
+
+static int on_turn(void *data)
+{
+	ck_assert_int_eq(*(int *)data, turns.n_seen++);
+	if (turns.n_posted < N_TURNS)
+		post_turn();
+	return 0;
+}
+
+/* However many wait at a time. */
+START_TEST(posts_follow_each_other)
+{
+	for (int n_waiting = 1; n_waiting < 500; n_waiting += 33) {
+		turns = (turns_t){.iou = new_iou(4)};
+		while (turns.n_posted < n_waiting)
+			post_turn();
+		ck_assert_int_eq(iou_run(turns.iou), 0);
+		ck_assert_int_eq(turns.n_seen, N_TURNS);
+		iou_free(turns.iou);
+	}
+}
+END_TEST
+
 /* ---- A flood --------------------------------------------------------------------------------- */
 
 /* Two threads hand posts to a loop, each tenth post starts a job, the loop sleeps in between at random,
@@ -381,7 +425,7 @@ Suite *post_suite(void)
 
 	TEST_CASE(suite, "post", a_post_is_delivered_once, posts_arrive_in_order, threads_post_in_order,
 		  a_post_from_a_post_is_for_the_next_round, posts_before_the_first_run, a_job_posts,
-		  undelivered_posts_are_dropped);
+		  undelivered_posts_are_dropped, posts_follow_each_other);
 	TEST_CASE(suite, "wake", posting_to_a_loop_that_is_awake_costs_no_wakeup,
 		  posting_to_a_sleeping_loop_wakes_it_once);
 	many = TEST_CASE(suite, "many", a_flood_of_posts_and_jobs, no_wakeup_is_lost);
