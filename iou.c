@@ -213,10 +213,10 @@ typedef struct entry_t {
 	void *cb_data;
 } entry_t;
 
-/* Posts lie side by side: whoever writes or reads one finds the next in the cache. Aligned to its size, so that an entry leads
- * to it, and its address and the number of entries taken are one word, iou->post_cursor. */
+/* Posts lie side by side, so that the loop finds the next in the cache. Aligned to its size, so that an entry leads to
+ * it, and its address and the number of entries taken are one word, iou->post_cursor. */
 typedef struct slab_t {
-	size_t n_back; /* loop thread's: entries delivered */
+	size_t n_back; /* entries delivered or dropped: the loop thread's, once whoever renewed has published the slab */
 	entry_t entries[(SLAB_SIZE - sizeof(size_t)) / sizeof(entry_t)];
 } slab_t;
 
@@ -369,11 +369,13 @@ struct iou_t {
 	atomic_ullong n_wakeups;
 	pthread_mutex_t bhs_lock; /* guards bhs */
 	node_t bhs;
-	/* Written with each post, so the loop looks once in a round: */
+	/* A cache line that each post takes, so nothing here is read with each callback: */
 	_Alignas(64) stack_t_ inbox_top;
 	atomic_int sleeping;   /* enum sleep; pairs with inbox_top, pool.n_done, quit and holds: see doze(), wake() */
-	atomic_uintptr_t post_cursor; /* the slab that posts are taken from, + how many were */
-	_Atomic(slab_t *) spare_slab;
+	/* The slab that posts are taken from, + how many were. Its exchanges pair with each other: who takes an entry sees
+	 * what whoever renewed the slab saw and did. The same word again is the same state, so ABA does no harm. */
+	atomic_uintptr_t post_cursor;
+	_Atomic(slab_t *) spare_slab; /* exchanged, which pairs: who takes it out is its only owner */
 };
 
 _Static_assert(sizeof(op_t) == 224, "an op, its environment and its heap entry are 240 bytes");
@@ -1705,9 +1707,10 @@ static void slab_free(iou_t *iou, slab_t *slab)
 static __attribute__((noinline)) bool slab_renew(iou_t *iou, uintptr_t *cursor)
 {
 	slab_t *slab = atomic_exchange(&iou->spare_slab, NULL);
+	void *memory; /* not aligned_alloc(), which takes whole multiples: glibc needs some bytes between two of them */
 
-	if (!slab)
-		slab = aligned_alloc(SLAB_SIZE, SLAB_SIZE);
+	if (!slab && posix_memalign(&memory, SLAB_SIZE, sizeof(*slab)) == 0)
+		slab = memory;
 	if (!slab)
 		return false;
 	slab->n_back = 0;
@@ -1721,7 +1724,7 @@ static __attribute__((noinline)) bool slab_renew(iou_t *iou, uintptr_t *cursor)
 /* Any thread. A slab is never looked into before an entry of it is one's own: it may be gone. */
 static entry_t *entry_take(iou_t *iou)
 {
-	uintptr_t cursor = atomic_load_explicit(&iou->post_cursor, memory_order_relaxed);
+	uintptr_t cursor = atomic_load_explicit(&iou->post_cursor, memory_order_relaxed); /* a guess */
 	entry_t *entry;
 
 	do {

@@ -155,6 +155,7 @@ static void on_alarm(int sig)
 void *__real_malloc(size_t size);
 void *__real_calloc(size_t n, size_t size);
 void *__real_aligned_alloc(size_t align, size_t size);
+int __real_posix_memalign(void **block, size_t align, size_t size);
 void __real_free(void *block);
 int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*func)(void *), void *data);
 int __real_pthread_join(pthread_t thread, void **result);
@@ -200,6 +201,15 @@ WRAP(void *, calloc(size_t n, size_t size))
 WRAP(void *, aligned_alloc(size_t align, size_t size))
 {
 	return no_memory() ? NULL : counted(__real_aligned_alloc(align, size));
+}
+
+WRAP(int, posix_memalign(void **block, size_t align, size_t size))
+{
+	int error = no_memory() ? ENOMEM : __real_posix_memalign(block, align, size);
+
+	if (!error)
+		counted(*block);
+	return error;
 }
 
 WRAP(void, free(void *block))

@@ -25,7 +25,7 @@ sim-wraps := io_uring_queue_init_params io_uring_queue_exit io_uring_ring_dontfo
 	pthread_create pthread_join pthread_setcancelstate pthread_sigmask pthread_setname_np sched_getaffinity sched_yield \
 	pthread_mutex_init pthread_mutex_destroy pthread_mutex_lock pthread_mutex_unlock pthread_cond_init \
 	pthread_cond_destroy pthread_cond_wait pthread_cond_signal pthread_cond_broadcast \
-	malloc calloc realloc aligned_alloc free
+	malloc calloc realloc aligned_alloc posix_memalign free
 sim-link   = $(link) $(if $(findstring fine,$@),-DSIM_FINE) -o $@ $(filter %.c %.o,$^) -I. $(sim-wraps:%=-Wl,--wrap=%) $(libs)
 sim-src   := $(filter-out %_atomics.c,$(wildcard tests/sim*.c))
 
@@ -33,14 +33,15 @@ $(B)/tests/sim: $(sim-src) $(B)/iou.o $(wildcard tests/sim*.h)
 	$(call say,CC)
 	$(Q)mkdir -p $(@D) && $(sim-link)
 
-# The same with iou.c taken apart at each atomic operation.
+# The same with iou.c taken apart at each atomic operation, and with slabs so small that each run uses some again.
+small := sed 's/^\#define SLAB_SIZE .*/\#define SLAB_SIZE 128/'
 $(B)/tests/sim-fine: $(sim-src) tests/sim_atomics.c $(B)/tests/iou-fine.o $(wildcard tests/sim*.h)
 	$(call say,CC)
 	$(Q)$(sim-link)
 
 $(B)/tests/iou-fine.o: iou.c iou.h $(B)/flags
 	$(call say,CC)
-	$(Q)mkdir -p $(@D) && $(compile) -fsanitize=thread -c -o $@ $<
+	$(Q)mkdir -p $(@D) && $(small) $< | $(compile) -fsanitize=thread -x c -c -o $@ -
 
 .PHONY: check-sim check-sim-part
 check-sim-part: $(B)/tests/$(or $(GRAIN),sim)
@@ -53,8 +54,8 @@ check-sim: check-sim-part
 		$(make) --no-print-directory RUNS=$$(($(RUNS) / 10)) SAN=address B='$(B)/address' check-sim-part)
 
 # ---- check-faults: each call to the outside fails, tests/faults.c ---------------------------------------
-fault-wraps := malloc calloc aligned_alloc free pthread_create pthread_join mmap madvise sched_getaffinity eventfd \
-	eventfd_write timerfd_create io_uring_queue_init_params io_uring_register io_uring_enter2 nanosleep
+fault-wraps := malloc calloc aligned_alloc posix_memalign free pthread_create pthread_join mmap madvise \
+	sched_getaffinity eventfd eventfd_write timerfd_create io_uring_queue_init_params io_uring_register io_uring_enter2 nanosleep
 
 $(B)/tests/faults: tests/faults.c $(B)/iou.o
 	$(call say,CC)
@@ -84,7 +85,7 @@ check-full: all $(check-bin)
 
 # What the scripts that link iou.o anew need to know.
 proof-env = B='$(B)' CC='$(CC)' JOBS='$(JOBS)' FLAGS='$(own) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS)' SIM_SRC='$(sim-src)' \
-	SIM_WRAPS='$(sim-wraps:%=-Wl,--wrap=%)' FAULT_WRAPS='$(fault-wraps:%=-Wl,--wrap=%)' \
+	SIM_WRAPS='$(sim-wraps:%=-Wl,--wrap=%)' SMALL="$(small)" FAULT_WRAPS='$(fault-wraps:%=-Wl,--wrap=%)' \
 	CHECK_OBJECTS='$(check-src:%.c=$(B)/%.o)' CHECK_LIBS='$(check-libs)' LIBS='$(libs)'
 
 # ---- check-mutants: faults put into iou.c, each caught by some test -------------------------------------

@@ -520,6 +520,8 @@ int __wrap_clock_gettime(clockid_t clock, struct timespec *ts)
 	sim_point();
 	if (!world.clock_stands && (!world.clock_is_coarse || one_in(16)))
 		world.now_ns += pick(world.tick_ns);
+	if (current && !world.clock_stands) /* a worker spins, which takes its time on a coarse clock too */
+		world.now_ns += pick(1000);
 	ts->tv_sec = (time_t)(world.now_ns / 1000000000);
 	ts->tv_nsec = (long)(world.now_ns % 1000000000);
 	return 0;
@@ -588,6 +590,17 @@ void *__wrap_aligned_alloc(size_t alignment, size_t size)
 	if (!world.running)
 		return __real_aligned_alloc(alignment, size);
 	return memory_is_short() ? NULL : count(__real_aligned_alloc(alignment, size));
+}
+
+int __real_posix_memalign(void **memory, size_t alignment, size_t size);
+int __wrap_posix_memalign(void **memory, size_t alignment, size_t size);
+int __wrap_posix_memalign(void **memory, size_t alignment, size_t size)
+{
+	int error = world.running && memory_is_short() ? ENOMEM : __real_posix_memalign(memory, alignment, size);
+
+	if (world.running && !error)
+		count(*memory);
+	return error;
 }
 
 void __real_free(void *memory);

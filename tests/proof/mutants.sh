@@ -67,7 +67,7 @@ check() {
 # What a test is linked of is as `make` does it, but for iou.o.
 link_sim() { $CC $FLAGS -I. -o "$dir/sim" $SIM_SRC "$dir/iou.o" $SIM_WRAPS $LIBS; }
 link_fine() {
-	$CC $FLAGS -w -I. -fsanitize=thread -c -o "$dir/fine.o" "$dir/iou.c" 2>>"$dir/log" &&
+	eval "$SMALL" '<"$dir/iou.c"' | $CC $FLAGS -w -I. -fsanitize=thread -x c -c -o "$dir/fine.o" - 2>>"$dir/log" &&
 		$CC $FLAGS -I. -o "$dir/fine" $SIM_SRC tests/sim_atomics.c "$dir/fine.o" $SIM_WRAPS $LIBS
 }
 link_faults() { $CC $FLAGS -I. -o "$dir/faults" tests/faults.c "$dir/iou.o" $FAULT_WRAPS $LIBS; }
