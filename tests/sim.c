@@ -105,18 +105,6 @@ static bool no_posts(const void *data)
 	return posters_idle();
 }
 
-/* Posts and bottom halves not yet delivered. */
-static bool is_left_over(void)
-{
-	for (unsigned i = 0; i < model.n_posts; i++)
-		if (posts[i].accepted && !posts[i].delivered)
-			return true;
-	for (unsigned i = 0; i < MAX_BHS; i++)
-		if (model.bhs[i].bh && model.bhs[i].scheduled)
-			return true;
-	return false;
-}
-
 static void end_gracefully(void)
 {
 	unsigned n = 0, n_idle;
@@ -136,7 +124,7 @@ static void end_gracefully(void)
 	}
 	/* A quit of another thread may have hidden something; and each round that finds something of the library's own (its
 	 * poll ended, a bottom half was deleted) puts off the idle ones. */
-	for (n = n_idle = 0; n_idle < (is_left_over() ? 16 : 3); n++) {
+	for (n = n_idle = 0; n_idle < (is_pending() ? 16 : 3); n++) {
 		CHECK(n < 200, "polls do not come to an end");
 		n_idle = poll_once(0) == 0 ? n_idle + 1 : 0;
 		if (model.broken)
