@@ -334,13 +334,16 @@ struct iou_t {
 	uint64_t process;     /* *process_token of the process that made it */
 
 	node_t backlog, lane, asked, ended, inbox, idle;
-	uint64_t n_backlog, n_backlog_max;
-	uint64_t n_ring;      /* ops in the SQ or the kernel */
-	uint64_t n_own_cqes;  /* of n_reaped, those of no op */
-	uint64_t n_pending;   /* ops from their door to their last callback; no neighbour of n_ring, or gcc 12 takes one
-				 from both with vector instructions, which wait for the stores before them */
+	/* How many ops are where follows from these: see n_backlog(), n_ring(), n_pending(). So an op costs two counts. */
+	uint64_t n_queued;    /* that entered the backlog, but for those that ended on their way, without a CQE */
+	uint64_t n_sent;      /* of those, the ones that left it for the SQ */
+	uint64_t n_reaped;    /* CQEs: each ends an op, but for the next two kinds */
+	uint64_t n_own_cqes;  /* of no op, or of one that is sent again */
+	uint64_t n_more_cqes; /* not an op's last */
+	uint64_t n_elsewhere; /* pending ops that are neither in the backlog nor in the ring */
 	uint64_t n_cancels;   /* CANCEL SQEs out; an op that is HELD has one */
-	uint64_t n_ended_in, n_ended_out, n_reaped;
+	uint64_t n_ended_in, n_ended_out;
+	uint64_t n_backlog_max;
 	uint64_t inbox_seq, timer_seq;
 	uint64_t retry_due_ns, retry_ns; /* when `asked` is asked again */
 
@@ -604,7 +607,6 @@ static void op_accept(op_t *op, enum op_state state, int (*cb)(void *), void *cb
 	op->cb = cb;
 	op->cb_data = cb_data;
 	op->state = (uint8_t)state;
-	op->iou->n_pending++;
 }
 
 /* Its end came about inside iou, not by a CQE: it is delivered from `ended`. */
@@ -615,6 +617,11 @@ static void op_end(op_t *op, int result)
 	if (result == -ECANCELED && op->bits & OP_EXPIRED)
 		result = -ETIME;
 	iou->stats.jobs += op->state == OP_JOB;
+	if (op->state == OP_BACKLOG || op->state == OP_RING) {
+		iou->n_queued--;
+		iou->n_sent -= op->state == OP_RING;
+		iou->n_elsewhere++;
+	}
 	op->pub.result = result;
 	op->cancel = CANCEL_NONE;
 	op->state = OP_ENDED;
@@ -632,6 +639,23 @@ static inline void prefetch_op(uint64_t address)
 static bool op_is_programs(const op_t *op)
 {
 	return op->state == OP_OWNED || op->state == OP_LAST;
+}
+
+static uint64_t n_backlog(const iou_t *iou)
+{
+	return iou->n_queued - iou->n_sent;
+}
+
+/* In the SQ or the kernel. */
+static uint64_t n_ring(const iou_t *iou)
+{
+	return iou->n_sent - (iou->n_reaped - iou->n_own_cqes - iou->n_more_cqes);
+}
+
+/* From their door to their last callback. */
+static uint64_t n_pending(const iou_t *iou)
+{
+	return n_backlog(iou) + n_ring(iou) + iou->n_elsewhere;
 }
 
 #define FOR_EACH_OP(iou, chunk, op) \
@@ -767,8 +791,8 @@ static void take_done(iou_t *iou);
 
 static void note_backlog(iou_t *iou)
 {
-	if (iou->n_backlog > iou->n_backlog_max)
-		iou->n_backlog_max = iou->n_backlog;
+	if (n_backlog(iou) > iou->n_backlog_max)
+		iou->n_backlog_max = n_backlog(iou);
 }
 
 /* In the backlog: the op and those linked after it end; those before it are a chain of their own. */
@@ -786,7 +810,6 @@ static void cancel_in_backlog(op_t *op)
 		next = op->node.next;
 		linked = is_linked(op);
 		list_unlink(&op->node);
-		iou->n_backlog--;
 		op_end(op, -ECANCELED);
 	} while (linked && next != &iou->backlog);
 }
@@ -891,10 +914,8 @@ static void leave_chain(op_t *op)
 }
 
 /* The kernel has done with the op: leave its chain and the lists of cancels. */
-static void leave_lists(op_t *op)
+static void leave_ring(iou_t *iou, op_t *op)
 {
-	iou_t *iou = op->iou;
-
 	if (op->bits & OP_CHAINED)
 		leave_chain(op);
 	if (op->cancel == CANCEL_LANE || op->cancel == CANCEL_ASKED) {
@@ -902,13 +923,6 @@ static void leave_lists(op_t *op)
 		if (list_empty(&iou->asked) && list_empty(&iou->lane) && !iou->n_cancels)
 			iou->retry_ns = NS_PER_MS;
 	}
-}
-
-static void leave_ring(iou_t *iou, op_t *op)
-{
-	iou->n_ring--;
-	if (unlikely(op->bits | op->cancel))
-		leave_lists(op);
 }
 
 
@@ -1102,8 +1116,7 @@ static struct io_uring_sqe *op_send(iou_t *iou, op_t *op)
 	*sqe = op->sqe;
 	list_unlink(&op->node);
 	op->state = OP_RING;
-	iou->n_backlog--;
-	iou->n_ring++;
+	iou->n_sent++;
 	return sqe;
 }
 
@@ -1128,8 +1141,7 @@ static void plain_send(iou_t *iou, unsigned room)
 	iou->backlog.next = node;
 	node->prev = &iou->backlog;
 	sq->sqe_tail = tail;
-	iou->n_backlog -= n;
-	iou->n_ring += n;
+	iou->n_sent += n;
 }
 
 enum sent { SENT, NO_ROOM, BARRED };
@@ -1159,12 +1171,11 @@ static enum sent chain_send(iou_t *iou)
 		while (n--) {
 			op = op_at(iou->backlog.next);
 			list_unlink(&op->node);
-			iou->n_backlog--;
 			op_end(op, -E2BIG);
 		}
 		return SENT;
 	}
-	if (flags & IOSQE_IO_DRAIN && iou->n_ring)
+	if (flags & IOSQE_IO_DRAIN && n_ring(iou))
 		return BARRED;
 	if (sq_room(iou) < n)
 		return NO_ROOM;
@@ -1210,7 +1221,7 @@ static bool fill(iou_t *iou, bool may_sleep)
 		enum sent sent;
 
 		if (unlikely(iou->barrier)) {
-			if (iou->n_ring)
+			if (n_ring(iou))
 				return false;
 			iou->barrier = false;
 		}
@@ -1232,10 +1243,10 @@ static bool may_fill(const iou_t *iou)
 
 	if (!list_empty(&iou->lane) || watch_lacks(&iou->wake) || watch_lacks(&iou->clock))
 		return true;
-	if (list_empty(&iou->backlog) || (iou->n_ring && iou->barrier))
+	if (list_empty(&iou->backlog) || (n_ring(iou) && iou->barrier))
 		return false;
 	chain_length(iou, &flags);
-	return !(iou->n_ring && flags & IOSQE_IO_DRAIN);
+	return !(n_ring(iou) && flags & IOSQE_IO_DRAIN);
 }
 
 /* The kernel took a chain's first part only, and ran it as a chain of its own: the rest must not run. */
@@ -1853,14 +1864,14 @@ static void check(iou_t *iou)
 	for (size_t i = HEAP_ROOT + 1; i < iou->heap_end; i++)
 		MUST(!heap_before(&iou->heap[i], &iou->heap[i / 4 + 2]), "the heap's order");
 	MUST(n_heap == iou->heap_end - HEAP_ROOT, "the heap's size");
-	MUST(n[OP_BACKLOG] == iou->n_backlog && list_length(&iou->backlog) == iou->n_backlog, "the backlog");
-	MUST(n[OP_RING] == iou->n_ring, "ops in the ring");
+	MUST(n[OP_BACKLOG] == n_backlog(iou) && list_length(&iou->backlog) == n_backlog(iou), "the backlog");
+	MUST(n[OP_RING] == n_ring(iou), "ops in the ring");
 	MUST(n[OP_ENDED] == check_list(&iou->ended, OP_ENDED, CANCEL_NONE) &&
 	     n[OP_ENDED] == iou->n_ended_in - iou->n_ended_out, "ops that ended");
-	MUST(check_list(&iou->lane, OP_RING, CANCEL_LANE) + check_list(&iou->asked, OP_RING, CANCEL_ASKED) <= iou->n_ring,
+	MUST(check_list(&iou->lane, OP_RING, CANCEL_LANE) + check_list(&iou->asked, OP_RING, CANCEL_ASKED) <= n_ring(iou),
 	     "cancels");
 	MUST(n[OP_HELD] <= iou->n_cancels, "ops held");
-	MUST(iou->n_pending == n[OP_BACKLOG] + n[OP_RING] + n[OP_HELD] + n[OP_JOB] + n[OP_TIMER] + n[OP_ENDED], "pending");
+	MUST(iou->n_elsewhere == n[OP_HELD] + n[OP_JOB] + n[OP_TIMER] + n[OP_ENDED], "ops elsewhere");
 }
 #else
 #define check(iou) ((void)(iou))
@@ -1868,7 +1879,7 @@ static void check(iou_t *iou)
 
 static bool is_pending(iou_t *iou)
 {
-	return iou->n_pending || atomic_load(&iou->n_holds) > 0 ||
+	return n_pending(iou) || atomic_load(&iou->n_holds) > 0 ||
 	       !list_empty(&iou->inbox) || !list_empty(&iou->idle) || atomic_load(&iou->inbox_top);
 }
 
@@ -1996,7 +2007,7 @@ static inline __attribute__((always_inline)) int deliver(iou_t *iou, round_t *ro
 	op->pub.result = result;
 	op->pub.flags = flags;
 	if (likely(!(flags & IORING_CQE_F_MORE))) {
-		iou->n_pending--;
+		iou->n_elsewhere -= op->state != OP_RING;
 		op->state = OP_LAST;
 		if (unlikely(op->bits | op->cancel)) {
 			if (op->heap_index)
@@ -2113,8 +2124,7 @@ static bool is_interrupted(const iou_t *iou, const op_t *op, int result)
 static void op_unsend(iou_t *iou, op_t *op)
 {
 	iou->n_own_cqes++;
-	iou->n_ring--;
-	iou->n_backlog++;
+	iou->n_sent--;
 	op->state = OP_BACKLOG;
 	list_append(iou->backlog.next, &op->node);
 }
@@ -2158,12 +2168,15 @@ __attribute__((noinline)) static int deliver_other(iou_t *iou, round_t *round, u
 		leave_ring(iou, op);
 		if (op->cancel == CANCEL_SENT) {
 			op->state = OP_HELD;
+			iou->n_elsewhere++;
 			op->pub.result = result;
 			op->pub.flags = flags;
 			return 0;
 		}
-	} else if (op->bits & OP_CHAINED && (op->sqe.opcode == IORING_OP_SEND_ZC || op->sqe.opcode == IORING_OP_SENDMSG_ZC)) {
-		leave_chain(op); /* it has sent: the next one starts before the notification */
+	} else {
+		iou->n_more_cqes++;
+		if (op->bits & OP_CHAINED && (op->sqe.opcode == IORING_OP_SEND_ZC || op->sqe.opcode == IORING_OP_SENDMSG_ZC))
+			leave_chain(op); /* it has sent: the next one starts before the notification */
 	}
 	return deliver(iou, round, op, op_result(op, result), flags);
 }
@@ -2194,8 +2207,6 @@ static int deliver_cqes(iou_t *iou, round_t *round)
 			ret = deliver_other(iou, round, user_data, result, flags);
 			continue;
 		}
-		iou->n_ring--;
-		iou->n_pending--;
 		op->pub.result = result;
 		op->pub.flags = flags;
 		op->state = OP_LAST;
@@ -2349,7 +2360,7 @@ static void rest(iou_t *iou)
 	iou->n_rested = iou->n_reaped;
 	iou->stale |= news;
 	if (iou->ring.flags & IORING_SETUP_DEFER_TASKRUN && iou->stale &&
-	    (iou->n_ring || iou->deaf || next_due_ns(iou) != NEVER)) {
+	    (n_ring(iou) || iou->deaf || next_due_ns(iou) != NEVER)) {
 		/* Of completions that another eventfd's write (6.18) or a timerfd (6.12) brings about, only the first signals. */
 		io_uring_register((unsigned)io->ring_fd, IORING_UNREGISTER_EVENTFD, NULL, 0);
 		iou->deaf = io_uring_register((unsigned)io->ring_fd, IORING_REGISTER_EVENTFD, &iou->fd, 1) < 0;
@@ -2578,7 +2589,7 @@ static int on_dropped(void *cb_data)
 /* Wait until the kernel has let go of every op. False: it cannot be reached any more, or lost one. */
 static bool drain(iou_t *iou)
 {
-	for (unsigned n_errors = 0; iou->n_ring || iou->n_cancels;) {
+	for (unsigned n_errors = 0; n_ring(iou) || iou->n_cancels;) {
 		int ret = round_run(iou, false, NEVER);
 
 		if (ret == -EBADR && n_errors++ < 1000 && enter(iou, WAIT, add_ns(now_ns(), 100 * NS_PER_MS)) != -EBADF &&
@@ -2605,7 +2616,7 @@ iou_t *iou_free(iou_t *iou)
 	}
 	owner = is_mine(iou);
 	MUST(!owner || !iou->depth, "not within a callback");
-	if (!owner && (iou->depth || iou->n_ring || iou->n_cancels)) /* depth: the owner is in iou_run(), asleep perhaps */
+	if (!owner && (iou->depth || n_ring(iou) || iou->n_cancels)) /* depth: the owner is in iou_run(), asleep perhaps */
 		return refuse(EEXIST);
 	while (atomic_load(&iou->n_visitors))
 		sched_yield();
@@ -2629,7 +2640,7 @@ int iou_resize(iou_t *iou, unsigned entries)
 	int ret;
 
 	CHECK_OWN(iou, entries);
-	if (iou->n_ring || iou->n_cancels)
+	if (n_ring(iou) || iou->n_cancels)
 		return -EBUSY;
 	ret = ring_open(&fresh, entries, iou->setup_flags);
 	if (ret < 0)
@@ -2717,7 +2728,7 @@ void iou_op_queue(iou_t *iou, iou_op_t *pub, int (*cb)(void *cb_data), void *cb_
 	op_accept(op, OP_BACKLOG, cb, cb_data);
 	op->sqe.user_data = (uintptr_t)op;
 	list_append(&iou->backlog, &op->node);
-	iou->n_backlog++;
+	iou->n_queued++;
 	if (unlikely(op->bits & OP_DEADLINE || iou->fd >= 0))
 		queued(op);
 }
@@ -2770,9 +2781,9 @@ int iou_op_async(iou_t *iou, iou_op_t *pub, int (*work)(void *work_data), void *
 	ret = job_queue(&iou->pool, op, work_data);
 	if (ret < 0) {
 		op->state = was;
-		iou->n_pending--;
 		return ret;
 	}
+	iou->n_elsewhere++;
 	if (unlikely(op->bits & OP_DEADLINE))
 		timer_start(op, op->seq);
 	touch(iou);
@@ -2833,6 +2844,7 @@ void iou_op_timer(iou_t *iou, iou_op_t *pub, uint64_t after_ns, uint64_t period_
 	if (op_is_programs(op)) {
 		op_accept(op, OP_TIMER, cb, cb_data);
 		op->bits &= OP_CALLED;
+		iou->n_elsewhere++;
 	}
 	op->cb = cb;
 	op->cb_data = cb_data;
@@ -3119,9 +3131,9 @@ void iou_stats(const iou_t *iou, iou_stats_t *stats)
 	MUST(stats, "stats is NULL");
 	*stats = iou->stats;
 	stats->completed = iou->n_reaped - iou->n_own_cqes;
-	stats->pending = iou->n_pending;
-	stats->backlog = iou->n_backlog;
-	stats->backlog_max = iou->n_backlog > iou->n_backlog_max ? iou->n_backlog : iou->n_backlog_max;
+	stats->pending = n_pending(iou);
+	stats->backlog = n_backlog(iou);
+	stats->backlog_max = stats->backlog > iou->n_backlog_max ? stats->backlog : iou->n_backlog_max;
 	stats->wakeups = atomic_load_explicit(&iou->n_wakeups, memory_order_relaxed);
 }
 
@@ -3196,7 +3208,7 @@ void iou_dump(const iou_t *shown, FILE *out)
 	take_inbox(iou);
 	FOR_EACH_OP(iou, chunk, op)
 		dump_op(iou, op, out);
-	fprintf(out, "%llu ops pending, %lld holds", (unsigned long long)iou->n_pending, atomic_load(&iou->n_holds));
+	fprintf(out, "%llu ops pending, %lld holds", (unsigned long long)n_pending(iou), atomic_load(&iou->n_holds));
 	n_entries = list_length(&iou->inbox) + list_length(&iou->idle);
 	if (n_entries)
 		fprintf(out, ", %llu posts and bottom halves", (unsigned long long)n_entries);
