@@ -98,7 +98,6 @@
 #define OURS          (IOSQE_IO_DRAIN | IOSQE_CQE_SKIP_SUCCESS) /* not passed on */
 #define CHUNK_SIZE    65536
 #define SLAB_SIZE     4096
-#define ENV_HEAD      16 /* before an allocated environment: the way back to its op */
 #define SHORTAGES_MAX 8   /* fruitless tries, with naps of 1 to 64 ms between them, before the program is told */
 #define RETRY_MAX_NS  (128 * NS_PER_MS)
 #define SPIN_LEAST_NS 2000
@@ -156,18 +155,19 @@ typedef _Atomic(node_t *) stack_t_;
 enum op_state { OP_FREE, OP_LAST, OP_OWNED, OP_BACKLOG, OP_RING, OP_HELD, OP_JOB, OP_TIMER, OP_ENDED };
 enum op_cancel { CANCEL_NONE, CANCEL_WANTED, CANCEL_LANE, CANCEL_SENT, CANCEL_ASKED };
 enum op_bits {
-	OP_DEADLINE = 1,  /* iou_op_deadline() was called; before queueing, seq holds its after_ns */
+	OP_DEADLINE = 1,  /* iou_op_deadline() was called; before queueing, extra's seq holds its after_ns */
 	OP_EXPIRED = 2,   /* cancelled by its deadline */
 	OP_CHAIN_END = 4, /* its link flag no longer holds what was queued after it */
-	OP_CHAINED = 8,   /* in the ring, linked to another: as.chain tells which */
+	OP_CHAINED = 8,   /* in the ring, linked to another: extra's as.chain tells which */
 	OP_CALLED = 16,   /* a callback of it is running: the outermost one releases it */
 	OP_STOPPED = 32,  /* a timer that was cancelled, not yet delivered */
 };
 
 enum op_env { ENV_NONE, ENV_SMALL, ENV_ALLOCATED };
 
+/* Two cache lines, all that most ops need; the rest is in an extra_t. */
 typedef struct op_t {
-	iou_op_t pub;
+	_Alignas(64) iou_op_t pub;
 	iou_t *iou;
 	int (*cb)(void *cb_data);
 	void *cb_data;
@@ -176,8 +176,11 @@ typedef struct op_t {
 	uint8_t cancel;   /* enum op_cancel */
 	uint8_t bits;     /* enum op_bits */
 	uint8_t env;      /* enum op_env */
-	uint32_t heap_index; /* 0: not in the heap */
+	uint32_t to_extra; /* bytes from here to its extra_t */
 	struct io_uring_sqe sqe;
+} op_t;
+
+typedef struct extra_t {
 	union {
 		struct {
 			int (*work)(void *work_data);
@@ -189,15 +192,26 @@ typedef struct op_t {
 		uint64_t period_ns;
 	} as;
 	uint64_t seq;        /* breaks ties of due times */
-	struct op_t *self;   /* stands right before small_env: iou_op_of() */
-	_Alignas(16) char small_env[64]; /* the environment, or the pointer to it; that has the way back before it too */
-} op_t;
+	uint32_t heap_index; /* 0: not in the heap */
+	uint32_t to_op;      /* bytes from small_env back to the op; stands right before it: iou_op_of() */
+	_Alignas(16) char small_env[64]; /* the environment, or the pointer to it: see env_head_t */
+} extra_t;
+
+/* Before an allocated environment. */
+typedef struct env_head_t {
+	op_t *op;
+	uint32_t unused;
+	uint32_t to_op; /* 0: as in extra_t, but too far away */
+} env_head_t;
+
+#define CHUNK_OPS ((CHUNK_SIZE - 128) / (sizeof(op_t) + sizeof(extra_t)))
 
 /* Chunks are walked to find all ops; never moved, freed by iou_free(). */
 typedef struct chunk_t {
 	struct chunk_t *next;
 	size_t n_used;
-	op_t ops[(CHUNK_SIZE - 32) / sizeof(op_t)];
+	op_t ops[CHUNK_OPS];
+	extra_t extras[CHUNK_OPS];
 } chunk_t;
 
 typedef struct heap_entry_t {
@@ -381,8 +395,10 @@ struct iou_t {
 	_Atomic(slab_t *) spare_slab; /* exchanged, which pairs: who takes it out is its only owner */
 };
 
-_Static_assert(sizeof(op_t) == 224, "an op, its environment and its heap entry are 240 bytes");
-_Static_assert(offsetof(op_t, small_env) == offsetof(op_t, self) + sizeof(op_t *), "iou_op_of()");
+_Static_assert(sizeof(op_t) == 128, "two cache lines");
+_Static_assert(sizeof(op_t) + sizeof(extra_t) == 224, "an op, its environment and its heap entry are 240 bytes");
+_Static_assert(offsetof(extra_t, small_env) == offsetof(extra_t, to_op) + sizeof(uint32_t) && sizeof(env_head_t) == 16,
+	       "iou_op_of(), and an environment's alignment");
 _Static_assert(sizeof(chunk_t) <= CHUNK_SIZE, "a chunk");
 _Static_assert(sizeof(slab_t) <= SLAB_SIZE && SLAB_ENTRIES < SLAB_SIZE, "a slab, and a count within its alignment");
 
@@ -520,24 +536,28 @@ static void list_take(node_t *list, stack_t_ *stack)
 
 /* ---- Op pool --------------------------------------------------------------------------------- */
 
+static extra_t *extra(const op_t *op)
+{
+	return (extra_t *)(void *)((char *)(uintptr_t)op + op->to_extra);
+}
+
 static bool heap_reserve(iou_t *iou, size_t n_ops);
 static bool pool_reserve(pool_t *pool, size_t n_ops);
 
 /* A new chunk, and room in the heap and among the jobs for its ops, so that nothing later needs memory. */
 static bool pool_grow(iou_t *iou)
 {
-	size_t n = sizeof(iou->chunks->ops) / sizeof(op_t);
 	chunk_t *chunk;
 
-	if (!heap_reserve(iou, iou->n_ops + n) || !pool_reserve(&iou->pool, iou->n_ops + n))
+	if (!heap_reserve(iou, iou->n_ops + CHUNK_OPS) || !pool_reserve(&iou->pool, iou->n_ops + CHUNK_OPS))
 		return false;
-	chunk = aligned_alloc(16, CHUNK_SIZE);
+	chunk = aligned_alloc(64, sizeof(*chunk));
 	if (!chunk)
 		return false;
 	chunk->next = iou->chunks;
 	chunk->n_used = 0;
 	iou->chunks = chunk;
-	iou->n_ops += n;
+	iou->n_ops += CHUNK_OPS;
 	return true;
 }
 
@@ -546,14 +566,18 @@ static __attribute__((noinline)) op_t *op_make(iou_t *iou)
 {
 	op_t *op;
 
-	if (!iou->chunks || iou->chunks->n_used == sizeof(iou->chunks->ops) / sizeof(op_t))
+	extra_t *more;
+
+	if (!iou->chunks || iou->chunks->n_used == CHUNK_OPS)
 		if (!pool_grow(iou))
 			return NULL;
-	op = &iou->chunks->ops[iou->chunks->n_used++];
+	op = &iou->chunks->ops[iou->chunks->n_used];
+	more = &iou->chunks->extras[iou->chunks->n_used++];
 	op->pub.sqe = &op->sqe;
 	op->iou = iou;
-	op->self = op;
-	op->heap_index = 0;
+	op->to_extra = (uint32_t)((char *)more - (char *)op);
+	more->to_op = (uint32_t)(more->small_env - (char *)op);
+	more->heap_index = 0;
 	return op;
 }
 
@@ -566,7 +590,7 @@ static op_t *op_take(iou_t *iou)
 		iou->free_ops = op->node.next;
 		ASAN_UNPOISON_MEMORY_REGION(&op->pub, sizeof(op->pub));
 		ASAN_UNPOISON_MEMORY_REGION(&op->sqe, sizeof(op->sqe));
-		ASAN_UNPOISON_MEMORY_REGION(op->small_env, sizeof(op->small_env));
+		ASAN_UNPOISON_MEMORY_REGION(extra(op)->small_env, sizeof(extra(op)->small_env));
 	} else {
 		op = op_make(iou);
 		if (!op)
@@ -585,7 +609,7 @@ static op_t *op_take(iou_t *iou)
 static void env_free(op_t *op)
 {
 	if (op->env == ENV_ALLOCATED)
-		free(*(char **)op->small_env - ENV_HEAD);
+		free(*(env_head_t **)extra(op)->small_env - 1);
 	op->env = ENV_NONE;
 }
 
@@ -598,7 +622,7 @@ static void op_release(iou_t *iou, op_t *op)
 	iou->free_ops = &op->node;
 	ASAN_POISON_MEMORY_REGION(&op->pub, sizeof(op->pub));
 	ASAN_POISON_MEMORY_REGION(&op->sqe, sizeof(op->sqe));
-	ASAN_POISON_MEMORY_REGION(op->small_env, sizeof(op->small_env));
+	ASAN_POISON_MEMORY_REGION(extra(op)->small_env, sizeof(extra(op)->small_env));
 }
 
 /* From the program to iou, by one of the doors. */
@@ -693,13 +717,13 @@ static bool heap_reserve(iou_t *iou, size_t n_ops)
 
 static bool heap_before(const heap_entry_t *a, const heap_entry_t *b)
 {
-	return a->due_ns < b->due_ns || (unlikely(a->due_ns == b->due_ns) && a->op->seq < b->op->seq);
+	return a->due_ns < b->due_ns || (unlikely(a->due_ns == b->due_ns) && extra(a->op)->seq < extra(b->op)->seq);
 }
 
 static void heap_put(iou_t *iou, size_t i, heap_entry_t entry)
 {
 	iou->heap[i] = entry;
-	entry.op->heap_index = (uint32_t)i;
+	extra(entry.op)->heap_index = (uint32_t)i;
 }
 
 static size_t heap_rise(iou_t *iou, size_t i, heap_entry_t entry)
@@ -737,7 +761,7 @@ static void heap_set(op_t *op, uint64_t due_ns)
 {
 	iou_t *iou = op->iou;
 	heap_entry_t entry = {due_ns, op};
-	size_t i = op->heap_index ? op->heap_index : iou->heap_end++;
+	size_t at = extra(op)->heap_index, i = at ? at : iou->heap_end++;
 
 	heap_put(iou, heap_sink(iou, heap_rise(iou, i, entry), entry), entry);
 }
@@ -748,14 +772,14 @@ static void heap_remove(op_t *op)
 	heap_entry_t last = iou->heap[--iou->heap_end];
 
 	if (last.op != op)
-		heap_put(iou, heap_sink(iou, heap_rise(iou, op->heap_index, last), last), last);
-	op->heap_index = 0;
+		heap_put(iou, heap_sink(iou, heap_rise(iou, extra(op)->heap_index, last), last), last);
+	extra(op)->heap_index = 0;
 }
 
 /* Begin to count: for a timer, and for the deadline of an op that is being queued. */
 __attribute__((noinline)) static void timer_start(op_t *op, uint64_t after_ns)
 {
-	op->seq = op->iou->timer_seq++;
+	extra(op)->seq = op->iou->timer_seq++;
 	heap_set(op, add_ns(now_ns(), after_ns));
 }
 
@@ -767,7 +791,7 @@ static uint64_t heap_due_ns(const iou_t *iou)
 /* The timer at the root is due: on to its next time, or off the heap. Returns its expirations since the last. */
 static int timer_expire(op_t *op, uint64_t due_ns, uint64_t at_ns)
 {
-	uint64_t period_ns = op->as.period_ns, n;
+	uint64_t period_ns = extra(op)->as.period_ns, n;
 
 	if (!period_ns) {
 		heap_remove(op);
@@ -816,7 +840,7 @@ static void cancel_in_backlog(op_t *op)
 
 static int cancel_in_ring(op_t *op)
 {
-	if (op->bits & OP_CHAINED && op->as.chain.prev) {
+	if (op->bits & OP_CHAINED && extra(op)->as.chain.prev) {
 		op->cancel = CANCEL_WANTED;
 		return -EALREADY;
 	}
@@ -901,13 +925,13 @@ static void cancel_again(iou_t *iou)
 /* It holds up the rest of its chain no longer. */
 static void leave_chain(op_t *op)
 {
-	op_t *prev = op->as.chain.prev, *next = op->as.chain.next;
+	op_t *prev = extra(op)->as.chain.prev, *next = extra(op)->as.chain.next;
 
 	op->bits &= (uint8_t)~OP_CHAINED;
 	if (prev)
-		prev->as.chain.next = next;
+		extra(prev)->as.chain.next = next;
 	if (next) {
-		next->as.chain.prev = prev;
+		extra(next)->as.chain.prev = prev;
 		if (!prev && next->cancel == CANCEL_WANTED)
 			cancel_in_ring(next);
 	}
@@ -1186,10 +1210,10 @@ static enum sent chain_send(iou_t *iou)
 		sqe->flags &= (uint8_t)~OURS;
 		iou->others_cancel |= sqe->opcode == IORING_OP_ASYNC_CANCEL;
 		op->bits |= OP_CHAINED;
-		op->as.chain.prev = prev;
-		op->as.chain.next = NULL;
+		extra(op)->as.chain.prev = prev;
+		extra(op)->as.chain.next = NULL;
 		if (prev)
-			prev->as.chain.next = op;
+			extra(prev)->as.chain.next = op;
 		prev = op;
 	} while (--n);
 	sqe->flags &= (uint8_t)~LINKS;
@@ -1526,7 +1550,7 @@ static void pool_move(pool_t *pool, job_t *jobs, uint64_t size)
 
 		if (!job.op)
 			continue;
-		job.op->as.job.number = end;
+		extra(job.op)->as.job.number = end;
 		jobs[end++ & (size - 1)] = job;
 	}
 	for (i = pool->n_collected; i != atomic_load_explicit(&pool->n_done, memory_order_relaxed); i++)
@@ -1569,8 +1593,8 @@ static int job_queue(pool_t *pool, op_t *op, void *work_data)
 	if (unlikely(atomic_load_explicit(&pool->n_queued, memory_order_relaxed) == pool->limit))
 		pool_move(pool, pool->jobs, pool->size);
 	n_queued = atomic_load_explicit(&pool->n_queued, memory_order_relaxed);
-	*job_at(pool, n_queued) = (job_t){op, op->as.job.work, work_data};
-	op->as.job.number = n_queued;
+	*job_at(pool, n_queued) = (job_t){op, extra(op)->as.job.work, work_data};
+	extra(op)->as.job.number = n_queued;
 	atomic_store(&pool->n_queued, n_queued + 1);
 	if (atomic_load(&pool->n_idle) && !atomic_load(&pool->calling) && !atomic_load(&pool->n_looking)) {
 		pthread_mutex_lock(&pool->lock);
@@ -1587,7 +1611,7 @@ static int job_queue(pool_t *pool, op_t *op, void *work_data)
 /* With the lock held. */
 static bool job_is_queued(const pool_t *pool, const op_t *op)
 {
-	return op->as.job.number >= atomic_load_explicit(&pool->n_taken, memory_order_relaxed);
+	return extra(op)->as.job.number >= atomic_load_explicit(&pool->n_taken, memory_order_relaxed);
 }
 
 /* Unless a worker has it already. */
@@ -1598,7 +1622,7 @@ static bool job_withdraw(pool_t *pool, op_t *op)
 	pthread_mutex_lock(&pool->lock);
 	queued = job_is_queued(pool, op);
 	if (queued)
-		job_at(pool, op->as.job.number)->op = NULL;
+		job_at(pool, extra(op)->as.job.number)->op = NULL;
 	pthread_mutex_unlock(&pool->lock);
 	return queued;
 }
@@ -1857,9 +1881,9 @@ static void check(iou_t *iou)
 		return;
 	FOR_EACH_OP(iou, chunk, op) {
 		n[op->state]++;
-		n_heap += op->heap_index > 0;
-		MUST(!op->heap_index || iou->heap[op->heap_index].op == op, "the heap");
-		MUST(op->state != OP_TIMER || op->heap_index, "a timer");
+		n_heap += extra(op)->heap_index > 0;
+		MUST(!extra(op)->heap_index || iou->heap[extra(op)->heap_index].op == op, "the heap");
+		MUST(op->state != OP_TIMER || extra(op)->heap_index, "a timer");
 	}
 	for (size_t i = HEAP_ROOT + 1; i < iou->heap_end; i++)
 		MUST(!heap_before(&iou->heap[i], &iou->heap[i / 4 + 2]), "the heap's order");
@@ -2010,7 +2034,7 @@ static inline __attribute__((always_inline)) int deliver(iou_t *iou, round_t *ro
 		iou->n_elsewhere -= op->state != OP_RING;
 		op->state = OP_LAST;
 		if (unlikely(op->bits | op->cancel)) {
-			if (op->heap_index)
+			if (extra(op)->heap_index)
 				heap_remove(op);
 			op->bits &= OP_CALLED;
 			op->cancel = CANCEL_NONE;
@@ -2029,7 +2053,7 @@ static int deliver_timers(iou_t *iou, round_t *round)
 		op_t *op = iou->heap[HEAP_ROOT].op;
 		int n;
 
-		if (op->seq >= round->timer_seq)
+		if (extra(op)->seq >= round->timer_seq)
 			break;
 		if (op->state != OP_TIMER) {
 			deadline_expire(op);
@@ -2037,7 +2061,7 @@ static int deliver_timers(iou_t *iou, round_t *round)
 		}
 		n = timer_expire(op, heap_due_ns(iou), round->now_ns);
 		iou->stats.timers++;
-		ret = deliver(iou, round, op, n, op->heap_index ? IORING_CQE_F_MORE : 0);
+		ret = deliver(iou, round, op, n, extra(op)->heap_index ? IORING_CQE_F_MORE : 0);
 	}
 	return ret;
 }
@@ -2714,7 +2738,7 @@ void iou_op_free(iou_t *iou, iou_op_t *pub)
 static __attribute__((noinline)) void queued(op_t *op)
 {
 	if (op->bits & OP_DEADLINE)
-		timer_start(op, op->seq);
+		timer_start(op, extra(op)->seq);
 	touch(op->iou);
 }
 
@@ -2736,7 +2760,7 @@ void iou_op_queue(iou_t *iou, iou_op_t *pub, int (*cb)(void *cb_data), void *cb_
 void *iou_op_env(iou_op_t *pub, size_t size)
 {
 	op_t *op = (op_t *)pub;
-	char *block;
+	env_head_t *head;
 
 	if (!op)
 		return refuse(EINVAL);
@@ -2745,25 +2769,27 @@ void *iou_op_env(iou_op_t *pub, size_t size)
 	MUST(op->state != OP_FREE, "op was given back");
 	if (op->env)
 		return refuse(EEXIST);
-	if (size <= sizeof(op->small_env)) {
+	if (size <= sizeof(extra(op)->small_env)) {
 		op->env = ENV_SMALL;
-		return memset(op->small_env, 0, sizeof(op->small_env));
+		return memset(extra(op)->small_env, 0, sizeof(extra(op)->small_env));
 	}
-	block = size <= PTRDIFF_MAX - ENV_HEAD ? calloc(1, size + ENV_HEAD) : NULL;
-	if (!block)
+	head = size <= PTRDIFF_MAX - sizeof(*head) ? calloc(1, sizeof(*head) + size) : NULL;
+	if (!head)
 		return refuse(ENOMEM);
-	block += ENV_HEAD;
-	((op_t **)(void *)block)[-1] = op;
+	head->op = op;
 	op->env = ENV_ALLOCATED;
-	*(char **)op->small_env = block;
-	return block;
+	*(env_head_t **)extra(op)->small_env = head + 1;
+	return head + 1;
 }
 
 iou_op_t *iou_op_of(const void *env)
 {
+	uint32_t to_op;
+
 	if (!env)
 		return refuse(EINVAL);
-	return &((op_t *const *)env)[-1]->pub;
+	to_op = ((const uint32_t *)env)[-1];
+	return to_op ? (iou_op_t *)((char *)(uintptr_t)env - to_op) : &((const env_head_t *)env)[-1].op->pub;
 }
 
 int iou_op_async(iou_t *iou, iou_op_t *pub, int (*work)(void *work_data), void *work_data, int (*cb)(void *cb_data),
@@ -2777,7 +2803,7 @@ int iou_op_async(iou_t *iou, iou_op_t *pub, int (*work)(void *work_data), void *
 	MUST_HAVE_OP(iou, op, false);
 	was = op->state;
 	op_accept(op, OP_JOB, cb, cb_data);
-	op->as.job.work = work;
+	extra(op)->as.job.work = work;
 	ret = job_queue(&iou->pool, op, work_data);
 	if (ret < 0) {
 		op->state = was;
@@ -2785,7 +2811,7 @@ int iou_op_async(iou_t *iou, iou_op_t *pub, int (*work)(void *work_data), void *
 	}
 	iou->n_elsewhere++;
 	if (unlikely(op->bits & OP_DEADLINE))
-		timer_start(op, op->seq);
+		timer_start(op, extra(op)->seq);
 	touch(iou);
 	return 0;
 }
@@ -2850,7 +2876,7 @@ void iou_op_timer(iou_t *iou, iou_op_t *pub, uint64_t after_ns, uint64_t period_
 	op->cb_data = cb_data;
 	if (op->bits & OP_STOPPED)
 		return;
-	op->as.period_ns = period_ns;
+	extra(op)->as.period_ns = period_ns;
 	timer_start(op, after_ns);
 	touch(iou);
 }
@@ -2862,7 +2888,7 @@ void iou_op_deadline(iou_t *iou, iou_op_t *pub, uint64_t after_ns)
 	MUST_OWN(iou);
 	MUST_HAVE_OP(iou, op, false);
 	op->bits |= OP_DEADLINE;
-	op->seq = after_ns;
+	extra(op)->seq = after_ns;
 }
 
 int iou_op_cancel(iou_t *iou, iou_op_t *pub)
@@ -2891,7 +2917,7 @@ int iou_cancel_all(iou_t *iou)
 static int on_handler(void *cb_data)
 {
 	op_t *op = cb_data;
-	iou_handler_t *handler = *(iou_handler_t **)op->small_env;
+	iou_handler_t *handler = *(iou_handler_t **)extra(op)->small_env;
 
 	handler->result = op->pub.result;
 	handler->flags = op->pub.flags;
@@ -3156,14 +3182,14 @@ static const char *opcode_name(unsigned opcode)
 /* The program's own function, behind the library's in iou_async() and iou_add_sqe(). */
 static void *function_of(const op_t *op, bool work)
 {
-	const short_job_t *job = (const short_job_t *)(const void *)op->small_env;
-	iou_handler_t *const *handler = (iou_handler_t *const *)(const void *)op->small_env;
+	const short_job_t *job = (const short_job_t *)(const void *)extra(op)->small_env;
+	iou_handler_t *const *handler = (iou_handler_t *const *)(const void *)extra(op)->small_env;
 
 	if (op->cb == on_short_job)
 		return (void *)(uintptr_t)(work ? job->async_cb : job->completion_cb);
 	if (op->cb == on_handler)
 		return (void *)(uintptr_t)(*handler)->cb;
-	return (void *)(uintptr_t)(work ? op->as.job.work : op->cb);
+	return (void *)(uintptr_t)(work ? extra(op)->as.job.work : op->cb);
 }
 
 static void dump_op(iou_t *iou, op_t *op, FILE *out)
@@ -3171,7 +3197,7 @@ static void dump_op(iou_t *iou, op_t *op, FILE *out)
 	static const char *const where[] = {
 		[OP_BACKLOG] = "backlog", [OP_RING] = "ring", [OP_HELD] = "done", [OP_TIMER] = "timer", [OP_ENDED] = "done",
 	};
-	uint64_t at_ns = now_ns(), due_ns = op->heap_index ? iou->heap[op->heap_index].due_ns : NEVER;
+	uint64_t at_ns = now_ns(), heap_index = extra(op)->heap_index, due_ns = heap_index ? iou->heap[heap_index].due_ns : NEVER;
 	bool queued;
 
 	if (op_is_programs(op) || op->state == OP_FREE)
@@ -3192,7 +3218,7 @@ static void dump_op(iou_t *iou, op_t *op, FILE *out)
 	}
 	if (due_ns != NEVER)
 		fprintf(out, " due in %.3f ms", due_ns > at_ns ? (double)(due_ns - at_ns) / 1e6 : 0.0);
-	else if (op->heap_index)
+	else if (heap_index)
 		fprintf(out, " due never");
 	fprintf(out, " callback %p\n", function_of(op, false));
 }
