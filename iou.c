@@ -173,8 +173,8 @@ typedef struct op_t {
 	void *cb_data;
 	node_t node;
 	uint8_t state;    /* enum op_state */
-	uint8_t cancel;   /* enum op_cancel */
 	uint8_t bits;     /* enum op_bits */
+	uint8_t cancel;   /* enum op_cancel */
 	uint8_t env;      /* enum op_env */
 	uint32_t to_extra; /* bytes from here to its extra_t */
 	struct io_uring_sqe sqe;
@@ -260,6 +260,7 @@ typedef struct ring_t {
 	unsigned enter_flags; /* IORING_ENTER_REGISTERED_RING where enter_fd is an index of that kind */
 	int enter_fd;
 	unsigned head;        /* the SQ's, when we last looked */
+	unsigned cq_base;     /* n_reaped when the ring was made: a multiple of the CQ's size */
 	bool must_get;        /* CQEs may wait in the kernel and nothing tells */
 } ring_t;
 
@@ -596,8 +597,6 @@ static op_t *op_take(iou_t *iou)
 		if (!op)
 			return NULL;
 	}
-	op->pub.result = 0;
-	op->pub.flags = 0;
 	op->state = OP_OWNED;
 	op->cancel = CANCEL_NONE;
 	op->bits = 0;
@@ -1024,6 +1023,7 @@ static int ring_open(ring_t *ring, unsigned entries, unsigned setup_flags)
 	ring->enter_fd = ring->io.ring_fd;
 	ring->enter_flags = 0;
 	ring->head = *ring->io.sq.khead;
+	ring->cq_base = 0;
 	ring->must_get = (ring->flags & (IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_COOP_TASKRUN)) &&
 			 !(ring->flags & IORING_SETUP_TASKRUN_FLAG);
 	return 0;
@@ -1062,9 +1062,26 @@ static unsigned sq_head(const iou_t *iou)
 	return __atomic_load_n(iou->ring.io.sq.khead, __ATOMIC_ACQUIRE); /* SQPOLL's thread moves it */
 }
 
+static unsigned cq_head(const iou_t *iou)
+{
+	return (unsigned)iou->n_reaped - iou->ring.cq_base;
+}
+
 static unsigned cq_ready(const iou_t *iou)
 {
-	return __atomic_load_n(iou->ring.io.cq.ktail, __ATOMIC_ACQUIRE) - *iou->ring.io.cq.khead;
+	return __atomic_load_n(iou->ring.io.cq.ktail, __ATOMIC_ACQUIRE) - cq_head(iou);
+}
+
+/* The one that is reaped when n_reaped is that. */
+static const struct io_uring_cqe *cqe_at(const iou_t *iou, uint64_t number)
+{
+	return &iou->ring.io.cq.cqes[number & iou->ring.io.cq.ring_mask];
+}
+
+/* Their places are the kernel's again. */
+static void publish_reaped(iou_t *iou)
+{
+	__atomic_store_n(iou->ring.io.cq.khead, cq_head(iou), __ATOMIC_RELEASE);
 }
 
 static unsigned sq_flags(const iou_t *iou)
@@ -1148,7 +1165,7 @@ static struct io_uring_sqe *op_send(iou_t *iou, op_t *op)
 static void plain_send(iou_t *iou, unsigned room)
 {
 	struct io_uring_sq *sq = &iou->ring.io.sq;
-	node_t *prev = iou->backlog.next, *node = prev;
+	node_t *node = iou->backlog.next;
 	unsigned tail = sq->sqe_tail, n;
 
 	for (n = 0; n < room && node != &iou->backlog; n++) {
@@ -1156,10 +1173,8 @@ static void plain_send(iou_t *iou, unsigned room)
 
 		if (unlikely(op->sqe.flags & (LINKS | OURS) || op->sqe.opcode == IORING_OP_ASYNC_CANCEL))
 			break;
-		prefetch_op((uintptr_t)node + 4 * ((uintptr_t)node - (uintptr_t)prev)); /* they often lie so */
 		sq->sqes[tail++ & sq->ring_mask] = op->sqe;
 		op->state = OP_RING;
-		prev = node;
 		node = node->next;
 	}
 	iou->backlog.next = node;
@@ -1319,6 +1334,7 @@ static int enter(iou_t *iou, unsigned what, uint64_t until_ns)
 	struct io_uring_getevents_arg arg;
 	int ret;
 
+	publish_reaped(iou);
 	__atomic_store_n(iou->ring.io.sq.ktail, iou->ring.io.sq.sqe_tail, __ATOMIC_RELEASE);
 	if (unlikely(iou->ring.flags & IORING_SETUP_SQPOLL))
 		flags = sqpoll_flags(iou, &n);
@@ -2019,14 +2035,14 @@ static inline __attribute__((always_inline)) int deliver_outermost(iou_t *iou, r
 
 	op->bits |= OP_CALLED;
 	ret = call(round, op->cb, op->cb_data);
-	op->bits &= (uint8_t)~OP_CALLED;
-	if (op->state <= OP_LAST) /* or given back in the callback: OP_FREE */
+	if (likely(op->state <= OP_LAST)) /* or given back in the callback: OP_FREE */
 		op_release(iou, op);
+	else
+		op->bits &= (uint8_t)~OP_CALLED;
 	return ret;
 }
 
-static inline __attribute__((always_inline)) int deliver(iou_t *iou, round_t *round, op_t *op, int result,
-							    unsigned flags)
+static int deliver(iou_t *iou, round_t *round, op_t *op, int result, unsigned flags)
 {
 	op->pub.result = result;
 	op->pub.flags = flags;
@@ -2205,37 +2221,33 @@ __attribute__((noinline)) static int deliver_other(iou_t *iou, round_t *round, u
 	return deliver(iou, round, op, op_result(op, result), flags);
 }
 
+/*
+ * Most CQEs end a plain op, which is done here with as few stores as can be: they are most of what an op costs. The kernel
+ * is told what was reaped at the end and before each enter, or one by one where it may post CQEs meanwhile.
+ */
 static int deliver_cqes(iou_t *iou, round_t *round)
 {
 	int ret = 0;
 
 	while (goes_on(iou, round, ret) && iou->n_reaped < round->n_cqes) {
-		struct io_uring_cq *cq = &iou->ring.io.cq; /* the callback may have resized it, or reaped in a nested round */
-		unsigned head = *cq->khead;
-		const struct io_uring_cqe *cqe = &cq->cqes[head & cq->ring_mask];
-		uint64_t user_data;
-		int result;
-		unsigned flags;
-		op_t *op;
+		const struct io_uring_cqe *cqe = cqe_at(iou, iou->n_reaped);
+		uint64_t user_data = cqe->user_data;
+		op_t *op = (op_t *)(uintptr_t)user_data;
 
-		if (head == __atomic_load_n(cq->ktail, __ATOMIC_ACQUIRE))
-			break;
-		user_data = cqe->user_data;
-		result = cqe->res;
-		flags = cqe->flags;
-		prefetch_op(cq->cqes[(head + 1) & cq->ring_mask].user_data);
-		__atomic_store_n(cq->khead, head + 1, __ATOMIC_RELEASE);
+		prefetch_op(cqe_at(iou, iou->n_reaped + 1)->user_data);
+		if (unlikely(!(iou->ring.flags & IORING_SETUP_DEFER_TASKRUN)))
+			publish_reaped(iou);
 		iou->n_reaped++;
-		op = (op_t *)(uintptr_t)user_data;
-		if (unlikely(user_data & 1 || !user_data || flags & IORING_CQE_F_MORE || result < 0 || op->bits | op->cancel)) {
-			ret = deliver_other(iou, round, user_data, result, flags);
+		if (unlikely(user_data & 1 || !user_data || cqe->flags & IORING_CQE_F_MORE || cqe->res < 0 ||
+			     op->bits | op->cancel)) {
+			ret = deliver_other(iou, round, user_data, cqe->res, cqe->flags);
 			continue;
 		}
-		op->pub.result = result;
-		op->pub.flags = flags;
+		memcpy(&op->pub.result, &cqe->res, sizeof(cqe->res) + sizeof(cqe->flags));
 		op->state = OP_LAST;
 		ret = deliver_outermost(iou, round, op);
 	}
+	publish_reaped(iou);
 	return ret;
 }
 
@@ -2661,6 +2673,7 @@ iou_t *iou_free(iou_t *iou)
 int iou_resize(iou_t *iou, unsigned entries)
 {
 	ring_t fresh;
+	uint64_t n_dropped;
 	int ret;
 
 	CHECK_OWN(iou, entries);
@@ -2677,6 +2690,12 @@ int iou_resize(iou_t *iou, unsigned entries)
 		ring_close(&fresh, true);
 		return ret;
 	}
+	/* What is left in the old CQ is the library's own, and dropped. See ring_t.cq_base. */
+	n_dropped = cq_ready(iou) + fresh.io.cq.ring_mask;
+	n_dropped -= (iou->n_reaped + n_dropped) & fresh.io.cq.ring_mask;
+	iou->n_own_cqes += n_dropped;
+	iou->n_reaped += n_dropped;
+	fresh.cq_base = (unsigned)iou->n_reaped;
 	ring_close(&iou->ring, true);
 	iou->ring = fresh;
 	iou->wake.armed = iou->clock.armed = false;
