@@ -34,7 +34,7 @@
  * it ended: by an overflow, or by a cancel-any of the program's.
  *
  * Cancelling. A CANCEL SQE names its op by address, so the op's memory must not be another's when the kernel looks:
- * an op that completed meanwhile is HELD until the cancel's own CQE is there. op->cancel says where the request is:
+ * an op that completed meanwhile is HELD until the cancel's own CQE is there. cancel_of() says where the request is:
  *     NONE ──► LANE (to be sent) ──► SENT ──► ASKED (the kernel answered; where it found nothing, LANE again later)
  *     NONE ──► WANTED (behind another op of its chain: the kernel cannot find it) ──► LANE once it starts
  *
@@ -96,8 +96,8 @@
 #define LONGEST_NS    ((uint64_t)INT64_MAX / 4)  /* a wait, so that the kernel's sums do not overflow */
 #define LINKS         (IOSQE_IO_LINK | IOSQE_IO_HARDLINK)
 #define OURS          (IOSQE_IO_DRAIN | IOSQE_CQE_SKIP_SUCCESS) /* not passed on */
-#define CHUNK_SIZE    65536
 #define SLAB_SIZE     4096
+#define ENV_HEAD      16 /* before an allocated environment: the way back to its op */
 #define SHORTAGES_MAX 8   /* fruitless tries, with naps of 1 to 64 ms between them, before the program is told */
 #define RETRY_MAX_NS  (128 * NS_PER_MS)
 #define SPIN_LEAST_NS 2000
@@ -153,14 +153,18 @@ typedef struct node_t {
 typedef _Atomic(node_t *) stack_t_;
 
 enum op_state { OP_FREE, OP_LAST, OP_OWNED, OP_BACKLOG, OP_RING, OP_HELD, OP_JOB, OP_TIMER, OP_ENDED };
-enum op_cancel { CANCEL_NONE, CANCEL_WANTED, CANCEL_LANE, CANCEL_SENT, CANCEL_ASKED };
 enum op_bits {
-	OP_DEADLINE = 1,  /* iou_op_deadline() was called; before queueing, extra's seq holds its after_ns */
+	OP_DEADLINE = 1,  /* iou_op_deadline() was called; before queueing, after_ns is when */
 	OP_EXPIRED = 2,   /* cancelled by its deadline */
 	OP_CHAIN_END = 4, /* its link flag no longer holds what was queued after it */
-	OP_CHAINED = 8,   /* in the ring, linked to another: extra's as.chain tells which */
+	OP_CHAINED = 8,   /* in the ring, linked to another: extra_t.chain tells which */
 	OP_CALLED = 16,   /* a callback of it is running: the outermost one releases it */
-	OP_STOPPED = 32,  /* a timer that was cancelled, not yet delivered */
+	OP_CANCEL = 7 * 32, /* enum op_cancel */
+};
+
+enum op_cancel {
+	CANCEL_NONE, CANCEL_WANTED = 32, CANCEL_LANE = 64, CANCEL_SENT = 96, CANCEL_ASKED = 128,
+	CANCEL_TIMER = 160, /* a timer's, not yet delivered */
 };
 
 enum op_env { ENV_NONE, ENV_SMALL, ENV_ALLOCATED };
@@ -171,40 +175,36 @@ typedef struct op_t {
 	iou_t *iou;
 	int (*cb)(void *cb_data);
 	void *cb_data;
-	node_t node;
-	uint8_t state;    /* enum op_state */
-	uint8_t bits;     /* enum op_bits */
-	uint8_t cancel;   /* enum op_cancel */
-	uint8_t env;      /* enum op_env */
-	uint32_t to_extra; /* bytes from here to its extra_t */
-	struct io_uring_sqe sqe;
-} op_t;
-
-typedef struct extra_t {
 	union {
+		node_t node;
+		uint64_t after_ns; /* the program's: its deadline */
+		struct {
+			uint64_t seq; /* the order in which timers were started */
+			uint64_t period_ns;
+		} timer;
 		struct {
 			int (*work)(void *work_data);
 			uint64_t number; /* of its job_t */
 		} job;
-		struct {
-			struct op_t *prev, *next; /* NULL where the neighbour has ended */
-		} chain;
-		uint64_t period_ns;
-	} as;
-	uint64_t seq;        /* breaks ties of due times */
+	};
+	uint8_t state;       /* enum op_state */
+	uint8_t bits;        /* enum op_bits: 0 in most */
+	uint8_t env;         /* enum op_env; not with the others, since a worker may write it */
+	uint8_t index;       /* in its chunk */
 	uint32_t heap_index; /* 0: not in the heap */
-	uint32_t to_op;      /* bytes from small_env back to the op; stands right before it: iou_op_of() */
-	_Alignas(16) char small_env[64]; /* the environment, or the pointer to it: see env_head_t */
+	struct io_uring_sqe sqe;
+} op_t;
+
+typedef struct extra_t {
+	struct {
+		op_t *prev, *next; /* NULL where the neighbour has ended */
+	} chain;
+	uint64_t unused;
+	op_t *op; /* stands right before small_env: iou_op_of() */
+	_Alignas(16) char small_env[64]; /* the environment, or the pointer to it; that has the way back before it too */
 } extra_t;
 
-/* Before an allocated environment. */
-typedef struct env_head_t {
-	op_t *op;
-	uint32_t unused;
-	uint32_t to_op; /* 0: as in extra_t, but too far away */
-} env_head_t;
-
-#define CHUNK_OPS ((CHUNK_SIZE - 128) / (sizeof(op_t) + sizeof(extra_t)))
+#define CHUNK_OPS 256
 
 /* Chunks are walked to find all ops; never moved, freed by iou_free(). */
 typedef struct chunk_t {
@@ -398,9 +398,8 @@ struct iou_t {
 
 _Static_assert(sizeof(op_t) == 128, "two cache lines");
 _Static_assert(sizeof(op_t) + sizeof(extra_t) == 224, "an op, its environment and its heap entry are 240 bytes");
-_Static_assert(offsetof(extra_t, small_env) == offsetof(extra_t, to_op) + sizeof(uint32_t) && sizeof(env_head_t) == 16,
-	       "iou_op_of(), and an environment's alignment");
-_Static_assert(sizeof(chunk_t) <= CHUNK_SIZE, "a chunk");
+_Static_assert(offsetof(extra_t, small_env) == offsetof(extra_t, op) + sizeof(op_t *), "iou_op_of()");
+_Static_assert(CHUNK_OPS - 1 <= UINT8_MAX, "an op's index in its chunk");
 _Static_assert(sizeof(slab_t) <= SLAB_SIZE && SLAB_ENTRIES < SLAB_SIZE, "a slab, and a count within its alignment");
 
 static _Thread_local uint64_t this_thread;  /* its number << 32; 0: none yet */
@@ -539,7 +538,9 @@ static void list_take(node_t *list, stack_t_ *stack)
 
 static extra_t *extra(const op_t *op)
 {
-	return (extra_t *)(void *)((char *)(uintptr_t)op + op->to_extra);
+	const chunk_t *chunk = container_of(op - op->index, chunk_t, ops);
+
+	return (extra_t *)&chunk->extras[op->index];
 }
 
 static bool heap_reserve(iou_t *iou, size_t n_ops);
@@ -565,20 +566,21 @@ static bool pool_grow(iou_t *iou)
 /* One that was never used, where none was given back. */
 static __attribute__((noinline)) op_t *op_make(iou_t *iou)
 {
+	chunk_t *chunk;
 	op_t *op;
-
-	extra_t *more;
 
 	if (!iou->chunks || iou->chunks->n_used == CHUNK_OPS)
 		if (!pool_grow(iou))
 			return NULL;
-	op = &iou->chunks->ops[iou->chunks->n_used];
-	more = &iou->chunks->extras[iou->chunks->n_used++];
+	chunk = iou->chunks;
+	op = &chunk->ops[chunk->n_used];
 	op->pub.sqe = &op->sqe;
 	op->iou = iou;
-	op->to_extra = (uint32_t)((char *)more - (char *)op);
-	more->to_op = (uint32_t)(more->small_env - (char *)op);
-	more->heap_index = 0;
+	op->bits = 0;
+	op->env = ENV_NONE;
+	op->index = (uint8_t)chunk->n_used++;
+	op->heap_index = 0;
+	extra(op)->op = op;
 	return op;
 }
 
@@ -598,9 +600,6 @@ static op_t *op_take(iou_t *iou)
 			return NULL;
 	}
 	op->state = OP_OWNED;
-	op->cancel = CANCEL_NONE;
-	op->bits = 0;
-	op->env = ENV_NONE;
 	memset(&op->sqe, 0, sizeof(op->sqe));
 	return op;
 }
@@ -608,7 +607,7 @@ static op_t *op_take(iou_t *iou)
 static void env_free(op_t *op)
 {
 	if (op->env == ENV_ALLOCATED)
-		free(*(env_head_t **)extra(op)->small_env - 1);
+		free(*(char **)extra(op)->small_env - ENV_HEAD);
 	op->env = ENV_NONE;
 }
 
@@ -617,11 +616,22 @@ static void op_release(iou_t *iou, op_t *op)
 	if (op->env)
 		env_free(op);
 	op->state = OP_FREE;
+	op->bits = 0;
 	op->node.next = iou->free_ops;
 	iou->free_ops = &op->node;
 	ASAN_POISON_MEMORY_REGION(&op->pub, sizeof(op->pub));
 	ASAN_POISON_MEMORY_REGION(&op->sqe, sizeof(op->sqe));
 	ASAN_POISON_MEMORY_REGION(extra(op)->small_env, sizeof(extra(op)->small_env));
+}
+
+static enum op_cancel cancel_of(const op_t *op)
+{
+	return op->bits & OP_CANCEL;
+}
+
+static void cancel_set(op_t *op, enum op_cancel cancel)
+{
+	op->bits = (uint8_t)((op->bits & ~OP_CANCEL) | cancel);
 }
 
 /* From the program to iou, by one of the doors. */
@@ -646,7 +656,7 @@ static void op_end(op_t *op, int result)
 		iou->n_elsewhere++;
 	}
 	op->pub.result = result;
-	op->cancel = CANCEL_NONE;
+	cancel_set(op, CANCEL_NONE);
 	op->state = OP_ENDED;
 	list_append(&iou->ended, &op->node);
 	iou->n_ended_in++;
@@ -714,15 +724,21 @@ static bool heap_reserve(iou_t *iou, size_t n_ops)
 	return true;
 }
 
+/* Among equal due times: deadlines first. */
+static uint64_t timer_seq(const op_t *op)
+{
+	return op->state == OP_TIMER ? op->timer.seq : 0;
+}
+
 static bool heap_before(const heap_entry_t *a, const heap_entry_t *b)
 {
-	return a->due_ns < b->due_ns || (unlikely(a->due_ns == b->due_ns) && extra(a->op)->seq < extra(b->op)->seq);
+	return a->due_ns < b->due_ns || (unlikely(a->due_ns == b->due_ns) && timer_seq(a->op) < timer_seq(b->op));
 }
 
 static void heap_put(iou_t *iou, size_t i, heap_entry_t entry)
 {
 	iou->heap[i] = entry;
-	extra(entry.op)->heap_index = (uint32_t)i;
+	entry.op->heap_index = (uint32_t)i;
 }
 
 static size_t heap_rise(iou_t *iou, size_t i, heap_entry_t entry)
@@ -760,7 +776,7 @@ static void heap_set(op_t *op, uint64_t due_ns)
 {
 	iou_t *iou = op->iou;
 	heap_entry_t entry = {due_ns, op};
-	size_t at = extra(op)->heap_index, i = at ? at : iou->heap_end++;
+	size_t i = op->heap_index ? op->heap_index : iou->heap_end++;
 
 	heap_put(iou, heap_sink(iou, heap_rise(iou, i, entry), entry), entry);
 }
@@ -771,14 +787,13 @@ static void heap_remove(op_t *op)
 	heap_entry_t last = iou->heap[--iou->heap_end];
 
 	if (last.op != op)
-		heap_put(iou, heap_sink(iou, heap_rise(iou, extra(op)->heap_index, last), last), last);
-	extra(op)->heap_index = 0;
+		heap_put(iou, heap_sink(iou, heap_rise(iou, op->heap_index, last), last), last);
+	op->heap_index = 0;
 }
 
-/* Begin to count: for a timer, and for the deadline of an op that is being queued. */
-__attribute__((noinline)) static void timer_start(op_t *op, uint64_t after_ns)
+/* Its time begins now: a timer's, or the deadline of an op that is being queued. */
+__attribute__((noinline)) static void clock_start(op_t *op, uint64_t after_ns)
 {
-	extra(op)->seq = op->iou->timer_seq++;
 	heap_set(op, add_ns(now_ns(), after_ns));
 }
 
@@ -790,7 +805,7 @@ static uint64_t heap_due_ns(const iou_t *iou)
 /* The timer at the root is due: on to its next time, or off the heap. Returns its expirations since the last. */
 static int timer_expire(op_t *op, uint64_t due_ns, uint64_t at_ns)
 {
-	uint64_t period_ns = extra(op)->as.period_ns, n;
+	uint64_t period_ns = op->timer.period_ns, n;
 
 	if (!period_ns) {
 		heap_remove(op);
@@ -839,12 +854,12 @@ static void cancel_in_backlog(op_t *op)
 
 static int cancel_in_ring(op_t *op)
 {
-	if (op->bits & OP_CHAINED && extra(op)->as.chain.prev) {
-		op->cancel = CANCEL_WANTED;
+	if (op->bits & OP_CHAINED && extra(op)->chain.prev) {
+		cancel_set(op, CANCEL_WANTED);
 		return -EALREADY;
 	}
-	if (op->cancel <= CANCEL_WANTED) {
-		op->cancel = CANCEL_LANE;
+	if (cancel_of(op) <= CANCEL_WANTED) {
+		cancel_set(op, CANCEL_LANE);
 		list_append(&op->iou->lane, &op->node);
 	}
 	return 0;
@@ -871,8 +886,8 @@ static int cancel(op_t *op)
 		return cancel_job(op);
 	case OP_TIMER:
 		heap_remove(op);
-		op->bits |= OP_STOPPED;
 		op_end(op, -ECANCELED);
+		cancel_set(op, CANCEL_TIMER);
 		return 0;
 	case OP_HELD:
 	case OP_ENDED:
@@ -886,7 +901,7 @@ static int cancel(op_t *op)
 static void deadline_expire(op_t *op)
 {
 	heap_remove(op);
-	if (op->cancel == CANCEL_NONE)
+	if (cancel_of(op) == CANCEL_NONE)
 		op->bits |= OP_EXPIRED;
 	cancel(op);
 }
@@ -896,7 +911,7 @@ static void cancel_answered(op_t *op, int result)
 {
 	iou_t *iou = op->iou;
 
-	op->cancel = CANCEL_ASKED;
+	cancel_set(op, CANCEL_ASKED);
 	if (result >= 0) {
 		list_init(&op->node); /* its CQE follows */
 		return;
@@ -915,7 +930,7 @@ static void cancel_again(iou_t *iou)
 		op_t *op = op_at(iou->asked.next);
 
 		list_unlink(&op->node);
-		op->cancel = CANCEL_LANE;
+		cancel_set(op, CANCEL_LANE);
 		list_append(&iou->lane, &op->node);
 	}
 	iou->retry_ns = iou->retry_ns < RETRY_MAX_NS ? iou->retry_ns * 2 : RETRY_MAX_NS;
@@ -924,14 +939,14 @@ static void cancel_again(iou_t *iou)
 /* It holds up the rest of its chain no longer. */
 static void leave_chain(op_t *op)
 {
-	op_t *prev = extra(op)->as.chain.prev, *next = extra(op)->as.chain.next;
+	op_t *prev = extra(op)->chain.prev, *next = extra(op)->chain.next;
 
 	op->bits &= (uint8_t)~OP_CHAINED;
 	if (prev)
-		extra(prev)->as.chain.next = next;
+		extra(prev)->chain.next = next;
 	if (next) {
-		extra(next)->as.chain.prev = prev;
-		if (!prev && next->cancel == CANCEL_WANTED)
+		extra(next)->chain.prev = prev;
+		if (!prev && cancel_of(next) == CANCEL_WANTED)
 			cancel_in_ring(next);
 	}
 }
@@ -941,7 +956,7 @@ static void leave_ring(iou_t *iou, op_t *op)
 {
 	if (op->bits & OP_CHAINED)
 		leave_chain(op);
-	if (op->cancel == CANCEL_LANE || op->cancel == CANCEL_ASKED) {
+	if (cancel_of(op) == CANCEL_LANE || cancel_of(op) == CANCEL_ASKED) {
 		list_unlink(&op->node);
 		if (list_empty(&iou->asked) && list_empty(&iou->lane) && !iou->n_cancels)
 			iou->retry_ns = NS_PER_MS;
@@ -1144,7 +1159,7 @@ static void cancel_send(iou_t *iou, op_t *op)
 	struct io_uring_sqe *sqe = sq_next(iou);
 
 	list_unlink(&op->node);
-	op->cancel = CANCEL_SENT;
+	cancel_set(op, CANCEL_SENT);
 	iou->n_cancels++;
 	io_uring_prep_cancel64(sqe, (uintptr_t)op, 0);
 	sqe->user_data = (uintptr_t)op | UD_CANCEL;
@@ -1225,10 +1240,10 @@ static enum sent chain_send(iou_t *iou)
 		sqe->flags &= (uint8_t)~OURS;
 		iou->others_cancel |= sqe->opcode == IORING_OP_ASYNC_CANCEL;
 		op->bits |= OP_CHAINED;
-		extra(op)->as.chain.prev = prev;
-		extra(op)->as.chain.next = NULL;
+		extra(op)->chain.prev = prev;
+		extra(op)->chain.next = NULL;
 		if (prev)
-			extra(prev)->as.chain.next = op;
+			extra(prev)->chain.next = op;
 		prev = op;
 	} while (--n);
 	sqe->flags &= (uint8_t)~LINKS;
@@ -1566,7 +1581,7 @@ static void pool_move(pool_t *pool, job_t *jobs, uint64_t size)
 
 		if (!job.op)
 			continue;
-		extra(job.op)->as.job.number = end;
+		job.op->job.number = end;
 		jobs[end++ & (size - 1)] = job;
 	}
 	for (i = pool->n_collected; i != atomic_load_explicit(&pool->n_done, memory_order_relaxed); i++)
@@ -1609,8 +1624,8 @@ static int job_queue(pool_t *pool, op_t *op, void *work_data)
 	if (unlikely(atomic_load_explicit(&pool->n_queued, memory_order_relaxed) == pool->limit))
 		pool_move(pool, pool->jobs, pool->size);
 	n_queued = atomic_load_explicit(&pool->n_queued, memory_order_relaxed);
-	*job_at(pool, n_queued) = (job_t){op, extra(op)->as.job.work, work_data};
-	extra(op)->as.job.number = n_queued;
+	*job_at(pool, n_queued) = (job_t){op, op->job.work, work_data};
+	op->job.number = n_queued;
 	atomic_store(&pool->n_queued, n_queued + 1);
 	if (atomic_load(&pool->n_idle) && !atomic_load(&pool->calling) && !atomic_load(&pool->n_looking)) {
 		pthread_mutex_lock(&pool->lock);
@@ -1627,7 +1642,7 @@ static int job_queue(pool_t *pool, op_t *op, void *work_data)
 /* With the lock held. */
 static bool job_is_queued(const pool_t *pool, const op_t *op)
 {
-	return extra(op)->as.job.number >= atomic_load_explicit(&pool->n_taken, memory_order_relaxed);
+	return op->job.number >= atomic_load_explicit(&pool->n_taken, memory_order_relaxed);
 }
 
 /* Unless a worker has it already. */
@@ -1638,7 +1653,7 @@ static bool job_withdraw(pool_t *pool, op_t *op)
 	pthread_mutex_lock(&pool->lock);
 	queued = job_is_queued(pool, op);
 	if (queued)
-		job_at(pool, extra(op)->as.job.number)->op = NULL;
+		job_at(pool, op->job.number)->op = NULL;
 	pthread_mutex_unlock(&pool->lock);
 	return queued;
 }
@@ -1884,7 +1899,8 @@ static void bh_free(iou_bh_t *bh)
 static uint64_t check_list(node_t *list, enum op_state state, enum op_cancel cancel)
 {
 	for (node_t *node = list->next; node != list; node = node->next)
-		MUST(op_at(node)->state == state && op_at(node)->cancel == cancel && node->next->prev == node, "a list");
+		MUST(op_at(node)->state == state && cancel_of(op_at(node)) % CANCEL_TIMER == cancel && node->next->prev == node,
+		     "a list");
 	return list_length(list);
 }
 
@@ -1897,9 +1913,9 @@ static void check(iou_t *iou)
 		return;
 	FOR_EACH_OP(iou, chunk, op) {
 		n[op->state]++;
-		n_heap += extra(op)->heap_index > 0;
-		MUST(!extra(op)->heap_index || iou->heap[extra(op)->heap_index].op == op, "the heap");
-		MUST(op->state != OP_TIMER || extra(op)->heap_index, "a timer");
+		n_heap += op->heap_index > 0;
+		MUST(!op->heap_index || iou->heap[op->heap_index].op == op, "the heap");
+		MUST(op->state != OP_TIMER || op->heap_index, "a timer");
 	}
 	for (size_t i = HEAP_ROOT + 1; i < iou->heap_end; i++)
 		MUST(!heap_before(&iou->heap[i], &iou->heap[i / 4 + 2]), "the heap's order");
@@ -2049,11 +2065,10 @@ static int deliver(iou_t *iou, round_t *round, op_t *op, int result, unsigned fl
 	if (likely(!(flags & IORING_CQE_F_MORE))) {
 		iou->n_elsewhere -= op->state != OP_RING;
 		op->state = OP_LAST;
-		if (unlikely(op->bits | op->cancel)) {
-			if (extra(op)->heap_index)
+		if (unlikely(op->bits)) {
+			if (op->heap_index)
 				heap_remove(op);
 			op->bits &= OP_CALLED;
-			op->cancel = CANCEL_NONE;
 		}
 	}
 	if (unlikely(op->bits & OP_CALLED)) /* nested in one that releases it */
@@ -2069,15 +2084,15 @@ static int deliver_timers(iou_t *iou, round_t *round)
 		op_t *op = iou->heap[HEAP_ROOT].op;
 		int n;
 
-		if (extra(op)->seq >= round->timer_seq)
-			break;
 		if (op->state != OP_TIMER) {
 			deadline_expire(op);
 			continue;
 		}
+		if (op->timer.seq >= round->timer_seq)
+			break;
 		n = timer_expire(op, heap_due_ns(iou), round->now_ns);
 		iou->stats.timers++;
-		ret = deliver(iou, round, op, n, extra(op)->heap_index ? IORING_CQE_F_MORE : 0);
+		ret = deliver(iou, round, op, n, op->heap_index ? IORING_CQE_F_MORE : 0);
 	}
 	return ret;
 }
@@ -2145,7 +2160,7 @@ static int op_result(const op_t *op, int result)
 {
 	if (likely(result >= 0))
 		return result;
-	if ((result <= -512 && result >= -516) || (result == -EINTR && op->cancel >= CANCEL_LANE))
+	if ((result <= -512 && result >= -516) || (result == -EINTR && cancel_of(op) >= CANCEL_LANE))
 		result = -ECANCELED;
 	return result == -ECANCELED && op->bits & OP_EXPIRED ? -ETIME : result;
 }
@@ -2154,7 +2169,7 @@ static int op_result(const op_t *op, int result)
  * like). In a chain it is too late for that; and if the program may have cancelled it, it has ended. */
 static bool is_interrupted(const iou_t *iou, const op_t *op, int result)
 {
-	bool cancelled = op->cancel || iou->others_cancel || op->sqe.opcode == IORING_OP_POLL_ADD ||
+	bool cancelled = cancel_of(op) || iou->others_cancel || op->sqe.opcode == IORING_OP_POLL_ADD ||
 			 op->sqe.opcode == IORING_OP_TIMEOUT;
 
 	return result <= -512 && result >= -514 && !cancelled && !(op->bits & OP_CHAINED);
@@ -2206,7 +2221,7 @@ __attribute__((noinline)) static int deliver_other(iou_t *iou, round_t *round, u
 			return 0;
 		}
 		leave_ring(iou, op);
-		if (op->cancel == CANCEL_SENT) {
+		if (cancel_of(op) == CANCEL_SENT) {
 			op->state = OP_HELD;
 			iou->n_elsewhere++;
 			op->pub.result = result;
@@ -2239,7 +2254,7 @@ static int deliver_cqes(iou_t *iou, round_t *round)
 			publish_reaped(iou);
 		iou->n_reaped++;
 		if (unlikely(user_data & 1 || !user_data || cqe->flags & IORING_CQE_F_MORE || cqe->res < 0 ||
-			     op->bits | op->cancel)) {
+			     op->bits)) {
 			ret = deliver_other(iou, round, user_data, cqe->res, cqe->flags);
 			continue;
 		}
@@ -2754,10 +2769,10 @@ void iou_op_free(iou_t *iou, iou_op_t *pub)
 }
 
 /* The rarer consequences: out of line, for a short way through iou_op_queue(). */
-static __attribute__((noinline)) void queued(op_t *op)
+static __attribute__((noinline)) void queueing(op_t *op)
 {
 	if (op->bits & OP_DEADLINE)
-		timer_start(op, extra(op)->seq);
+		clock_start(op, op->after_ns);
 	touch(op->iou);
 }
 
@@ -2769,17 +2784,17 @@ void iou_op_queue(iou_t *iou, iou_op_t *pub, int (*cb)(void *cb_data), void *cb_
 	MUST_HAVE_OP(iou, op, false);
 	MUST(cb, "cb is NULL");
 	op_accept(op, OP_BACKLOG, cb, cb_data);
+	if (unlikely(op->bits & OP_DEADLINE || iou->fd >= 0))
+		queueing(op);
 	op->sqe.user_data = (uintptr_t)op;
 	list_append(&iou->backlog, &op->node);
 	iou->n_queued++;
-	if (unlikely(op->bits & OP_DEADLINE || iou->fd >= 0))
-		queued(op);
 }
 
 void *iou_op_env(iou_op_t *pub, size_t size)
 {
 	op_t *op = (op_t *)pub;
-	env_head_t *head;
+	char *block;
 
 	if (!op)
 		return refuse(EINVAL);
@@ -2792,45 +2807,46 @@ void *iou_op_env(iou_op_t *pub, size_t size)
 		op->env = ENV_SMALL;
 		return memset(extra(op)->small_env, 0, sizeof(extra(op)->small_env));
 	}
-	head = size <= PTRDIFF_MAX - sizeof(*head) ? calloc(1, sizeof(*head) + size) : NULL;
-	if (!head)
+	block = size <= PTRDIFF_MAX - ENV_HEAD ? calloc(1, size + ENV_HEAD) : NULL;
+	if (!block)
 		return refuse(ENOMEM);
-	head->op = op;
+	block += ENV_HEAD;
+	((op_t **)(void *)block)[-1] = op;
 	op->env = ENV_ALLOCATED;
-	*(env_head_t **)extra(op)->small_env = head + 1;
-	return head + 1;
+	*(char **)extra(op)->small_env = block;
+	return block;
 }
 
 iou_op_t *iou_op_of(const void *env)
 {
-	uint32_t to_op;
-
 	if (!env)
 		return refuse(EINVAL);
-	to_op = ((const uint32_t *)env)[-1];
-	return to_op ? (iou_op_t *)((char *)(uintptr_t)env - to_op) : &((const env_head_t *)env)[-1].op->pub;
+	return &((op_t *const *)env)[-1]->pub;
 }
 
 int iou_op_async(iou_t *iou, iou_op_t *pub, int (*work)(void *work_data), void *work_data, int (*cb)(void *cb_data),
 		 void *cb_data)
 {
 	op_t *op = (op_t *)pub;
+	uint64_t after_ns;
 	uint8_t was;
 	int ret;
 
 	CHECK_OWN(iou, op && work && cb);
 	MUST_HAVE_OP(iou, op, false);
 	was = op->state;
+	after_ns = op->after_ns;
 	op_accept(op, OP_JOB, cb, cb_data);
-	extra(op)->as.job.work = work;
+	op->job.work = work;
 	ret = job_queue(&iou->pool, op, work_data);
 	if (ret < 0) {
 		op->state = was;
+		op->after_ns = after_ns;
 		return ret;
 	}
 	iou->n_elsewhere++;
 	if (unlikely(op->bits & OP_DEADLINE))
-		timer_start(op, extra(op)->seq);
+		clock_start(op, after_ns);
 	touch(iou);
 	return 0;
 }
@@ -2884,7 +2900,7 @@ void iou_op_timer(iou_t *iou, iou_op_t *pub, uint64_t after_ns, uint64_t period_
 	op_t *op = (op_t *)pub;
 
 	MUST_OWN(iou);
-	MUST_HAVE_OP(iou, op, op->state == OP_TIMER || op->bits & OP_STOPPED);
+	MUST_HAVE_OP(iou, op, op->state == OP_TIMER || cancel_of(op) == CANCEL_TIMER);
 	MUST(cb, "cb is NULL");
 	if (op_is_programs(op)) {
 		op_accept(op, OP_TIMER, cb, cb_data);
@@ -2893,10 +2909,11 @@ void iou_op_timer(iou_t *iou, iou_op_t *pub, uint64_t after_ns, uint64_t period_
 	}
 	op->cb = cb;
 	op->cb_data = cb_data;
-	if (op->bits & OP_STOPPED)
+	if (cancel_of(op) == CANCEL_TIMER)
 		return;
-	extra(op)->as.period_ns = period_ns;
-	timer_start(op, after_ns);
+	op->timer.seq = iou->timer_seq++;
+	op->timer.period_ns = period_ns;
+	clock_start(op, after_ns);
 	touch(iou);
 }
 
@@ -2907,7 +2924,7 @@ void iou_op_deadline(iou_t *iou, iou_op_t *pub, uint64_t after_ns)
 	MUST_OWN(iou);
 	MUST_HAVE_OP(iou, op, false);
 	op->bits |= OP_DEADLINE;
-	extra(op)->seq = after_ns;
+	op->after_ns = after_ns;
 }
 
 int iou_op_cancel(iou_t *iou, iou_op_t *pub)
@@ -3208,7 +3225,7 @@ static void *function_of(const op_t *op, bool work)
 		return (void *)(uintptr_t)(work ? job->async_cb : job->completion_cb);
 	if (op->cb == on_handler)
 		return (void *)(uintptr_t)(*handler)->cb;
-	return (void *)(uintptr_t)(work ? extra(op)->as.job.work : op->cb);
+	return (void *)(uintptr_t)(work ? op->job.work : op->cb);
 }
 
 static void dump_op(iou_t *iou, op_t *op, FILE *out)
@@ -3216,7 +3233,7 @@ static void dump_op(iou_t *iou, op_t *op, FILE *out)
 	static const char *const where[] = {
 		[OP_BACKLOG] = "backlog", [OP_RING] = "ring", [OP_HELD] = "done", [OP_TIMER] = "timer", [OP_ENDED] = "done",
 	};
-	uint64_t at_ns = now_ns(), heap_index = extra(op)->heap_index, due_ns = heap_index ? iou->heap[heap_index].due_ns : NEVER;
+	uint64_t at_ns = now_ns(), due_ns = op->heap_index ? iou->heap[op->heap_index].due_ns : NEVER;
 	bool queued;
 
 	if (op_is_programs(op) || op->state == OP_FREE)
@@ -3232,12 +3249,12 @@ static void dump_op(iou_t *iou, op_t *op, FILE *out)
 			fprintf(out, " result %d", op->pub.result);
 		else if (op->state != OP_TIMER)
 			fprintf(out, " %s fd %d", opcode_name(op->sqe.opcode), op->sqe.fd);
-		if (op->cancel)
+		if (cancel_of(op))
 			fprintf(out, " cancelled");
 	}
 	if (due_ns != NEVER)
 		fprintf(out, " due in %.3f ms", due_ns > at_ns ? (double)(due_ns - at_ns) / 1e6 : 0.0);
-	else if (heap_index)
+	else if (op->heap_index)
 		fprintf(out, " due never");
 	fprintf(out, " callback %p\n", function_of(op, false));
 }
