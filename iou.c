@@ -260,7 +260,7 @@ typedef struct ring_t {
 	unsigned enter_flags; /* IORING_ENTER_REGISTERED_RING where enter_fd is an index of that kind */
 	int enter_fd;
 	unsigned head;        /* the SQ's, when we last looked */
-	unsigned cq_base;     /* n_reaped when the ring was made: a multiple of the CQ's size */
+	unsigned cq_base;     /* n_reaped minus the CQ's head */
 	bool must_get;        /* CQEs may wait in the kernel and nothing tells */
 } ring_t;
 
@@ -1038,7 +1038,6 @@ static int ring_open(ring_t *ring, unsigned entries, unsigned setup_flags)
 	ring->enter_fd = ring->io.ring_fd;
 	ring->enter_flags = 0;
 	ring->head = *ring->io.sq.khead;
-	ring->cq_base = 0;
 	ring->must_get = (ring->flags & (IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_COOP_TASKRUN)) &&
 			 !(ring->flags & IORING_SETUP_TASKRUN_FLAG);
 	return 0;
@@ -1087,10 +1086,22 @@ static unsigned cq_ready(const iou_t *iou)
 	return __atomic_load_n(iou->ring.io.cq.ktail, __ATOMIC_ACQUIRE) - cq_head(iou);
 }
 
-/* The one that is reaped when n_reaped is that. */
+/* The one that is reaped when n_reaped is that: see cq_start(). */
 static const struct io_uring_cqe *cqe_at(const iou_t *iou, uint64_t number)
 {
 	return &iou->ring.io.cq.cqes[number & iou->ring.io.cq.ring_mask];
+}
+
+/* CQEs come from this ring now; those left in the one before were the library's own. n_reaped goes on at a number that is the
+ * CQ's head but for a multiple of its size, so that it finds a CQE's place. */
+static void cq_start(iou_t *iou, ring_t *ring, unsigned n_left)
+{
+	unsigned head = *ring->io.cq.khead;
+	uint64_t n_skipped = n_left + ((head - n_left - (unsigned)iou->n_reaped) & ring->io.cq.ring_mask);
+
+	iou->n_reaped += n_skipped;
+	iou->n_own_cqes += n_skipped;
+	ring->cq_base = (unsigned)iou->n_reaped - head;
 }
 
 /* Their places are the kernel's again. */
@@ -2604,6 +2615,7 @@ iou_t *iou_new_with(const iou_config_t *config)
 		destroy(iou, false, false, true);
 		return refuse(-ret);
 	}
+	cq_start(iou, &iou->ring, 0);
 	if (!(iou->ring.io.features & IORING_FEAT_LINKED_FILE))
 		bell_register(iou, &iou->ring); /* before 5.18 that would wait for all that is in flight: so not in iou_fd() */
 	return iou;
@@ -2688,7 +2700,6 @@ iou_t *iou_free(iou_t *iou)
 int iou_resize(iou_t *iou, unsigned entries)
 {
 	ring_t fresh;
-	uint64_t n_dropped;
 	int ret;
 
 	CHECK_OWN(iou, entries);
@@ -2705,12 +2716,7 @@ int iou_resize(iou_t *iou, unsigned entries)
 		ring_close(&fresh, true);
 		return ret;
 	}
-	/* What is left in the old CQ is the library's own, and dropped. See ring_t.cq_base. */
-	n_dropped = cq_ready(iou) + fresh.io.cq.ring_mask;
-	n_dropped -= (iou->n_reaped + n_dropped) & fresh.io.cq.ring_mask;
-	iou->n_own_cqes += n_dropped;
-	iou->n_reaped += n_dropped;
-	fresh.cq_base = (unsigned)iou->n_reaped;
+	cq_start(iou, &fresh, cq_ready(iou));
 	ring_close(&iou->ring, true);
 	iou->ring = fresh;
 	iou->wake.armed = iou->clock.armed = false;
