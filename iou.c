@@ -650,16 +650,22 @@ static void op_end(op_t *op, int result)
 	if (result == -ECANCELED && op->bits & OP_EXPIRED)
 		result = -ETIME;
 	iou->stats.jobs += op->state == OP_JOB;
-	if (op->state == OP_BACKLOG || op->state == OP_RING) {
-		iou->n_queued--;
-		iou->n_sent -= op->state == OP_RING;
-		iou->n_elsewhere++;
-	}
 	op->pub.result = result;
 	cancel_set(op, CANCEL_NONE);
 	op->state = OP_ENDED;
 	list_append(&iou->ended, &op->node);
 	iou->n_ended_in++;
+}
+
+/* The same for one in the backlog or the SQ. */
+static void op_end_unsent(op_t *op, int result)
+{
+	iou_t *iou = op->iou;
+
+	iou->n_queued--;
+	iou->n_sent -= op->state == OP_RING;
+	iou->n_elsewhere++;
+	op_end(op, result);
 }
 
 /* With many ops in flight, most of what an op costs is waiting for its memory. Any address will do. */
@@ -848,7 +854,7 @@ static void cancel_in_backlog(op_t *op)
 		next = op->node.next;
 		linked = is_linked(op);
 		list_unlink(&op->node);
-		op_end(op, -ECANCELED);
+		op_end_unsent(op, -ECANCELED);
 	} while (linked && next != &iou->backlog);
 }
 
@@ -1236,7 +1242,7 @@ static enum sent chain_send(iou_t *iou)
 		while (n--) {
 			op = op_at(iou->backlog.next);
 			list_unlink(&op->node);
-			op_end(op, -E2BIG);
+			op_end_unsent(op, -E2BIG);
 		}
 		return SENT;
 	}
@@ -1327,7 +1333,7 @@ static void cut_chain(iou_t *iou, unsigned head)
 		memset(sqe, 0, sizeof(*sqe)); /* IORING_OP_NOP */
 		sqe->user_data = UD_VOID;
 		leave_ring(iou, op);
-		op_end(op, -ECANCELED);
+		op_end_unsent(op, -ECANCELED);
 	}
 }
 
@@ -2069,7 +2075,8 @@ static inline __attribute__((always_inline)) int deliver_outermost(iou_t *iou, r
 	return ret;
 }
 
-static int deliver(iou_t *iou, round_t *round, op_t *op, int result, unsigned flags)
+static inline __attribute__((always_inline)) int deliver(iou_t *iou, round_t *round, op_t *op, int result,
+							    unsigned flags)
 {
 	op->pub.result = result;
 	op->pub.flags = flags;
