@@ -20,6 +20,9 @@
  *                                                 TIMER    none; in the heap        iou's
  *                                                 ENDED    ended                    iou's
  *
+ * What a job or a timer keeps lies in the place of its op's node. Most ops come and go by the two cache lines of op_t, with
+ * few stores: those, and lines that are not in the cache, are what an op costs, more than its instructions.
+ *
  * An op carries its own SQE, copied into the SQ when there is room. So the SQ is never full for the program,
  * ops may be prepared early, abandoned or queued again, and chains enter whole.
  *
@@ -153,13 +156,14 @@ typedef struct node_t {
 typedef _Atomic(node_t *) stack_t_;
 
 enum op_state { OP_FREE, OP_LAST, OP_OWNED, OP_BACKLOG, OP_RING, OP_HELD, OP_JOB, OP_TIMER, OP_ENDED };
+
 enum op_bits {
-	OP_DEADLINE = 1,  /* iou_op_deadline() was called; before queueing, after_ns is when */
+	OP_DEADLINE = 1,  /* iou_op_deadline() was called; before queueing, after_ns says when it is due */
 	OP_EXPIRED = 2,   /* cancelled by its deadline */
 	OP_CHAIN_END = 4, /* its link flag no longer holds what was queued after it */
 	OP_CHAINED = 8,   /* in the ring, linked to another: extra_t.chain tells which */
 	OP_CALLED = 16,   /* a callback of it is running: the outermost one releases it */
-	OP_CANCEL = 7 * 32, /* enum op_cancel */
+	OP_CANCEL = 224,  /* enum op_cancel: three bits */
 };
 
 enum op_cancel {
@@ -175,9 +179,9 @@ typedef struct op_t {
 	iou_t *iou;
 	int (*cb)(void *cb_data);
 	void *cb_data;
-	union {
+	union { /* by its state */
 		node_t node;
-		uint64_t after_ns; /* the program's: its deadline */
+		uint64_t after_ns; /* the program's, with OP_DEADLINE: how long after queueing */
 		struct {
 			uint64_t seq; /* the order in which timers were started */
 			uint64_t period_ns;
@@ -199,8 +203,8 @@ typedef struct extra_t {
 	struct {
 		op_t *prev, *next; /* NULL where the neighbour has ended */
 	} chain;
-	uint64_t unused;
-	op_t *op; /* stands right before small_env: iou_op_of() */
+	uint64_t unused; /* so that the next one stands right before small_env: iou_op_of() */
+	op_t *op;
 	_Alignas(16) char small_env[64]; /* the environment, or the pointer to it; that has the way back before it too */
 } extra_t;
 
