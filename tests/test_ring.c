@@ -608,6 +608,63 @@ START_TEST(a_stray_cqe_is_nothing)
 }
 END_TEST
 
+static unsigned n_unreaped[8]; /* in the CQ, at each callback */
+
+static int on_look(void *data)
+{
+	*(unsigned *)data = io_uring_cq_ready(iou_ring(the_iou));
+	return 0;
+}
+
+/* The kernel is told what was reaped: when all was; and with each CQE, where it may post others meanwhile. */
+START_TEST(places_in_the_cq_are_given_back)
+{
+	static const unsigned flags[] = {0, IORING_SETUP_COOP_TASKRUN};
+
+	for (int i = 0; i < 2; i++) {
+		the_iou = NEW_IOU_OF(8, flags[i]);
+		for (int k = 0; k < 8; k++) {
+			iou_op_t *op = iou_op_new(the_iou);
+
+			io_uring_prep_nop(op->sqe);
+			iou_op_queue(the_iou, op, on_look, &n_unreaped[k]);
+		}
+		ck_assert_int_eq(iou_run(the_iou), 0);
+		ck_assert_uint_eq(io_uring_cq_ready(iou_ring(the_iou)), 0);
+		if (flags[i])
+			ck_assert_uint_eq(n_unreaped[7], 1);
+		done(the_iou);
+	}
+}
+END_TEST
+
+static int on_wait(void *data)
+{
+	uint64_t enters = get_stats(the_iou).enters;
+
+	ck_assert_int_eq(iou_poll(the_iou, 20 * MSEC), 0);
+	*(uint64_t *)data = get_stats(the_iou).enters - enters;
+	return 0;
+}
+
+/* What the outer round has reaped does not keep the inner one awake. */
+START_TEST(an_inner_poll_sleeps)
+{
+	iou_op_t *nop;
+	uint64_t n_enters = 0;
+
+	the_iou = new_iou(8);
+	nop = iou_op_new(the_iou);
+	iou_hold(the_iou); /* something is pending */
+	io_uring_prep_nop(nop->sqe);
+	iou_op_queue(the_iou, nop, on_wait, &n_enters);
+	ck_assert_int_eq(iou_poll(the_iou, -1), 1);
+	ck_assert_uint_eq(n_enters, 1);
+	iou_unhold(the_iou);
+	done(the_iou);
+}
+END_TEST
+
 /* Without SUBMIT_ALL the kernel stops at an SQE that it refuses; the round does not. */
 START_TEST(a_round_submits_all_that_is_queued)
 {
@@ -634,7 +691,7 @@ Suite *ring_suite(void)
 
 	TEST_CASE(suite, "sq", ten_thousand_ops_through_a_small_sq, ops_take_turns, a_round_submits_all_that_is_queued);
 	TEST_CASE(suite, "cq", idle_receives_hold_up_nothing, an_overflow_loses_nothing, an_overflow_keeps_the_wake_up,
-		  an_overflow_ends_a_multishot_accept);
+		  an_overflow_ends_a_multishot_accept, places_in_the_cq_are_given_back, an_inner_poll_sleeps);
 	TEST_CASE(suite, "register", files_and_buffers_are_registered, limits_are_registered);
 	TEST_CASE(suite, "resize", a_chain_is_queued_across_a_resize, resize_waits_for_the_last_cqe,
 		  resize_again_and_again);
