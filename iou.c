@@ -15,7 +15,7 @@
  *
  *     FREE     the free list          iou's       BACKLOG  backlog                  iou's
  *     OWNED    none                   program's   RING     none, or lane or asked   iou's and the kernel's
- *     LAST     none; in its last      program's   HELD     none; its cancel is out  iou's
+ *     LAST     none; in its last      program's   HELD     none, or lane            iou's
  *              callback                           JOB      none; pool.jobs or .done  iou's (a worker has a job_t)
  *                                                 TIMER    none; in the heap        iou's
  *                                                 ENDED    ended                    iou's
@@ -27,7 +27,7 @@
  * ops may be prepared early, abandoned or queued again, and chains enter whole.
  *
  * Rounds. Each source is a FIFO with a count of what ever went in or out, and a round's bound is that count
- * when it began. One item is taken off (a CQE is copied and the head moved on), then its callback is called.
+ * when it began. One item is taken off (a CQE is counted as reaped), then its callback is called.
  * So an error, a quit or a nested loop in the middle loses nothing and repeats nothing.
  *
  * Sleeping. Only enter() sleeps, and only after doze() has set `sleeping` and looked at everything that another
@@ -37,7 +37,8 @@
  * it ended: by an overflow, or by a cancel-any of the program's.
  *
  * Cancelling. A CANCEL SQE names its op by address, so the op's memory must not be another's when the kernel looks:
- * an op that completed meanwhile is HELD until the cancel's own CQE is there. cancel_of() says where the request is:
+ * an op that completed meanwhile is HELD until the cancel's own CQE is there (as is one that may_notify()). cancel_of()
+ * says where the request is:
  *     NONE ──► LANE (to be sent) ──► SENT ──► ASKED (the kernel answered; where it found nothing, LANE again later)
  *     NONE ──► WANTED (behind another op of its chain: the kernel cannot find it) ──► LANE once it starts
  *
@@ -203,8 +204,8 @@ typedef struct extra_t {
 	struct {
 		op_t *prev, *next; /* NULL where the neighbour has ended */
 	} chain;
-	uint64_t unused; /* so that the next one stands right before small_env: iou_op_of() */
-	op_t *op;
+	uint64_t fences; /* of an op that is HELD: one cancel more is to be sent before it can be delivered */
+	op_t *op;        /* stands right before small_env: iou_op_of() */
 	_Alignas(16) char small_env[64]; /* the environment, or the pointer to it; that has the way back before it too */
 } extra_t;
 
@@ -353,14 +354,14 @@ struct iou_t {
 	uint64_t process;     /* *process_token of the process that made it */
 
 	node_t backlog, lane, asked, ended, inbox, idle;
-	/* How many ops are where follows from these: see n_backlog(), n_ring(), n_pending(). So an op costs two counts. */
+	/* How many ops are where follows from these: see n_backlog(), n_ring(), n_pending(). So most cost two counts. */
 	uint64_t n_queued;    /* that entered the backlog, but for those that ended on their way, without a CQE */
-	uint64_t n_sent;      /* of those, the ones that left it for the SQ */
+	uint64_t n_sent;      /* of those, the ones that left it for the SQ, and did not come back: see op_unsend() */
 	uint64_t n_reaped;    /* CQEs: each ends an op, but for the next two kinds */
-	uint64_t n_own_cqes;  /* of no op, or of one that is sent again */
+	uint64_t n_own_cqes;  /* of no op, or of one that is sent again; and what cq_start() skips */
 	uint64_t n_more_cqes; /* not an op's last */
 	uint64_t n_elsewhere; /* pending ops that are neither in the backlog nor in the ring */
-	uint64_t n_cancels;   /* CANCEL SQEs out; an op that is HELD has one */
+	uint64_t n_cancels;   /* CANCEL SQEs out; an op that is HELD has one out, or on the lane */
 	uint64_t n_ended_in, n_ended_out;
 	uint64_t n_backlog_max;
 	uint64_t inbox_seq, timer_seq;
@@ -734,15 +735,15 @@ static bool heap_reserve(iou_t *iou, size_t n_ops)
 	return true;
 }
 
-/* Among equal due times: deadlines first. */
-static uint64_t timer_seq(const op_t *op)
+/* The order among equal due times, which only that of timers matters for. */
+static uint64_t heap_seq(const op_t *op)
 {
 	return op->state == OP_TIMER ? op->timer.seq : 0;
 }
 
 static bool heap_before(const heap_entry_t *a, const heap_entry_t *b)
 {
-	return a->due_ns < b->due_ns || (unlikely(a->due_ns == b->due_ns) && timer_seq(a->op) < timer_seq(b->op));
+	return a->due_ns < b->due_ns || (unlikely(a->due_ns == b->due_ns) && heap_seq(a->op) < heap_seq(b->op));
 }
 
 static void heap_put(iou_t *iou, size_t i, heap_entry_t entry)
@@ -862,16 +863,20 @@ static void cancel_in_backlog(op_t *op)
 	} while (linked && next != &iou->backlog);
 }
 
+static void cancel_later(op_t *op)
+{
+	cancel_set(op, CANCEL_LANE);
+	list_append(&op->iou->lane, &op->node);
+}
+
 static int cancel_in_ring(op_t *op)
 {
 	if (op->bits & OP_CHAINED && extra(op)->chain.prev) {
 		cancel_set(op, CANCEL_WANTED);
 		return -EALREADY;
 	}
-	if (cancel_of(op) <= CANCEL_WANTED) {
-		cancel_set(op, CANCEL_LANE);
-		list_append(&op->iou->lane, &op->node);
-	}
+	if (cancel_of(op) <= CANCEL_WANTED)
+		cancel_later(op);
 	return 0;
 }
 
@@ -940,8 +945,7 @@ static void cancel_again(iou_t *iou)
 		op_t *op = op_at(iou->asked.next);
 
 		list_unlink(&op->node);
-		cancel_set(op, CANCEL_LANE);
-		list_append(&iou->lane, &op->node);
+		cancel_later(op);
 	}
 	iou->retry_ns = iou->retry_ns < RETRY_MAX_NS ? iou->retry_ns * 2 : RETRY_MAX_NS;
 }
@@ -1183,6 +1187,7 @@ static void cancel_send(iou_t *iou, op_t *op)
 	cancel_set(op, CANCEL_SENT);
 	iou->n_cancels++;
 	io_uring_prep_cancel64(sqe, (uintptr_t)op, 0);
+	sqe->flags = op->state == OP_HELD ? IOSQE_ASYNC : 0; /* see may_notify() */
 	sqe->user_data = (uintptr_t)op | UD_CANCEL;
 }
 
@@ -1916,12 +1921,15 @@ static void bh_free(iou_bh_t *bh)
 /* ---- Loop ------------------------------------------------------------------------------------ */
 
 #ifdef IOU_DEBUG
-/* Each op on the list has that state, and that much of a cancel. Returns how many there are. */
-static uint64_t check_list(node_t *list, enum op_state state, enum op_cancel cancel)
+/* Each op on the list has one of these states, and that much of a cancel. Returns how many there are. */
+static uint64_t check_list(node_t *list, enum op_state state, enum op_state or_state, enum op_cancel cancel)
 {
-	for (node_t *node = list->next; node != list; node = node->next)
-		MUST(op_at(node)->state == state && cancel_of(op_at(node)) % CANCEL_TIMER == cancel && node->next->prev == node,
-		     "a list");
+	for (node_t *node = list->next; node != list; node = node->next) {
+		op_t *op = op_at(node);
+
+		MUST((op->state == state || op->state == or_state) && node->next->prev == node, "a list");
+		MUST(cancel_of(op) == cancel || cancel_of(op) == CANCEL_TIMER, "a cancel");
+	}
 	return list_length(list);
 }
 
@@ -1943,11 +1951,11 @@ static void check(iou_t *iou)
 	MUST(n_heap == iou->heap_end - HEAP_ROOT, "the heap's size");
 	MUST(n[OP_BACKLOG] == n_backlog(iou) && list_length(&iou->backlog) == n_backlog(iou), "the backlog");
 	MUST(n[OP_RING] == n_ring(iou), "ops in the ring");
-	MUST(n[OP_ENDED] == check_list(&iou->ended, OP_ENDED, CANCEL_NONE) &&
+	MUST(n[OP_ENDED] == check_list(&iou->ended, OP_ENDED, OP_ENDED, CANCEL_NONE) &&
 	     n[OP_ENDED] == iou->n_ended_in - iou->n_ended_out, "ops that ended");
-	MUST(check_list(&iou->lane, OP_RING, CANCEL_LANE) + check_list(&iou->asked, OP_RING, CANCEL_ASKED) <= n_ring(iou),
-	     "cancels");
-	MUST(n[OP_HELD] <= iou->n_cancels, "ops held");
+	MUST(check_list(&iou->lane, OP_RING, OP_HELD, CANCEL_LANE) + check_list(&iou->asked, OP_RING, OP_RING, CANCEL_ASKED) <=
+	     n_ring(iou) + n[OP_HELD], "cancels");
+	MUST(n[OP_HELD] <= iou->n_cancels + list_length(&iou->lane), "ops held");
 	MUST(iou->n_elsewhere == n[OP_HELD] + n[OP_JOB] + n[OP_TIMER] + n[OP_ENDED], "ops elsewhere");
 }
 #else
@@ -2206,6 +2214,36 @@ static void op_unsend(iou_t *iou, op_t *op)
 	list_append(iou->backlog.next, &op->node);
 }
 
+static bool is_zero_copy(const op_t *op)
+{
+	return op->sqe.opcode == IORING_OP_SEND_ZC || op->sqe.opcode == IORING_OP_SENDMSG_ZC;
+}
+
+/* A zero-copy send that fails with its chain, before it began: its CQE lacks F_MORE, yet a notification may follow (6.18).
+ * That one is on its way by then, in a queue of the kernel's that a cancel by io-wq comes behind. */
+static bool may_notify(const op_t *op, int result)
+{
+	return unlikely(result < 0 && op->bits & OP_CHAINED && is_zero_copy(op));
+}
+
+static void op_fence(op_t *op)
+{
+	extra(op)->fences = false;
+	cancel_later(op); /* with IOSQE_ASYNC */
+}
+
+/* It has ended, but its memory must not be another's yet. */
+static void op_hold(iou_t *iou, op_t *op, int result, unsigned flags, bool may_notify)
+{
+	op->state = OP_HELD;
+	iou->n_elsewhere++;
+	op->pub.result = result;
+	op->pub.flags = flags;
+	extra(op)->fences = may_notify;
+	if (cancel_of(op) != CANCEL_SENT)
+		op_fence(op);
+}
+
 /* A CQE of the library's own. Returns the op that waited for it, if one did. */
 static op_t *reap_own(iou_t *iou, uint64_t user_data, int result, unsigned flags)
 {
@@ -2218,9 +2256,12 @@ static op_t *reap_own(iou_t *iou, uint64_t user_data, int result, unsigned flags
 		watch_reap(iou, &iou->clock, result, flags);
 	} else if (user_data > UD_VOID) {
 		iou->n_cancels--;
-		if (op->state == OP_HELD)
+		if (op->state != OP_HELD)
+			cancel_answered(op, result);
+		else if (extra(op)->fences)
+			op_fence(op);
+		else
 			return op;
-		cancel_answered(op, result);
 	}
 	return NULL;
 }
@@ -2237,22 +2278,24 @@ __attribute__((noinline)) static int deliver_other(iou_t *iou, round_t *round, u
 			return 0;
 		result = op->pub.result;
 		flags = op->pub.flags;
+	} else if (op->state == OP_HELD) { /* the notification */
+		iou->n_own_cqes++;
+		return 0;
 	} else if (!(flags & IORING_CQE_F_MORE)) {
+		bool notifies = may_notify(op, result);
+
 		if (unlikely(is_interrupted(iou, op, result))) {
 			op_unsend(iou, op);
 			return 0;
 		}
 		leave_ring(iou, op);
-		if (cancel_of(op) == CANCEL_SENT) {
-			op->state = OP_HELD;
-			iou->n_elsewhere++;
-			op->pub.result = result;
-			op->pub.flags = flags;
+		if (notifies || cancel_of(op) == CANCEL_SENT) {
+			op_hold(iou, op, result, flags, notifies);
 			return 0;
 		}
 	} else {
 		iou->n_more_cqes++;
-		if (op->bits & OP_CHAINED && (op->sqe.opcode == IORING_OP_SEND_ZC || op->sqe.opcode == IORING_OP_SENDMSG_ZC))
+		if (op->bits & OP_CHAINED && is_zero_copy(op))
 			leave_chain(op); /* it has sent: the next one starts before the notification */
 	}
 	return deliver(iou, round, op, op_result(op, result), flags);

@@ -52,6 +52,7 @@ struct req_t {
 	bool event;          /* its descriptor was written to since it looked */
 	bool hit;            /* a cancel got through to it */
 	bool notifies;       /* the first CQE of a zero-copy send is out */
+	bool strays;         /* a zero-copy send that did not begin, and will notify all the same (6.18) */
 };
 
 typedef struct wait_t { /* a CQE on its way */
@@ -106,6 +107,7 @@ static unsigned n_free_reqs;
 static unsigned n_rings, n_files_used;
 static unsigned kernel;
 static bool refuse_register, submitting;
+static bool strays; /* as 6.18 does: see req_t.strays */
 static bool signals_once; /* as 6.12.117 and 6.18 do: of task work that another descriptor's readiness brings about */
 static unsigned sq_entries_min;
 static uint64_t n_taken, n_wakes;
@@ -242,6 +244,14 @@ static void post(ring_t *ring, const wait_t *wait)
 		ring_signal(ring);
 	}
 	if (req) {
+		wait_t notification = { NULL, req->sqe.user_data, 0, IORING_CQE_F_NOTIF, 0 };
+
+		if (req->strays) {
+			CHECK(ring->n_work < MAX_WAITS, "%d CQEs wait for task work", MAX_WAITS);
+			ring->work[ring->n_work++] = notification;
+			if (ring->flags & IORING_SETUP_TASKRUN_FLAG)
+				ring->sq_flags |= IORING_SQ_TASKRUN;
+		}
 		chain_goes_on(ring, req);
 		req_end(ring, req);
 	}
@@ -275,7 +285,7 @@ static void complete(ring_t *ring, req_t *req, int res, unsigned flags, bool now
 			req->failed = true;
 	}
 	world.events++;
-	if (now && submitting && !ring->n_work) {
+	if (now && submitting && (!ring->n_work || one_in(2))) { /* before what is still to be run */
 		post(ring, &wait);
 		return;
 	}
@@ -300,6 +310,7 @@ static void chain_cancel(ring_t *ring, req_t *req)
 		req_t *next = req->next;
 
 		req->next = NULL;
+		req->strays = req->sqe.opcode == IORING_OP_SEND_ZC && strays;
 		complete(ring, req, -ECANCELED, 0, false);
 		req = next;
 	}
@@ -559,7 +570,7 @@ static void issue(ring_t *ring, req_t *req)
 		return;
 	if (ret >= 0 && req->sqe.opcode != IORING_OP_ASYNC_CANCEL)
 		ret = result(req);
-	complete(ring, req, ret, 0, !one_in(4));
+	complete(ring, req, ret, 0, !(req->sqe.flags & IOSQE_ASYNC) && !one_in(4));
 }
 
 /* A request that is under way and can go on does. */
@@ -795,6 +806,7 @@ void kernel_reset(void)
 	kernel = one_in(100) ? KERNEL_5_10 : one_in(3) ? KERNEL_6_1 : KERNEL_5_11 + pick(N_KERNELS - 1);
 	refuse_register = one_in(30);
 	signals_once = one_in(2);
+	strays = one_in(2);
 	storm = 0;
 	sq_entries_min = ~0U;
 }
@@ -1076,6 +1088,7 @@ static void chain_start(ring_t *ring, req_t *head, bool bad)
 		req_t *next = head->next;
 
 		head->next = NULL;
+		head->strays = head->sqe.opcode == IORING_OP_SEND_ZC && !head->error && strays;
 		complete(ring, head, head->error ? head->error : -ECANCELED, 0, one_in(2));
 		head = next;
 	}

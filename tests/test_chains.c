@@ -871,6 +871,40 @@ START_TEST(what_follows_a_zero_copy_send_is_cancelled)
 }
 END_TEST
 
+/* 6.18 sends the notification of one that never began, after a CQE that does not say so. It has one callback all the
+ * same, and what is in its memory by then is left alone. */
+START_TEST(a_zero_copy_send_fails_with_its_chain)
+{
+	iou_t *iou = new_iou(8);
+	call_t head, send, nop;
+	int fds[2];
+
+	if (!have_op(iou, IORING_OP_SEND_ZC)) {
+		iou_free(iou);
+		SKIP("needs IORING_OP_SEND_ZC (6.0)");
+	}
+	new_tcp_pair(fds);
+	for (int i = 0; i < 20; i++) {
+		io_uring_prep_read(call_op(iou, &head, 0), -1, NULL, 0, 0);
+		head.op->sqe->flags |= IOSQE_IO_LINK;
+		call_queue(iou, &head);
+		io_uring_prep_send_zc(call_op(iou, &send, 1), fds[0], "data", 4, 0, 0);
+		call_queue(iou, &send);
+		run(iou);
+		ck_assert_int_eq(send.result, -ECANCELED);
+		io_uring_prep_nop(call_op(iou, &nop, 2));
+		call_queue(iou, &nop);
+		run(iou);
+		ck_assert_int_eq(head.n + send.n + nop.n, 3);
+		ck_assert_int_eq(nop.flags, 0);
+		ck_assert_uint_eq(n_pending(iou), 0);
+	}
+	close(fds[0]);
+	close(fds[1]);
+	done(iou);
+}
+END_TEST
+
 Suite *chains_suite(void)
 {
 	Suite *suite = suite_create("chains");
@@ -881,7 +915,7 @@ Suite *chains_suite(void)
 	TEST_CASE(suite, "end", a_flush_or_a_poll_ends_a_chain, a_round_ends_a_chain, a_nested_poll_ends_a_chain,
 		  a_waiting_chain_was_ended);
 	TEST_CASE(suite, "inside", the_wake_up_stands_in_no_chain, cancels_stand_in_no_chain,
-		  what_follows_a_zero_copy_send_is_cancelled);
+		  what_follows_a_zero_copy_send_is_cancelled, a_zero_copy_send_fails_with_its_chain);
 	TEST_CASE(suite, "drain", a_drained_op_waits_for_those_before_it, nothing_passes_a_drained_op,
 		  drain_does_not_hold_up_the_rest, a_drained_op_is_cancelled, a_drained_chain,
 		  a_multishot_op_is_drained, drained_ops_are_queued_again, a_waiting_drain_costs_no_system_calls,
