@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <grp.h>
+#include <poll.h>
 #include <sched.h>
 #include <semaphore.h>
 #include <signal.h>
@@ -763,6 +764,7 @@ static void no_first_worker(void *data)
 	call_t call = {0};
 	iou_op_t *op;
 	iou_t *iou;
+	int fds[2];
 
 	(void)data;
 	become_nobody();
@@ -771,16 +773,18 @@ static void no_first_worker(void *data)
 	limit_threads();
 	op = iou_op_new(iou);
 	EXPECT(op != NULL);
+	iou_op_deadline(iou, op, 10 * MSEC);
 	EXPECT(iou_op_async(iou, op, on_nothing, NULL, on_call, &call) == -EAGAIN);
 	EXPECT(iou_async(iou, on_nothing, NULL, on_call, &call) == -EAGAIN);
 	EXPECT(n_pending(iou) == 0);
 	EXPECT(iou_run(iou) == 0);
 	EXPECT(call.n == 0);
-	io_uring_prep_nop(op->sqe); /* still the caller's */
+	EXPECT(pipe2(fds, O_CLOEXEC) == 0);
+	io_uring_prep_poll_add(op->sqe, fds[0], POLLIN); /* still the caller's, its deadline too */
 	call.op = op;
 	iou_op_queue(iou, op, on_call, &call);
 	EXPECT(iou_run(iou) == 0);
-	EXPECT(call.n == 1 && call.result == 0);
+	EXPECT(call.n == 1 && call.result == -ETIME);
 	EXPECT(iou_free(iou) == NULL);
 }
 
