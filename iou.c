@@ -604,6 +604,8 @@ static op_t *op_take(iou_t *iou)
 		if (!op)
 			return NULL;
 	}
+	op->pub.result = 0;
+	op->pub.flags = 0;
 	op->state = OP_OWNED;
 	memset(&op->sqe, 0, sizeof(op->sqe));
 	return op;
