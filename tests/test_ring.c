@@ -619,7 +619,7 @@ static int on_look(void *data)
 /* The kernel is told what was reaped: when all was; and with each CQE, where it may post others meanwhile. */
 START_TEST(places_in_the_cq_are_given_back)
 {
-	static const unsigned flags[] = {0, IORING_SETUP_COOP_TASKRUN};
+	static const unsigned flags[] = {0, IORING_SETUP_CLAMP};
 
 	for (int i = 0; i < 2; i++) {
 		the_iou = NEW_IOU_OF(8, flags[i]);
