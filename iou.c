@@ -2831,26 +2831,28 @@ void iou_op_free(iou_t *iou, iou_op_t *pub)
 }
 
 /* The rarer consequences: out of line, for a short way through iou_op_queue(). */
-static __attribute__((noinline)) void queueing(op_t *op)
+static __attribute__((noinline)) void queued(op_t *op, uint64_t after_ns)
 {
 	if (op->bits & OP_DEADLINE)
-		clock_start(op, op->after_ns);
+		clock_start(op, after_ns);
 	touch(op->iou);
 }
 
 void iou_op_queue(iou_t *iou, iou_op_t *pub, int (*cb)(void *cb_data), void *cb_data)
 {
 	op_t *op = (op_t *)pub;
+	uint64_t after_ns;
 
 	MUST_OWN(iou);
 	MUST_HAVE_OP(iou, op, false);
 	MUST(cb, "cb is NULL");
 	op_accept(op, OP_BACKLOG, cb, cb_data);
-	if (unlikely(op->bits & OP_DEADLINE || iou->fd >= 0))
-		queueing(op);
+	after_ns = op->after_ns; /* the node is in its place from now on */
 	op->sqe.user_data = (uintptr_t)op;
 	list_append(&iou->backlog, &op->node);
 	iou->n_queued++;
+	if (unlikely(op->bits & OP_DEADLINE || iou->fd >= 0))
+		queued(op, after_ns);
 }
 
 void *iou_op_env(iou_op_t *pub, size_t size)
