@@ -204,8 +204,8 @@ typedef struct extra_t {
 	struct {
 		op_t *prev, *next; /* NULL where the neighbour has ended */
 	} chain;
-	uint64_t fences; /* of an op that is HELD: one cancel more is to be sent before it can be delivered */
-	op_t *op;        /* stands right before small_env: iou_op_of() */
+	bool fences; /* of an op that is HELD: one cancel more is to be sent before it can be delivered */
+	op_t *op;    /* stands right before small_env: iou_op_of() */
 	_Alignas(16) char small_env[64]; /* the environment, or the pointer to it; that has the way back before it too */
 } extra_t;
 
@@ -1108,8 +1108,8 @@ static const struct io_uring_cqe *cqe_at(const iou_t *iou, uint64_t number)
 	return &iou->ring.io.cq.cqes[number & iou->ring.io.cq.ring_mask];
 }
 
-/* CQEs come from this ring now; those left in the one before were the library's own. n_reaped goes on at a number that is the
- * CQ's head but for a multiple of its size, so that it finds a CQE's place. */
+/* CQEs come from this ring now; those left in the one before were the library's own. n_reaped goes on at a number that is
+ * the CQ's head but for a multiple of its size, so that it finds a CQE's place. */
 static void cq_start(iou_t *iou, ring_t *ring, unsigned n_left)
 {
 	unsigned head = *ring->io.cq.khead;
