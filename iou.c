@@ -344,6 +344,7 @@ struct iou_t {
 	bool barrier;         /* what was sent last was drained: nothing more before it has ended */
 	bool bound;           /* the ring is enabled, and its owner known unless `handed` */
 	bool handed;          /* the program hands it from thread to thread: no owner */
+	bool ending;          /* in iou_free(): nothing is called back, descriptors that ops return are closed */
 	bool others_cancel;   /* the program has sent a CANCEL of its own: an op may end by it */
 	atomic_uint depth;    /* iou_run() and iou_poll() calls active; pairs with iou_free() on another thread */
 	unsigned n_runs;      /* iou_run() calls active */
@@ -579,7 +580,7 @@ static __attribute__((noinline)) op_t *op_make(iou_t *iou)
 			return NULL;
 	chunk = iou->chunks;
 	op = &chunk->ops[chunk->n_used];
-	op->pub.sqe = &op->sqe;
+	memcpy(&op->pub, &(iou_op_t){.sqe = &op->sqe}, sizeof(op->pub)); /* sqe is const: for the program */
 	op->iou = iou;
 	op->bits = 0;
 	op->env = ENV_NONE;
@@ -587,6 +588,12 @@ static __attribute__((noinline)) op_t *op_make(iou_t *iou)
 	op->heap_index = 0;
 	extra(op)->op = op;
 	return op;
+}
+
+/* A ring op's last callback finds a clean SQE, as in a new op: prepare helpers do not clear all fields (liburing 2.7). */
+static inline void sqe_clear(op_t *op)
+{
+	memset(&op->sqe, 0, sizeof(op->sqe));
 }
 
 static op_t *op_take(iou_t *iou)
@@ -607,7 +614,7 @@ static op_t *op_take(iou_t *iou)
 	op->pub.result = 0;
 	op->pub.flags = 0;
 	op->state = OP_OWNED;
-	memset(&op->sqe, 0, sizeof(op->sqe));
+	sqe_clear(op);
 	return op;
 }
 
@@ -672,6 +679,7 @@ static void op_end_unsent(op_t *op, int result)
 	iou->n_queued--;
 	iou->n_sent -= op->state == OP_RING;
 	iou->n_elsewhere++;
+	sqe_clear(op);
 	op_end(op, result);
 }
 
@@ -1147,6 +1155,12 @@ static struct io_uring_sqe *sq_next(iou_t *iou)
 	return sq_slot(iou, iou->ring.io.sq.sqe_tail++);
 }
 
+/* The same for an SQE of the library's own: zero, whatever the slot held before. */
+static struct io_uring_sqe *sq_next_clean(iou_t *iou)
+{
+	return memset(sq_next(iou), 0, sizeof(struct io_uring_sqe));
+}
+
 static bool watch_lacks(const watch_t *watch)
 {
 	return watch->fd >= 0 && !watch->armed;
@@ -1160,7 +1174,7 @@ static bool watch_send(iou_t *iou, watch_t *watch, uint64_t user_data)
 		return true;
 	if (!sq_room(iou))
 		return false;
-	sqe = sq_next(iou);
+	sqe = sq_next_clean(iou);
 	io_uring_prep_poll_add(sqe, watch->fd, POLLIN);
 	sqe->len = iou->poll_flags;
 	sqe->user_data = user_data;
@@ -1183,7 +1197,7 @@ static void watch_reap(iou_t *iou, watch_t *watch, int result, unsigned flags)
 
 static void cancel_send(iou_t *iou, op_t *op)
 {
-	struct io_uring_sqe *sqe = sq_next(iou);
+	struct io_uring_sqe *sqe = sq_next_clean(iou);
 
 	list_unlink(&op->node);
 	cancel_set(op, CANCEL_SENT);
@@ -2268,6 +2282,25 @@ static op_t *reap_own(iou_t *iou, uint64_t user_data, int result, unsigned flags
 	return NULL;
 }
 
+/* While the iou ends: descriptors that an op returns have no other owner. */
+static void close_result(const op_t *op, int result)
+{
+	if (result < 0 || op->sqe.file_index)
+		return;
+	switch (op->sqe.opcode) {
+	case OPCODE_PIPE:
+		close(((const int *)(uintptr_t)op->sqe.addr)[0]);
+		close(((const int *)(uintptr_t)op->sqe.addr)[1]);
+		break;
+	case IORING_OP_OPENAT:
+	case IORING_OP_OPENAT2:
+	case IORING_OP_ACCEPT:
+	case IORING_OP_SOCKET:
+	case OPCODE_FIXED_FD_INSTALL:
+		close(result);
+	}
+}
+
 /* A completion of the program's that is not the plain case below. */
 __attribute__((noinline)) static int deliver_other(iou_t *iou, round_t *round, uint64_t user_data, int result,
 						   unsigned flags)
@@ -2300,7 +2333,12 @@ __attribute__((noinline)) static int deliver_other(iou_t *iou, round_t *round, u
 		if (op->bits & OP_CHAINED && is_zero_copy(op))
 			leave_chain(op); /* it has sent: the next one starts before the notification */
 	}
-	return deliver(iou, round, op, op_result(op, result), flags);
+	if (unlikely(iou->ending))
+		close_result(op, result);
+	result = op_result(op, result);
+	if (!(flags & IORING_CQE_F_MORE))
+		sqe_clear(op);
+	return deliver(iou, round, op, result, flags);
 }
 
 /*
@@ -2326,6 +2364,7 @@ static int deliver_cqes(iou_t *iou, round_t *round)
 			continue;
 		}
 		memcpy(&op->pub.result, &cqe->res, sizeof(cqe->res) + sizeof(cqe->flags));
+		sqe_clear(op);
 		op->state = OP_LAST;
 		ret = deliver_outermost(iou, round, op);
 	}
@@ -2683,28 +2722,6 @@ static int on_nothing(void *cb_data)
 	return 0;
 }
 
-/* The callback of ring ops while their iou ends: descriptors that they return have no other owner. */
-static int on_dropped(void *cb_data)
-{
-	const op_t *op = cb_data;
-
-	if (op->pub.result < 0 || op->sqe.file_index)
-		return 0;
-	switch (op->sqe.opcode) {
-	case OPCODE_PIPE:
-		close(((const int *)(uintptr_t)op->sqe.addr)[0]);
-		close(((const int *)(uintptr_t)op->sqe.addr)[1]);
-		break;
-	case IORING_OP_OPENAT:
-	case IORING_OP_OPENAT2:
-	case IORING_OP_ACCEPT:
-	case IORING_OP_SOCKET:
-	case OPCODE_FIXED_FD_INSTALL:
-		close(op->pub.result);
-	}
-	return 0;
-}
-
 /* Wait until the kernel has let go of every op. False: it cannot be reached any more, or lost one. */
 static bool drain(iou_t *iou)
 {
@@ -2739,10 +2756,10 @@ iou_t *iou_free(iou_t *iou)
 		return refuse(EEXIST);
 	while (atomic_load(&iou->n_visitors))
 		sched_yield();
+	iou->ending = true;
 	FOR_EACH_OP(iou, chunk, op) {
-		op->cb = op->state == OP_RING || op->state == OP_HELD ? on_dropped : on_nothing;
-		op->cb_data = op;
-		cancel(op);
+		op->cb = on_nothing;
+		cancel(op); /* so that each completion goes by deliver_other() */
 	}
 	fill(iou, false);
 	enter(iou, SUBMIT, 0); /* the cancels, before waiting for jobs */
@@ -2830,6 +2847,15 @@ void iou_op_free(iou_t *iou, iou_op_t *pub)
 		op_release(iou, op);
 }
 
+/* An SQE that was not prepared: a new op's, or one that was not prepared again in the last callback. */
+static __attribute__((noinline)) bool sqe_is_zero(op_t *op)
+{
+	static const struct io_uring_sqe zero;
+
+	op->sqe.user_data = 0; /* iou's */
+	return memcmp(&op->sqe, &zero, sizeof(zero)) == 0;
+}
+
 /* The rarer consequences: out of line, for a short way through iou_op_queue(). */
 static __attribute__((noinline)) void queued(op_t *op, uint64_t after_ns)
 {
@@ -2846,6 +2872,7 @@ void iou_op_queue(iou_t *iou, iou_op_t *pub, int (*cb)(void *cb_data), void *cb_
 	MUST_OWN(iou);
 	MUST_HAVE_OP(iou, op, false);
 	MUST(cb, "cb is NULL");
+	MUST(op->sqe.opcode || op->sqe.fd || !sqe_is_zero(op), "op is not prepared: its SQE is zero (a NOP's fd is -1)");
 	op_accept(op, OP_BACKLOG, cb, cb_data);
 	after_ns = op->after_ns; /* the node is in its place from now on */
 	op->sqe.user_data = (uintptr_t)op;

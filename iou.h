@@ -65,9 +65,9 @@ typedef struct iou_t iou_t;
 /* An operation. It is the program's from iou_op_new() until it is queued, and again in its last
  * callback; between those only `result` and `flags` may be read, in callbacks. */
 typedef struct iou_op_t {
-	struct io_uring_sqe *sqe; /* zeroed; prepare before queueing */
-	int result;               /* valid in the callback: >= 0, or -errno */
-	unsigned flags;           /* valid in the callback: IORING_CQE_F_* of this completion */
+	struct io_uring_sqe *const sqe; /* zeroed; prepare it before queueing. The pointer is iou's */
+	int result;                     /* valid in the callback: >= 0, or -errno */
+	unsigned flags;                 /* valid in the callback: IORING_CQE_F_* of this completion */
 } iou_op_t;
 
 
