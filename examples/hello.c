@@ -6,7 +6,8 @@
 #include <string.h>
 
 struct text {
-	int size;
+	iou_t *iou;
+	int fd, size;
 	long n_lines;
 	char bytes[65536];
 };
@@ -20,7 +21,17 @@ static int count_lines(void *data) /* on a worker thread */
 	return 0;
 }
 
-static int on_counted(void *data);
+static int on_read(void *data);
+
+static int read_more(void *data) /* the first read; after each count the next, with the same op */
+{
+	struct text *text = data;
+	iou_op_t *op = iou_op_of(text);
+
+	io_uring_prep_read(op->sqe, text->fd, text->bytes, sizeof(text->bytes), -1);
+	iou_op_queue(text->iou, op, on_read, text);
+	return 0;
+}
 
 static int on_read(void *data) /* on the loop, as all callbacks */
 {
@@ -29,16 +40,10 @@ static int on_read(void *data) /* on the loop, as all callbacks */
 
 	text->size = op->result;
 	if (op->result > 0)
-		return iou_op_async(iou_current(), op, count_lines, text, on_counted, text);
+		return iou_op_async(iou_current(), op, count_lines, text, read_more, text);
 	if (op->result == 0)
 		printf("%ld lines\n", text->n_lines);
 	return op->result; /* an error ends iou_run() */
-}
-
-static int on_counted(void *data)
-{
-	iou_op_queue(iou_current(), iou_op_of(data), on_read, data); /* the same op, the same read, again */
-	return 0;
 }
 
 int main(int argc, char **argv)
@@ -56,8 +61,9 @@ int main(int argc, char **argv)
 	int result = text ? 0 : -errno;
 
 	if (text) {
-		io_uring_prep_read(op->sqe, fd, text->bytes, sizeof(text->bytes), -1);
-		iou_op_queue(iou, op, on_read, text);
+		text->iou = iou;
+		text->fd = fd;
+		read_more(text);
 		result = iou_run(iou);
 	}
 	if (result == 0 && fflush(stdout) != 0) {

@@ -474,6 +474,12 @@ void call_queue(iou_t *iou, call_t *call)
 	iou_op_queue(iou, call->op, on_call, call);
 }
 
+void nop_queue(iou_t *iou, iou_op_t *op, int (*cb)(void *cb_data), void *cb_data)
+{
+	io_uring_prep_nop(op->sqe);
+	iou_op_queue(iou, op, cb, cb_data);
+}
+
 int on_nothing(void *data)
 {
 	(void)data;
@@ -683,8 +689,7 @@ iou_op_t *start(iou_t *iou, kind_t kind, int (*cb)(void *cb_data), void *cb_data
 		start_job(iou, op, on_nothing, NULL, cb, cb_data);
 		break;
 	case CQE:
-		io_uring_prep_nop(op->sqe);
-		iou_op_queue(iou, op, cb, cb_data);
+		nop_queue(iou, op, cb, cb_data);
 		break;
 	default:
 		ck_abort_msg("no such kind to start");

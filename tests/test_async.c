@@ -661,7 +661,7 @@ static int on_hop(void *data)
 	if (++hop->n == hop->max)
 		return 0;
 	if (hop->n % 3 == 0)
-		iou_op_queue(the_iou, hop->op, on_hop, hop);
+		nop_queue(the_iou, hop->op, on_hop, hop);
 	else if (hop->n % 3 == 1)
 		start_job(the_iou, hop->op, on_nothing, NULL, on_hop, hop);
 	else
@@ -678,8 +678,7 @@ START_TEST(one_op_goes_through_all_doors)
 	hop.env = iou_op_env(hop.op, 64);
 	ck_assert_ptr_nonnull(hop.env);
 	memcpy(hop.env, "mine", 5);
-	io_uring_prep_nop(hop.op->sqe);
-	iou_op_queue(the_iou, hop.op, on_hop, &hop);
+	nop_queue(the_iou, hop.op, on_hop, &hop);
 	run(the_iou);
 	ck_assert_int_eq(hop.n, 1000);
 	done(the_iou);

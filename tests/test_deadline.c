@@ -348,8 +348,15 @@ END_TEST
 
 typedef struct again_t {
 	iou_op_t *op;
-	int n, results[4];
+	int fd, n, results[4];
+	char byte;
 } again_t;
+
+static void queue_again(again_t *again, int (*cb)(void *again))
+{
+	io_uring_prep_read(again->op->sqe, again->fd, &again->byte, 1, 0);
+	iou_op_queue(the_iou, again->op, cb, again);
+}
 
 static int on_again(void *data)
 {
@@ -357,10 +364,10 @@ static int on_again(void *data)
 
 	again->results[again->n++] = again->op->result;
 	if (again->n == 1) /* without another deadline, for ever */
-		iou_op_queue(the_iou, again->op, on_again, again);
+		queue_again(again, on_again);
 	else if (again->n == 2) { /* with one */
 		iou_op_deadline(the_iou, again->op, 5 * MSEC);
-		iou_op_queue(the_iou, again->op, on_again, again);
+		queue_again(again, on_again);
 	}
 	return 0;
 }
@@ -368,15 +375,14 @@ static int on_again(void *data)
 START_TEST(a_deadline_is_spent)
 {
 	again_t again = {0};
-	char byte;
 	int fds[2];
 
 	new_pipe(fds);
 	the_iou = new_iou(4);
 	again.op = new_op(the_iou);
-	io_uring_prep_read(again.op->sqe, fds[0], &byte, 1, 0);
+	again.fd = fds[0];
 	iou_op_deadline(the_iou, again.op, 5 * MSEC);
-	iou_op_queue(the_iou, again.op, on_again, &again);
+	queue_again(&again, on_again);
 	POLL_UNTIL(the_iou, again.n == 1);
 	ck_assert_int_eq(iou_poll(the_iou, (int64_t)(15 * MSEC)), 0);
 	put(fds[1], "x", 1);
@@ -418,7 +424,7 @@ static int on_timer_then_read(void *data)
 
 	again->results[again->n++] = again->op->result;
 	if (again->n == 1)
-		iou_op_queue(the_iou, again->op, on_timer_then_read, again);
+		queue_again(again, on_timer_then_read);
 	return 0;
 }
 
@@ -427,13 +433,12 @@ START_TEST(a_timer_ignores_it)
 {
 	uint64_t began_ns = now_ns();
 	again_t again = {0};
-	char byte;
 	int fds[2];
 
 	new_pipe(fds);
 	the_iou = new_iou(4);
 	again.op = new_op(the_iou);
-	io_uring_prep_read(again.op->sqe, fds[0], &byte, 1, 0);
+	again.fd = fds[0];
 	iou_op_deadline(the_iou, again.op, MSEC);
 	iou_op_timer(the_iou, again.op, 20 * MSEC, 0, on_timer_then_read, &again);
 	POLL_UNTIL(the_iou, again.n);

@@ -118,7 +118,7 @@ static int on_again(void *data)
 	again_t *again = data;
 
 	if (++again->n < 100)
-		iou_op_queue(again->iou, again->op, on_again, again);
+		nop_queue(again->iou, again->op, on_again, again);
 	return 0;
 }
 
@@ -131,8 +131,7 @@ START_TEST(it_submits_what_callbacks_queue)
 	new_host(&host);
 	again.iou = host.iou;
 	again.op = new_op(host.iou);
-	io_uring_prep_nop(again.op->sqe);
-	iou_op_queue(host.iou, again.op, on_again, &again);
+	nop_queue(host.iou, again.op, on_again, &again);
 	TURN_UNTIL(&host, again.n == 100);
 	settle(&host);
 	end_host(&host);
@@ -546,15 +545,22 @@ typedef struct mix_t {
 	char byte;
 } mix_t;
 
+static int on_mix_read(void *data);
+
+static void queue_mix_read(mix_t *mix)
+{
+	io_uring_prep_read(mix->read_op->sqe, mix->host.fds[0], &mix->byte, 1, 0);
+	ck_assert_int_eq(write(mix->host.fds[1], "x", 1), 1);
+	iou_op_queue(mix->host.iou, mix->read_op, on_mix_read, mix);
+}
+
 static int on_mix_read(void *data)
 {
 	mix_t *mix = data;
 
 	ck_assert_int_eq(mix->read_op->result, 1);
-	if (++mix->n[CQE] == mix->n_max)
-		return 0;
-	ck_assert_int_eq(write(mix->host.fds[1], "x", 1), 1);
-	iou_op_queue(mix->host.iou, mix->read_op, on_mix_read, mix);
+	if (++mix->n[CQE] < mix->n_max)
+		queue_mix_read(mix);
 	return 0;
 }
 
@@ -609,9 +615,7 @@ static void start_mix(mix_t *mix, int n_max)
 	mix->job_op = new_op(iou);
 	mix->timer_op = new_op(iou);
 	mix->bh = new_bh(iou, on_mix_bh, mix);
-	io_uring_prep_read(mix->read_op->sqe, mix->host.fds[0], &mix->byte, 1, 0);
-	ck_assert_int_eq(write(mix->host.fds[1], "x", 1), 1);
-	iou_op_queue(iou, mix->read_op, on_mix_read, mix);
+	queue_mix_read(mix);
 	iou_op_timer(iou, mix->timer_op, 0, 0, on_mix_timer, mix);
 	start_job(iou, mix->job_op, mix_job, mix, on_mix_job, mix);
 	iou_bh_schedule(mix->bh);
@@ -695,6 +699,14 @@ typedef struct outer_t {
 	mix_t mix;
 } outer_t;
 
+static int on_inner_readable(void *data);
+
+static void queue_inner_poll(outer_t *outer)
+{
+	io_uring_prep_poll_add(outer->op->sqe, iou_fd(outer->mix.host.iou), POLLIN);
+	iou_op_queue(outer->iou, outer->op, on_inner_readable, outer);
+}
+
 static int on_inner_readable(void *data)
 {
 	outer_t *outer = data;
@@ -702,7 +714,7 @@ static int on_inner_readable(void *data)
 	ck_assert_int_gt(outer->op->result, 0);
 	ck_assert_int_ge(iou_poll(outer->mix.host.iou, 0), 0);
 	if (!mix_done(&outer->mix))
-		iou_op_queue(outer->iou, outer->op, on_inner_readable, outer);
+		queue_inner_poll(outer);
 	return 0;
 }
 
@@ -713,8 +725,7 @@ START_TEST(an_iou_drives_another)
 	outer.op = new_op(outer.iou);
 	new_host(&outer.mix.host);
 	start_mix(&outer.mix, 300);
-	io_uring_prep_poll_add(outer.op->sqe, iou_fd(outer.mix.host.iou), POLLIN);
-	iou_op_queue(outer.iou, outer.op, on_inner_readable, &outer);
+	queue_inner_poll(&outer);
 	run(outer.iou);
 	ck_assert(mix_done(&outer.mix));
 	end_host(&outer.mix.host);

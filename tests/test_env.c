@@ -229,7 +229,7 @@ static int on_life(void *data)
 	switch (++life->step) {
 	case 1:
 	case 4:
-		iou_op_queue(the_iou, op, on_life, life);
+		nop_queue(the_iou, op, on_life, life);
 		return 0;
 	case 2:
 		start_job(the_iou, op, on_nothing, life, on_life, life);
@@ -260,8 +260,7 @@ START_TEST(it_stays_for_the_ops_life)
 		life->size = sizes[i];
 		strcpy(life->text, "still");
 		memset(life->rest, 0x5a, life->size);
-		io_uring_prep_nop(op->sqe);
-		iou_op_queue(the_iou, op, on_life, life);
+		nop_queue(the_iou, op, on_life, life);
 		run(the_iou);
 	}
 	for (int i = 0; i < 10; i++) { /* the next ops have none of it */

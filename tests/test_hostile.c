@@ -29,36 +29,51 @@ typedef struct mixture_t {
 } mixture_t;
 
 /* On a slow machine the kernel may not get an io-wq worker started between two signals: README, "Storms of signals". */
-static bool gave_up(mixture_t *mix, iou_op_t *op, int (*cb)(void *data))
+static bool gave_up(const mixture_t *mix, const iou_op_t *op)
 {
-	if (op->result != -ECANCELED || !mix->storm || !is_slow())
-		return false;
-	iou_op_queue(mix->iou, op, cb, mix);
-	return true;
+	return op->result == -ECANCELED && mix->storm && is_slow();
+}
+
+static int on_read(void *data);
+
+static void queue_read(mixture_t *mix)
+{
+	io_uring_prep_read(mix->reader->sqe, mix->fds[0], &mix->in, 1, (uint64_t)-1);
+	iou_op_queue(mix->iou, mix->reader, on_read, mix);
 }
 
 static int on_read(void *data)
 {
 	mixture_t *mix = data;
 
-	if (gave_up(mix, mix->reader, on_read))
-		return 0;
-	EXPECT(mix->reader->result == 1 && mix->in == (char)mix->n_reads);
-	if (++mix->n_reads < mix->to_do)
-		iou_op_queue(mix->iou, mix->reader, on_read, mix);
+	if (!gave_up(mix, mix->reader)) {
+		EXPECT(mix->reader->result == 1 && mix->in == (char)mix->n_reads);
+		mix->n_reads++;
+	}
+	if (mix->n_reads < mix->to_do)
+		queue_read(mix);
 	return 0;
+}
+
+static int on_write(void *data);
+
+static void queue_write(mixture_t *mix)
+{
+	mix->out = (char)mix->n_writes;
+	io_uring_prep_write(mix->writer->sqe, mix->fds[1], &mix->out, 1, (uint64_t)-1);
+	iou_op_queue(mix->iou, mix->writer, on_write, mix);
 }
 
 static int on_write(void *data)
 {
 	mixture_t *mix = data;
 
-	if (gave_up(mix, mix->writer, on_write))
-		return 0;
-	EXPECT(mix->writer->result == 1);
-	mix->out = (char)++mix->n_writes;
+	if (!gave_up(mix, mix->writer)) {
+		EXPECT(mix->writer->result == 1);
+		mix->n_writes++;
+	}
 	if (mix->n_writes < mix->to_do)
-		iou_op_queue(mix->iou, mix->writer, on_write, mix);
+		queue_write(mix);
 	return 0;
 }
 
@@ -115,11 +130,9 @@ static void mix_all(mixture_t *mix)
 	mix->iou = iou_new(4);
 	EXPECT(mix->iou && pipe2(mix->fds, O_CLOEXEC) == 0);
 	mix->reader = take(mix->iou);
-	io_uring_prep_read(mix->reader->sqe, mix->fds[0], &mix->in, 1, (uint64_t)-1);
-	iou_op_queue(mix->iou, mix->reader, on_read, mix);
+	queue_read(mix);
 	mix->writer = take(mix->iou);
-	io_uring_prep_write(mix->writer->sqe, mix->fds[1], &mix->out, 1, (uint64_t)-1);
-	iou_op_queue(mix->iou, mix->writer, on_write, mix);
+	queue_write(mix);
 	mix->job = take(mix->iou);
 	EXPECT(iou_op_async(mix->iou, mix->job, on_nothing, NULL, on_job, mix) == 0);
 	mix->timer = take(mix->iou);
@@ -290,7 +303,7 @@ static void close_the_ring(void *data)
 	if (used_before)
 		EXPECT(iou_run(iou) == 0);
 	close(iou_ring(iou)->ring_fd);
-	iou_op_queue(iou, op, count, NULL);
+	nop_queue(iou, op, count, NULL);
 	for (int i = 0; i < 3 && !n_called; i++) {
 		ret = iou_run(iou);
 		EXPECT(ret == 0 ? n_called == 1 : ret == -EBADF);

@@ -122,7 +122,7 @@ static void refill(refill_t *fill)
 		iou_op_cancel(fill->iou, fill->op);
 		break;
 	default:
-		iou_op_queue(fill->iou, fill->op, on_refill, fill);
+		nop_queue(fill->iou, fill->op, on_refill, fill);
 	}
 }
 
@@ -152,8 +152,6 @@ static void check_fairness(iou_t *iou, kind_t kind)
 	call_read(fill.iou, &fill.read, 0, fill.fds[0]);
 	fill.op = own_op ? new_op(fill.iou) : NULL;
 	fill.bh = kind == BH ? new_bh(fill.iou, on_refill, &fill) : NULL;
-	if (own_op)
-		io_uring_prep_nop(fill.op->sqe);
 	call_op(fill.iou, &fill.timer, 1);
 	iou_op_timer(fill.iou, fill.timer.op, 10 * MSEC, 0, on_call, &fill.timer);
 	fill.due_ns = now_ns() + 10 * MSEC;
@@ -930,15 +928,22 @@ typedef struct storm_t {
 	iou_op_t *read_op, *job_op, *timer_op;
 } storm_t;
 
+static int on_storm_read(void *data);
+
+static void queue_storm_read(storm_t *storm)
+{
+	io_uring_prep_read(storm->read_op->sqe, storm->fds[0], &storm->byte, 1, 0);
+	ck_assert_int_eq(write(storm->fds[1], "x", 1), 1);
+	iou_op_queue(storm->iou, storm->read_op, on_storm_read, storm);
+}
+
 static int on_storm_read(void *data)
 {
 	storm_t *storm = data;
 
 	ck_assert_int_eq(storm->read_op->result, 1);
-	if (++storm->n_read == storm->n_max)
-		return 0;
-	ck_assert_int_eq(write(storm->fds[1], "x", 1), 1);
-	iou_op_queue(storm->iou, storm->read_op, on_storm_read, storm);
+	if (++storm->n_read < storm->n_max)
+		queue_storm_read(storm);
 	return 0;
 }
 
@@ -983,9 +988,7 @@ START_TEST(signals_interrupt_without_harm)
 	storm.read_op = new_op(storm.iou);
 	storm.job_op = new_op(storm.iou);
 	storm.timer_op = new_op(storm.iou);
-	io_uring_prep_read(storm.read_op->sqe, storm.fds[0], &storm.byte, 1, 0);
-	ck_assert_int_eq(write(storm.fds[1], "x", 1), 1);
-	iou_op_queue(storm.iou, storm.read_op, on_storm_read, &storm);
+	queue_storm_read(&storm);
 	start_job(storm.iou, storm.job_op, storm_job, &storm, on_storm_job, &storm);
 	iou_op_timer(storm.iou, storm.timer_op, 3 * MSEC, 0, on_storm_timer, &storm);
 	run(storm.iou);

@@ -374,7 +374,7 @@ static int on_requeue_after_nesting(void *data)
 	while (!inner.n)
 		ck_assert_int_ge(iou_poll(the_iou, -1), 0);
 	ck_assert_uint_eq(n_pending(the_iou), 0);
-	iou_op_queue(the_iou, tick->op, on_requeue_after_nesting, tick);
+	nop_queue(the_iou, tick->op, on_requeue_after_nesting, tick);
 	if (tick->n % 2)
 		run(the_iou); /* the op's next callback comes within this one */
 	return 0;
@@ -386,8 +386,7 @@ START_TEST(an_op_is_queued_again_around_a_loop)
 
 	the_iou = new_iou(8);
 	tick.op = new_op(the_iou);
-	io_uring_prep_nop(tick.op->sqe);
-	iou_op_queue(the_iou, tick.op, on_requeue_after_nesting, &tick);
+	nop_queue(the_iou, tick.op, on_requeue_after_nesting, &tick);
 	run(the_iou);
 	ck_assert_int_eq(tick.n, 20);
 	done(the_iou);
@@ -404,7 +403,7 @@ static int on_next_door(void *data)
 	if (mine == 13)
 		return 0;
 	if (mine % 3 == 0)
-		iou_op_queue(the_iou, multi->op, on_next_door, multi);
+		nop_queue(the_iou, multi->op, on_next_door, multi);
 	else if (mine % 3 == 1)
 		start_job(the_iou, multi->op, on_nothing, NULL, on_next_door, multi);
 	else
@@ -430,8 +429,7 @@ START_TEST(an_op_is_queued_again_and_ends_inside_its_callback)
 	multi.env = iou_op_env(multi.op, 64);
 	ck_assert_ptr_nonnull(multi.env);
 	memcpy(multi.env, "mine", 5);
-	io_uring_prep_nop(multi.op->sqe);
-	iou_op_queue(the_iou, multi.op, on_next_door, &multi);
+	nop_queue(the_iou, multi.op, on_next_door, &multi);
 	run(the_iou);
 	ck_assert_int_eq(multi.n, 13);
 	done(the_iou);

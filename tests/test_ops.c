@@ -164,7 +164,6 @@ static int on_valid(void *data)
 	for (int i = 0; i < 64; i++)
 		iou_op_free(the_iou, others[i]);
 	ck_assert_int_eq(call->op->result, 0);
-	ck_assert_int_eq(call->op->sqe->opcode, IORING_OP_NOP);
 	if (call->id) /* given back by the program: at the callback's end */
 		iou_op_free(the_iou, call->op);
 	ck_assert_ptr_ne(others[0] = new_op(the_iou), call->op);
@@ -462,6 +461,7 @@ END_TEST
 typedef struct receiver_t {
 	iou_op_t *op;
 	iou_t *iou;
+	int fd;
 	int n_bytes, n_short; /* received; ended for want of buffers */
 	bool eof;
 	char buffers[2][8];
@@ -473,6 +473,16 @@ static void provide(receiver_t *receiver)
 
 	io_uring_prep_provide_buffers(op->sqe, receiver->buffers, 8, 2, 5, 0);
 	iou_op_queue(receiver->iou, op, on_nothing, NULL);
+}
+
+static int on_received(void *data);
+
+static void queue_receive(receiver_t *receiver)
+{
+	io_uring_prep_recv_multishot(receiver->op->sqe, receiver->fd, NULL, 0, 0);
+	receiver->op->sqe->flags |= IOSQE_BUFFER_SELECT;
+	receiver->op->sqe->buf_group = 5;
+	iou_op_queue(receiver->iou, receiver->op, on_received, receiver);
 }
 
 static int on_received(void *data)
@@ -492,7 +502,7 @@ static int on_received(void *data)
 		return 0;
 	if (!receiver->eof) {
 		provide(receiver);
-		iou_op_queue(receiver->iou, op, on_received, receiver);
+		queue_receive(receiver);
 	}
 	return 0;
 }
@@ -509,12 +519,10 @@ START_TEST(a_multishot_op_ends_and_is_queued_again)
 		SKIP("needs multishot recv (6.0)");
 	}
 	ck_assert_int_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
+	receiver.fd = fds[0];
 	provide(&receiver);
 	receiver.op = new_op(iou);
-	io_uring_prep_recv_multishot(receiver.op->sqe, fds[0], NULL, 0, 0);
-	receiver.op->sqe->flags = IOSQE_BUFFER_SELECT;
-	receiver.op->sqe->buf_group = 5;
-	iou_op_queue(iou, receiver.op, on_received, &receiver);
+	queue_receive(&receiver);
 	for (int i = 0; i < N; i++)
 		put(fds[1], "xyz", 3);
 	POLL_UNTIL(iou, receiver.n_bytes == 3 * N);
@@ -576,9 +584,8 @@ typedef struct machine_t {
 	iou_op_t *op;
 	iou_t *iou;
 	int step, n_steps;
-	int ret;                 /* what each callback returns */
+	int ret; /* what each callback returns */
 	int fd;
-	struct io_uring_sqe sqe; /* as it was prepared */
 } machine_t;
 
 static int return_seven(void *data)
@@ -601,6 +608,7 @@ static void next_step(machine_t *machine)
 {
 	switch (door_of(machine->step)) {
 	case RING:
+		io_uring_prep_write(machine->op->sqe, machine->fd, "abc", 3, (uint64_t)-1);
 		iou_op_queue(machine->iou, machine->op, on_step, machine);
 		break;
 	case WORKERS:
@@ -615,13 +623,9 @@ static int on_step(void *data)
 {
 	static const int results[N_DOORS] = {[RING] = 3, [WORKERS] = 7, [CLOCK] = 1};
 	machine_t *machine = data;
-	struct io_uring_sqe *sqe = machine->op->sqe;
 
 	if (machine->op->result != results[door_of(machine->step)] || machine->op->flags)
 		return -EPROTO;
-	if (sqe->opcode != machine->sqe.opcode || sqe->fd != machine->sqe.fd || sqe->addr != machine->sqe.addr ||
-	    sqe->len != machine->sqe.len || sqe->off != machine->sqe.off)
-		return -EBADMSG;
 	if (++machine->step < machine->n_steps)
 		next_step(machine);
 	return machine->ret;
@@ -637,10 +641,9 @@ START_TEST(an_op_is_queued_again_by_any_door)
 	for (int ret = 0; ret >= -1; ret--) {
 		machine.iou = new_iou(2);
 		machine.op = new_op(machine.iou);
+		machine.fd = fds[1];
 		machine.step = 0;
 		machine.ret = ret;
-		io_uring_prep_write(machine.op->sqe, fds[1], "abc", 3, (uint64_t)-1);
-		machine.sqe = *machine.op->sqe;
 		next_step(&machine);
 		for (n = 1; iou_run(machine.iou) == -1; n++) /* an error does not take it from the program */
 			;
@@ -663,8 +666,7 @@ START_TEST(one_op_is_enough)
 	new_pipe(fds);
 	machine.iou = new_iou(2);
 	machine.op = new_op(machine.iou);
-	io_uring_prep_write(machine.op->sqe, fds[1], "abc", 3, (uint64_t)-1);
-	machine.sqe = *machine.op->sqe;
+	machine.fd = fds[1];
 	next_step(&machine);
 	while (machine.step < machine.n_steps) {
 		int ret = iou_poll(machine.iou, -1);

@@ -81,7 +81,7 @@ static int on_turn(void *data)
 
 	turn->n++;
 	if (turn->op->result == 0 && n_left-- > 0)
-		iou_op_queue(the_iou, turn->op, on_turn, turn);
+		nop_queue(the_iou, turn->op, on_turn, turn);
 	return turn->op->result;
 }
 
@@ -96,8 +96,7 @@ START_TEST(ops_take_turns)
 	n_left = N * (n_each - 1);
 	for (int i = 0; i < N; i++) {
 		turns[i] = (turn_t){.op = new_op(the_iou)};
-		io_uring_prep_nop(turns[i].op->sqe);
-		iou_op_queue(the_iou, turns[i].op, on_turn, &turns[i]);
+		nop_queue(the_iou, turns[i].op, on_turn, &turns[i]);
 	}
 	run(the_iou);
 	for (int i = 0; i < N; i++)
@@ -251,8 +250,16 @@ END_TEST
 
 typedef struct acceptor_t {
 	iou_op_t *op;
-	int n_accepted, n_ended;
+	int listener, n_accepted, n_ended;
 } acceptor_t;
+
+static int on_accepted(void *data);
+
+static void queue_accept(acceptor_t *acceptor)
+{
+	io_uring_prep_multishot_accept(acceptor->op->sqe, acceptor->listener, NULL, NULL, SOCK_CLOEXEC);
+	iou_op_queue(the_iou, acceptor->op, on_accepted, acceptor);
+}
 
 static int on_accepted(void *data)
 {
@@ -267,7 +274,7 @@ static int on_accepted(void *data)
 	if (!(acceptor->op->flags & IORING_CQE_F_MORE)) {
 		acceptor->n_ended++;
 		if (acceptor->op->result >= 0) /* the CQ had no room for more */
-			iou_op_queue(the_iou, acceptor->op, on_accepted, acceptor);
+			queue_accept(acceptor);
 	}
 	return 0;
 }
@@ -279,7 +286,7 @@ START_TEST(an_overflow_ends_a_multishot_accept)
 	struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
 	socklen_t len = sizeof(addr);
 	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), clients[N];
-	acceptor_t acceptor = {0};
+	acceptor_t acceptor = {.listener = listener};
 	call_t nops[N_NOPS];
 
 	if (!kernel_at_least(5, 19)) {
@@ -291,8 +298,7 @@ START_TEST(an_overflow_ends_a_multishot_accept)
 	ck_assert_int_eq(listen(listener, N), 0);
 	ck_assert_int_eq(getsockname(listener, (struct sockaddr *)&addr, &len), 0);
 	acceptor.op = new_op(the_iou);
-	io_uring_prep_multishot_accept(acceptor.op->sqe, listener, NULL, NULL, SOCK_CLOEXEC);
-	iou_op_queue(the_iou, acceptor.op, on_accepted, &acceptor);
+	queue_accept(&acceptor);
 	flush(the_iou);
 	queue_nops(the_iou, nops, N_NOPS);
 	for (int i = 0; i < N; i++) {

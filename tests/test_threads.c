@@ -526,6 +526,14 @@ static int on_sent(void *data)
 	return 0;
 }
 
+static int on_received(void *data);
+
+static void queue_recv(channel_t *channel)
+{
+	io_uring_prep_recv(channel->op->sqe, channel->fd, channel->buf, sizeof(channel->buf), 0);
+	iou_op_queue(channel->iou, channel->op, on_received, channel);
+}
+
 static int on_received(void *data)
 {
 	channel_t *channel = data;
@@ -537,7 +545,7 @@ static int on_received(void *data)
 		channel->bad |= channel->buf[i] != (unsigned char)((channel->n_bytes + (unsigned)i) % 251);
 	channel->n_bytes += (unsigned)channel->op->result;
 	if (channel->n_bytes < channel->n_max)
-		iou_op_queue(channel->iou, channel->op, on_received, channel);
+		queue_recv(channel);
 	return 0;
 }
 
@@ -565,13 +573,10 @@ START_TEST(a_channel_is_read_by_one_loop_and_written_by_another)
 		channel->op = new_op(channel->iou);
 		channel->fd = fds[i % 2];
 		channel->n_max = is_slow() ? 1 << 18 : 1 << 22;
-		if (i < 2) {
-			io_uring_prep_nop(channel->op->sqe);
-			iou_op_queue(channel->iou, channel->op, on_sent, channel);
-		} else {
-			io_uring_prep_recv(channel->op->sqe, channel->fd, channel->buf, sizeof(channel->buf), 0);
-			iou_op_queue(channel->iou, channel->op, on_received, channel);
-		}
+		if (i < 2)
+			nop_queue(channel->iou, channel->op, on_sent, channel);
+		else
+			queue_recv(channel);
 	}
 	for (int i = 0; i < 4; i++)
 		threads[i] = start_thread(run_channel, &channels[i]);
