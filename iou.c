@@ -53,6 +53,7 @@
 #include "iou.h"
 
 #include <limits.h>
+#include <linux/futex.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -63,6 +64,8 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
@@ -86,6 +89,12 @@
 #ifndef IORING_ENTER_NO_IOWAIT
 #define IORING_ENTER_NO_IOWAIT (1U << 7)
 #endif
+#ifndef SCM_PIDFD
+#define SCM_PIDFD 0x04
+#endif
+#ifndef SYS_futex /* 32-bit machines without a 32-bit time_t */
+#define SYS_futex SYS_futex_time64
+#endif
 #define OPCODE_FIXED_FD_INSTALL 54
 #define OPCODE_PIPE             62
 
@@ -107,6 +116,10 @@
 #define SPIN_LEAST_NS 2000
 #define WORKERS_MAX   32768
 #define WORKER_SPIN_NS 50000
+#define RECALL_NS      NS_PER_MS /* a worker that was woken and has not come by then: another one is woken */
+#define SQPOLL_NAP_NS 20000
+#define WATCH_SINGLE    64 /* polls without multishot, where that was refused, before it is tried again */
+#define ROUND_MAX     1024 /* how much of each source a round takes over, delivers, expires and cancels */
 
 __attribute__((noreturn, cold, noinline)) static void misuse(const char *function, const char *rule)
 {
@@ -144,6 +157,45 @@ static uint64_t add_ns(uint64_t a, uint64_t b)
 	return a + b < a ? NEVER : a + b;
 }
 
+static uint64_t at_most(uint64_t n, uint64_t most)
+{
+	return n < most ? n : most;
+}
+
+/* These are no cancellation points (pthreads(7)), as write(2) and the waits of libc are. */
+static void event_ring(int fd)
+{
+	const uint64_t one = 1;
+
+	syscall(SYS_write, fd, &one, sizeof(one));
+}
+
+/* Sleep as long as *word has that value. May return early. */
+static void futex_wait(atomic_uint *word, unsigned value)
+{
+	syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL);
+}
+
+/* The word need not exist any more: its address is but the key by which the kernel finds those that wait. */
+static void futex_wake(atomic_uint *word, int n)
+{
+	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, n);
+}
+
+/* Nor shall close(2) and nanosleep(2) be, in iou_new(), iou_resize() and iou_free(). Returns what to give to cancel_allow(). */
+static int cancel_defer(void)
+{
+	int state;
+
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
+	return state;
+}
+
+static void cancel_allow(int state)
+{
+	pthread_setcancelstate(state, NULL);
+}
+
 
 /* ---- Types ----------------------------------------------------------------------------------- */
 
@@ -153,8 +205,12 @@ typedef struct node_t {
 	struct node_t *next, *prev;
 } __attribute__((may_alias)) node_t;
 
-/* Pushed by any thread, taken whole by the loop. */
-typedef _Atomic(node_t *) stack_t_;
+/* A queue that any thread appends to, and that the loop takes from, the oldest first: see mail_push(). */
+typedef struct mail_t {
+	_Atomic(node_t *) last;
+	node_t *first; /* the loop's; or the stub, which stands in while there is none */
+	node_t stub;
+} mail_t;
 
 enum op_state { OP_FREE, OP_LAST, OP_OWNED, OP_BACKLOG, OP_RING, OP_HELD, OP_JOB, OP_TIMER, OP_ENDED };
 
@@ -191,6 +247,10 @@ typedef struct op_t {
 			int (*work)(void *work_data);
 			uint64_t number; /* of its job_t */
 		} job;
+		struct {
+			struct op_t *next; /* on `ended` */
+			int result; /* not in pub: a callback of the op may still be running, that reads its own */
+		} end;
 	};
 	uint8_t state;       /* enum op_state */
 	uint8_t bits;        /* enum op_bits: 0 in most */
@@ -201,9 +261,15 @@ typedef struct op_t {
 } op_t;
 
 typedef struct extra_t {
-	struct {
-		op_t *prev, *next; /* NULL where the neighbour has ended */
-	} chain;
+	union {
+		struct {
+			op_t *prev, *next; /* NULL where the neighbour has ended */
+		} chain; /* with OP_CHAINED */
+		struct {
+			int result;
+			unsigned flags;
+		} held; /* of an op that is HELD: what it ended with */
+	};
 	bool fences; /* of an op that is HELD: one cancel more is to be sent before it can be delivered */
 	op_t *op;    /* stands right before small_env: iou_op_of() */
 	_Alignas(16) char small_env[64]; /* the environment, or the pointer to it; that has the way back before it too */
@@ -223,6 +289,11 @@ typedef struct heap_entry_t {
 	uint64_t due_ns;
 	op_t *op;
 } heap_entry_t;
+
+typedef struct heap_t {
+	heap_entry_t *entries; /* room for each op */
+	size_t end, size;
+} heap_t;
 
 /* Something for the inbox: a post, or part of a bottom half (cb NULL). */
 typedef struct entry_t {
@@ -244,7 +315,7 @@ typedef struct slab_t {
 enum bh_bits {
 	BH_SCHEDULED = 1,
 	BH_IDLE = 2,    /* to run when nothing else does */
-	BH_QUEUED = 4,  /* on inbox_top, or linked, or about to be pushed by who set it */
+	BH_QUEUED = 4,  /* its entry is in the mail, or linked, or about to be pushed by who set it */
 	BH_DELETED = 8, /* the loop frees it when it comes to it */
 };
 
@@ -254,7 +325,9 @@ struct iou_bh_t {
 	int (*cb)(void *cb_data);
 	void *cb_data;
 	atomic_uint bits;
-	bool linked;  /* on inbox or idle; loop thread's */
+	bool linked;    /* its entry is on `inbox`; loop thread's */
+	bool idles;     /* it is on `idle`; loop thread's. Its entry may be queued at the same time */
+	node_t in_idle;
 	node_t in_bhs;
 };
 
@@ -273,7 +346,10 @@ typedef struct ring_t {
 typedef struct watch_t {
 	int fd;
 	bool armed;
+	unsigned n_single; /* how often it is armed without IORING_POLL_ADD_MULTI, which was refused (before 5.13) */
 } watch_t;
+
+#define FREE_WAITS (1U << 31)
 
 enum { UD_WAKE = 1, UD_CLOCK = 3, UD_VOID = 5, UD_CANCEL = 1 /* | op */ };
 
@@ -288,6 +364,7 @@ typedef struct round_t {
 	uint64_t timer_seq;
 	uint64_t inbox_seq;
 	uint64_t n_ended, n_cqes; /* bounds of the counts of what was delivered */
+	unsigned n_deadlines, n_timers, n_entries; /* how many more of these it may take */
 } round_t;
 
 /* A job in its place, and what became of it: all that a worker sees. So an op stays in the cache of the loop's CPU. */
@@ -314,16 +391,20 @@ typedef struct pool_t {
 	uint64_t n_collected;
 	uint64_t limit;       /* of n_queued: the places up to there are known to be free */
 	unsigned n_threads;
-	unsigned max;         /* threads there may be; lowered when one could not be made */
+	unsigned max;         /* threads there may be */
+	unsigned n_refused;   /* times in a row that one more could not be started, */
+	unsigned n_pauses;    /* and how many chances to try again are let go by */
 	pthread_t *threads;
 	/* Read by all for each job, and rarely written: */
 	_Alignas(64) job_t *jobs; /* and `done` behind it: one block */
 	done_t *done;
 	uint64_t size;        /* a power of 2, or 0 as long as there is no op */
 	void (*notify)(struct pool_t *pool); /* called by a worker that gave something back */
-	atomic_uint n_idle;   /* workers in cond_wait */
+	uint64_t process;     /* that it was made in: see worker_main() */
+	atomic_uint n_idle;   /* workers that sleep, or are about to */
 	atomic_uint n_looking; /* workers that found no job and look once more, or are starting */
-	atomic_bool calling;  /* one of the idle was signalled and is not yet awake: it calls the next */
+	atomic_uint n_calls;  /* an idle worker sleeps as long as this stays what it was */
+	atomic_ullong called_ns; /* when one was woken that is not yet there, which will wake the next; 0: none */
 	atomic_bool stop;
 	bool spins;           /* look for jobs before sleeping */
 	/* The workers': */
@@ -331,7 +412,6 @@ typedef struct pool_t {
 	uint64_t n_seen;      /* of n_queued; reading that one takes its cache line from the loop */
 	atomic_ullong n_taken;
 	_Alignas(64) atomic_ullong n_done; /* pairs with `sleeping`; the loop reads it without the lock */
-	pthread_cond_t cond;  /* idle workers wait for jobs, or for stop */
 } pool_t;
 
 /* How a waker reaches the loop: not needed; by the watched eventfd; by the program, which waits on iou_fd(). */
@@ -350,11 +430,15 @@ struct iou_t {
 	unsigned n_runs;      /* iou_run() calls active */
 	unsigned n_shortages; /* fruitless enters in a row */
 	round_t cut;          /* ended in the middle; the next round delivers the rest of it first. Or AT_NONE */
-	unsigned poll_flags;  /* of the watches: IORING_POLL_ADD_MULTI where known */
+	int refused;          /* what the kernel answered to a poll or cancel of the library's own that it will not do; or 0 */
 	_Atomic(uint64_t) owner; /* a thread_key(), or NOBODY (yet) */
-	uint64_t process;     /* *process_token of the process that made it */
+	uint64_t process;     /* that it was made in */
+	uint64_t maker;       /* the this_thread of who made it */
 
-	node_t backlog, lane, asked, ended, inbox, idle;
+	node_t backlog;
+	node_t lane, asked, again; /* cancels: to be sent; to be repeated at retry_due_ns; to be repeated now */
+	op_t *ended, **ended_end;
+	node_t inbox, idle;   /* entries taken from the mail, in line; bottom halves that run when nothing else does */
 	/* How many ops are where follows from these: see n_backlog(), n_ring(), n_pending(). So most cost two counts. */
 	uint64_t n_queued;    /* that entered the backlog, but for those that ended on their way, without a CQE */
 	uint64_t n_sent;      /* of those, the ones that left it for the SQ, and did not come back: see op_unsend() */
@@ -371,8 +455,7 @@ struct iou_t {
 	chunk_t *chunks;
 	node_t *free_ops;
 	size_t n_ops;          /* in all chunks */
-	heap_entry_t *heap;    /* room for all of n_ops */
-	size_t heap_end, heap_size;
+	heap_t timers, deadlines; /* apart, so that no timer waits for deadlines */
 
 	int fd;                /* iou_fd(): bell, once it was asked for; or -1 */
 	int bell;              /* the eventfd that is registered with the ring, or -1 */
@@ -389,13 +472,13 @@ struct iou_t {
 	/* Rarely written by others: */
 	atomic_bool quit;
 	atomic_llong n_holds;
-	atomic_uint n_visitors; /* threads inside iou_quit() or iou_unhold(): iou_free() waits for them */
+	atomic_uint n_visitors; /* threads inside iou_quit() or iou_unhold(): iou_free() waits for them, with FREE_WAITS set */
 	atomic_ullong n_wakeups;
-	pthread_mutex_t bhs_lock; /* guards bhs */
+	pthread_mutex_t bhs_lock; /* guards bhs; and the inbox, as long as no thread owns the iou: see iou_bh_cancel() */
 	node_t bhs;
 	/* A cache line that each post takes, so nothing here is read with each callback: */
-	_Alignas(64) stack_t_ inbox_top;
-	atomic_int sleeping;   /* enum sleep; pairs with inbox_top, pool.n_done, quit and holds: see doze(), wake() */
+	_Alignas(64) mail_t mail;
+	atomic_int sleeping;   /* enum sleep; pairs with mail, pool.n_done, quit and holds: see doze(), wake() */
 	/* The slab that posts are taken from, + how many were. Its exchanges pair with each other: who takes an entry sees
 	 * what whoever renewed the slab saw and did. The same word again is the same state, so ABA does no harm. */
 	atomic_uintptr_t post_cursor;
@@ -412,41 +495,65 @@ static _Thread_local uint64_t this_thread;  /* its number << 32; 0: none yet */
 static _Thread_local iou_t *current_iou;    /* whose callback runs */
 static atomic_ullong n_threads_numbered;
 
-/* One page that fork() wipes: a copy of an iou in a child does not match it any more. */
-static _Atomic(uint64_t) *process_token;
+/* One page that fork() wipes: a copy of an iou in a child does not match it any more. NULL until it could be mapped. */
+static _Atomic(uint64_t) *_Atomic process_page;
 static atomic_ullong n_processes;
-static pthread_once_t process_once = PTHREAD_ONCE_INIT;
 
-static void map_process_token(void)
+static bool process_init(void)
 {
-	void *page = mmap(NULL, (size_t)sysconf(_SC_PAGESIZE), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	size_t size = (size_t)sysconf(_SC_PAGESIZE);
+	_Atomic(uint64_t) *none = NULL;
+	void *page;
 
+	if (atomic_load(&process_page))
+		return true;
+	page = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (page == MAP_FAILED)
-		return;
-	if (madvise(page, (size_t)sysconf(_SC_PAGESIZE), MADV_WIPEONFORK) == 0)
-		process_token = page;
-	else
-		munmap(page, (size_t)sysconf(_SC_PAGESIZE));
+		return false;
+	if (madvise(page, size, MADV_WIPEONFORK) < 0 || !atomic_compare_exchange_strong(&process_page, &none, page))
+		munmap(page, size); /* perhaps another thread was first */
+	return atomic_load(&process_page);
+}
+
+/* This process's number, or 0 where it has made no iou. */
+static uint64_t process_number(void)
+{
+	return atomic_load_explicit(atomic_load_explicit(&process_page, memory_order_relaxed), memory_order_relaxed);
+}
+
+/* The same, and it gets one. */
+static uint64_t process_enrol(void)
+{
+	_Atomic(uint64_t) *number = atomic_load(&process_page);
+	uint64_t none = 0;
+
+	if (!atomic_load(number))
+		atomic_compare_exchange_strong(number, &none, atomic_fetch_add(&n_processes, 1) + 1);
+	return atomic_load(number);
+}
+
+static uint64_t thread_number(void)
+{
+	if (unlikely(!this_thread))
+		this_thread = (atomic_fetch_add(&n_threads_numbered, 1) + 1) << 32;
+	return this_thread;
 }
 
 /* Of this thread in this process: what an iou's owner is known by. */
 static uint64_t thread_key(void)
 {
-	if (unlikely(!this_thread))
-		this_thread = (atomic_fetch_add(&n_threads_numbered, 1) + 1) << 32;
-	return this_thread + atomic_load_explicit(process_token, memory_order_relaxed);
+	return thread_number() + process_number();
 }
 
 /* In the process that made it? */
 static bool is_here(const iou_t *iou)
 {
-	return likely(atomic_load_explicit(process_token, memory_order_relaxed) == iou->process);
+	return likely(process_number() == iou->process);
 }
 
 static inline bool is_owner(const iou_t *iou)
 {
-	return likely(this_thread + atomic_load_explicit(process_token, memory_order_relaxed) ==
-		      atomic_load_explicit(&iou->owner, memory_order_relaxed));
+	return likely(this_thread + process_number() == atomic_load_explicit(&iou->owner, memory_order_relaxed));
 }
 
 /* On the thread that may use it? */
@@ -513,30 +620,16 @@ static op_t *op_at(node_t *node)
 	return container_of(node, op_t, node);
 }
 
-static void stack_push(stack_t_ *stack, node_t *node)
+/* Move all nodes from one list to the end of another. */
+static void list_splice(node_t *list, node_t *from)
 {
-	node_t *top = atomic_load_explicit(stack, memory_order_relaxed);
-
-	do
-		node->next = top;
-	while (!atomic_compare_exchange_weak(stack, &top, node)); /* pairs with list_take(), and with doze() */
-}
-
-/* Append all that is on the stack to the list, oldest first. */
-static void list_take(node_t *list, stack_t_ *stack)
-{
-	node_t *last = list->prev, *first = list, *node, *below;
-
-	if (!atomic_load_explicit(stack, memory_order_relaxed))
+	if (list_empty(from))
 		return;
-	for (node = atomic_exchange(stack, NULL); node; node = below) {
-		below = node->next;
-		node->next = first;
-		first->prev = node;
-		first = node;
-	}
-	last->next = first;
-	first->prev = last;
+	from->next->prev = list->prev;
+	from->prev->next = list;
+	list->prev->next = from->next;
+	list->prev = from->prev;
+	list_init(from);
 }
 
 
@@ -549,15 +642,17 @@ static extra_t *extra(const op_t *op)
 	return (extra_t *)&chunk->extras[op->index];
 }
 
-static bool heap_reserve(iou_t *iou, size_t n_ops);
+static bool heap_reserve(heap_t *heap, size_t n_ops);
 static bool pool_reserve(pool_t *pool, size_t n_ops);
 
-/* A new chunk, and room in the heap and among the jobs for its ops, so that nothing later needs memory. */
+/* A new chunk, and room in the heaps and among the jobs for its ops, so that nothing later needs memory. */
 static bool pool_grow(iou_t *iou)
 {
+	size_t n_ops = iou->n_ops + CHUNK_OPS;
 	chunk_t *chunk;
 
-	if (!heap_reserve(iou, iou->n_ops + CHUNK_OPS) || !pool_reserve(&iou->pool, iou->n_ops + CHUNK_OPS))
+	if (!heap_reserve(&iou->timers, n_ops) || !heap_reserve(&iou->deadlines, n_ops) ||
+	    !pool_reserve(&iou->pool, n_ops))
 		return false;
 	chunk = aligned_alloc(64, sizeof(*chunk));
 	if (!chunk)
@@ -565,7 +660,7 @@ static bool pool_grow(iou_t *iou)
 	chunk->next = iou->chunks;
 	chunk->n_used = 0;
 	iou->chunks = chunk;
-	iou->n_ops += CHUNK_OPS;
+	iou->n_ops = n_ops;
 	return true;
 }
 
@@ -664,11 +759,25 @@ static void op_end(op_t *op, int result)
 	if (result == -ECANCELED && op->bits & OP_EXPIRED)
 		result = -ETIME;
 	iou->stats.jobs += op->state == OP_JOB;
-	op->pub.result = result;
 	cancel_set(op, CANCEL_NONE);
 	op->state = OP_ENDED;
-	list_append(&iou->ended, &op->node);
+	op->end.next = NULL;
+	op->end.result = result;
+	*iou->ended_end = op;
+	iou->ended_end = &op->end.next;
 	iou->n_ended_in++;
+}
+
+/* Take the one off that ended first. */
+static op_t *ended_next(iou_t *iou)
+{
+	op_t *op = iou->ended;
+
+	iou->ended = op->end.next;
+	if (!iou->ended)
+		iou->ended_end = &iou->ended;
+	iou->n_ended_out++;
+	return op;
 }
 
 /* The same for one in the backlog or the SQ. */
@@ -712,6 +821,35 @@ static uint64_t n_pending(const iou_t *iou)
 	return n_backlog(iou) + n_ring(iou) + iou->n_elsewhere;
 }
 
+static const char *opcode_name(unsigned opcode)
+{
+	static const char *const names[] = {
+		"NOP", "READV", "WRITEV", "FSYNC", "READ_FIXED", "WRITE_FIXED", "POLL_ADD", "POLL_REMOVE", "SYNC_FILE_RANGE",
+		"SENDMSG", "RECVMSG", "TIMEOUT", "TIMEOUT_REMOVE", "ACCEPT", "ASYNC_CANCEL", "LINK_TIMEOUT", "CONNECT",
+		"FALLOCATE", "OPENAT", "CLOSE", "FILES_UPDATE", "STATX", "READ", "WRITE", "FADVISE", "MADVISE", "SEND", "RECV",
+		"OPENAT2", "EPOLL_CTL", "SPLICE", "PROVIDE_BUFFERS", "REMOVE_BUFFERS", "TEE", "SHUTDOWN", "RENAMEAT",
+		"UNLINKAT", "MKDIRAT", "SYMLINKAT", "LINKAT", "MSG_RING", "FSETXATTR", "SETXATTR", "FGETXATTR", "GETXATTR",
+		"SOCKET", "URING_CMD", "SEND_ZC", "SENDMSG_ZC", "READ_MULTISHOT", "WAITID", "FUTEX_WAIT", "FUTEX_WAKE",
+		"FUTEX_WAITV", "FIXED_FD_INSTALL", "FTRUNCATE", "BIND", "LISTEN", "RECV_ZC", "EPOLL_WAIT", "READV_FIXED",
+		"WRITEV_FIXED", "PIPE",
+	};
+
+	return opcode < sizeof(names) / sizeof(*names) ? names[opcode] : "?";
+}
+
+/* The program called `function` with an op that it may not use so. The line names the op as far as it is known. */
+__attribute__((noreturn, cold, noinline)) static void misuse_of_op(const char *function, const op_t *op, const char *rule)
+{
+	char text[200], door[64];
+
+	if (op->state == OP_JOB || op->state == OP_TIMER || op->state == OP_ENDED || op->state == OP_FREE)
+		snprintf(door, sizeof(door), "%s", op->state == OP_JOB ? "job, " : op->state == OP_TIMER ? "timer, " : "");
+	else
+		snprintf(door, sizeof(door), "%s fd %d, ", opcode_name(op->sqe.opcode), op->sqe.fd);
+	snprintf(text, sizeof(text), "%s (%scallback %p)", rule, door, (void *)(uintptr_t)op->cb);
+	misuse(function, text);
+}
+
 #define FOR_EACH_OP(iou, chunk, op) \
 	for (chunk_t *chunk = (iou)->chunks; chunk; chunk = chunk->next) \
 		for (op_t *op = chunk->ops; op < chunk->ops + chunk->n_used; op++)
@@ -721,28 +859,38 @@ static uint64_t n_pending(const iou_t *iou)
 
 /*
  * A 4-ary heap of due times, kept so that four siblings are one cache line: the root is entry 3, the
- * children of i begin at 4(i - 2). Timers and deadlines share it: an entry whose op is no timer is the op's deadline.
+ * children of i begin at 4(i - 2). One for timers, and one for the deadlines of ring ops and jobs.
  */
 #define HEAP_ROOT 3
 
-static bool heap_reserve(iou_t *iou, size_t n_ops)
+static bool heap_reserve(heap_t *heap, size_t n_ops)
 {
-	size_t size = iou->heap_size ? iou->heap_size : 512;
-	heap_entry_t *heap;
+	size_t size = heap->size ? heap->size : 512;
+	heap_entry_t *entries, *old = heap->entries;
 
-	if (n_ops + HEAP_ROOT <= iou->heap_size)
+	if (n_ops + HEAP_ROOT <= heap->size)
 		return true;
 	while (size < n_ops + HEAP_ROOT)
 		size *= 2;
-	heap = aligned_alloc(64, size * sizeof(*heap));
-	if (!heap)
+	entries = aligned_alloc(64, size * sizeof(*entries));
+	if (!entries)
 		return false;
-	if (iou->heap_end > HEAP_ROOT)
-		memcpy(heap + HEAP_ROOT, iou->heap + HEAP_ROOT, (iou->heap_end - HEAP_ROOT) * sizeof(*heap));
-	free(iou->heap);
-	iou->heap = heap;
-	iou->heap_size = size;
+	if (heap->end > HEAP_ROOT)
+		memcpy(entries + HEAP_ROOT, old + HEAP_ROOT, (heap->end - HEAP_ROOT) * sizeof(*entries));
+	heap->entries = entries;
+	heap->size = size;
+	free(old);
 	return true;
+}
+
+static bool heap_empty(const heap_t *heap)
+{
+	return heap->end == HEAP_ROOT;
+}
+
+static uint64_t heap_due_ns(const heap_t *heap)
+{
+	return heap_empty(heap) ? NEVER : heap->entries[HEAP_ROOT].due_ns;
 }
 
 /* The order among equal due times, which only that of timers matters for. */
@@ -756,84 +904,92 @@ static bool heap_before(const heap_entry_t *a, const heap_entry_t *b)
 	return a->due_ns < b->due_ns || (unlikely(a->due_ns == b->due_ns) && heap_seq(a->op) < heap_seq(b->op));
 }
 
-static void heap_put(iou_t *iou, size_t i, heap_entry_t entry)
+static void heap_put(heap_t *heap, size_t i, heap_entry_t entry)
 {
-	iou->heap[i] = entry;
+	heap->entries[i] = entry;
 	entry.op->heap_index = (uint32_t)i;
 }
 
-static size_t heap_rise(iou_t *iou, size_t i, heap_entry_t entry)
+static size_t heap_rise(heap_t *heap, size_t i, heap_entry_t entry)
 {
 	while (i > HEAP_ROOT) {
 		size_t parent = i / 4 + 2;
 
-		if (!heap_before(&entry, &iou->heap[parent]))
+		if (!heap_before(&entry, &heap->entries[parent]))
 			break;
-		heap_put(iou, i, iou->heap[parent]);
+		heap_put(heap, i, heap->entries[parent]);
 		i = parent;
 	}
 	return i;
 }
 
-static size_t heap_sink(iou_t *iou, size_t i, heap_entry_t entry)
+static size_t heap_sink(heap_t *heap, size_t i, heap_entry_t entry)
 {
 	for (;;) {
-		size_t child = 4 * (i - 2), end = child + 4 < iou->heap_end ? child + 4 : iou->heap_end, least = child;
+		size_t child = 4 * (i - 2), end = child + 4 < heap->end ? child + 4 : heap->end, least = child;
 
-		if (child >= iou->heap_end)
+		if (child >= heap->end)
 			return i;
 		while (++child < end)
-			if (heap_before(&iou->heap[child], &iou->heap[least]))
+			if (heap_before(&heap->entries[child], &heap->entries[least]))
 				least = child;
-		if (!heap_before(&iou->heap[least], &entry))
+		if (!heap_before(&heap->entries[least], &entry))
 			return i;
-		heap_put(iou, i, iou->heap[least]);
+		heap_put(heap, i, heap->entries[least]);
 		i = least;
 	}
 }
 
 /* Put the op at its place for that due time, wherever it was before. */
-static void heap_set(op_t *op, uint64_t due_ns)
+static void heap_set(heap_t *heap, op_t *op, uint64_t due_ns)
 {
-	iou_t *iou = op->iou;
 	heap_entry_t entry = {due_ns, op};
-	size_t i = op->heap_index ? op->heap_index : iou->heap_end++;
+	size_t i = op->heap_index ? op->heap_index : heap->end++;
 
-	heap_put(iou, heap_sink(iou, heap_rise(iou, i, entry), entry), entry);
+	heap_put(heap, heap_sink(heap, heap_rise(heap, i, entry), entry), entry);
 }
 
-static void heap_remove(op_t *op)
+static void heap_remove(heap_t *heap, op_t *op)
 {
-	iou_t *iou = op->iou;
-	heap_entry_t last = iou->heap[--iou->heap_end];
+	heap_entry_t last = heap->entries[--heap->end];
 
 	if (last.op != op)
-		heap_put(iou, heap_sink(iou, heap_rise(iou, op->heap_index, last), last), last);
+		heap_put(heap, heap_sink(heap, heap_rise(heap, op->heap_index, last), last), last);
 	op->heap_index = 0;
 }
 
 /* Its time begins now: a timer's, or the deadline of an op that is being queued. */
 __attribute__((noinline)) static void clock_start(op_t *op, uint64_t after_ns)
 {
-	heap_set(op, add_ns(now_ns(), after_ns));
+	iou_t *iou = op->iou;
+
+	heap_set(op->state == OP_TIMER ? &iou->timers : &iou->deadlines, op, add_ns(now_ns(), after_ns));
 }
 
-static uint64_t heap_due_ns(const iou_t *iou)
+/* Is there any timer or deadline? */
+static bool clock_runs(const iou_t *iou)
 {
-	return iou->heap_end > HEAP_ROOT ? iou->heap[HEAP_ROOT].due_ns : NEVER;
+	return unlikely((iou->timers.end | iou->deadlines.end) != HEAP_ROOT); /* neither is less */
+}
+
+/* When the first of them is due. */
+static uint64_t clock_due_ns(const iou_t *iou)
+{
+	return at_most(heap_due_ns(&iou->timers), heap_due_ns(&iou->deadlines));
 }
 
 /* The timer at the root is due: on to its next time, or off the heap. Returns its expirations since the last. */
 static int timer_expire(op_t *op, uint64_t due_ns, uint64_t at_ns)
 {
+	heap_t *timers = &op->iou->timers;
 	uint64_t period_ns = op->timer.period_ns, n;
 
 	if (!period_ns) {
-		heap_remove(op);
+		heap_remove(timers, op);
 		return 1;
 	}
 	n = (at_ns - due_ns) / period_ns; /* missed, beside this one */
-	heap_set(op, add_ns(due_ns + n * period_ns, period_ns));
+	heap_set(timers, op, add_ns(due_ns + n * period_ns, period_ns));
 	return n < INT_MAX ? (int)n + 1 : INT_MAX;
 }
 
@@ -846,7 +1002,6 @@ static bool is_linked(const op_t *op)
 }
 
 static bool job_withdraw(pool_t *pool, op_t *op);
-static void take_done(iou_t *iou);
 
 static void note_backlog(iou_t *iou)
 {
@@ -900,7 +1055,6 @@ static int cancel_job(op_t *op)
 
 static int cancel(op_t *op)
 {
-	take_done(op->iou); /* what ended before comes before */
 	switch (op->state) {
 	case OP_BACKLOG:
 		cancel_in_backlog(op);
@@ -910,7 +1064,7 @@ static int cancel(op_t *op)
 	case OP_JOB:
 		return cancel_job(op);
 	case OP_TIMER:
-		heap_remove(op);
+		heap_remove(&op->iou->timers, op);
 		op_end(op, -ECANCELED);
 		cancel_set(op, CANCEL_TIMER);
 		return 0;
@@ -922,13 +1076,21 @@ static int cancel(op_t *op)
 	}
 }
 
-/* The deadline at the root has passed. */
-static void deadline_expire(op_t *op)
+/* The first of the deadlines has passed. */
+static void deadline_expire(iou_t *iou)
 {
-	heap_remove(op);
+	op_t *op = iou->deadlines.entries[HEAP_ROOT].op;
+
+	heap_remove(&iou->deadlines, op);
 	if (cancel_of(op) == CANCEL_NONE)
 		op->bits |= OP_EXPIRED;
 	cancel(op);
+}
+
+/* Is there a cancel to be sent? */
+static bool cancel_waits(const iou_t *iou)
+{
+	return !list_empty(&iou->lane) || !list_empty(&iou->again);
 }
 
 /* The kernel answered a CANCEL. Where it did not find the op, or only interrupted it, ask again later. */
@@ -941,6 +1103,8 @@ static void cancel_answered(op_t *op, int result)
 		list_init(&op->node); /* its CQE follows */
 		return;
 	}
+	if (result == -EACCES)
+		iou->refused = result; /* by a restriction: tell the program too */
 	if (list_empty(&iou->asked))
 		iou->retry_due_ns = add_ns(now_ns(), iou->retry_ns);
 	list_append(&iou->asked, &op->node);
@@ -951,12 +1115,7 @@ static void cancel_again(iou_t *iou)
 {
 	if (iou->retry_due_ns > now_ns())
 		return;
-	while (!list_empty(&iou->asked)) {
-		op_t *op = op_at(iou->asked.next);
-
-		list_unlink(&op->node);
-		cancel_later(op);
-	}
+	list_splice(&iou->again, &iou->asked);
 	iou->retry_ns = iou->retry_ns < RETRY_MAX_NS ? iou->retry_ns * 2 : RETRY_MAX_NS;
 }
 
@@ -982,7 +1141,7 @@ static void leave_ring(iou_t *iou, op_t *op)
 		leave_chain(op);
 	if (cancel_of(op) == CANCEL_LANE || cancel_of(op) == CANCEL_ASKED) {
 		list_unlink(&op->node);
-		if (list_empty(&iou->asked) && list_empty(&iou->lane) && !iou->n_cancels)
+		if (!cancel_waits(iou) && list_empty(&iou->asked) && !iou->n_cancels)
 			iou->retry_ns = NS_PER_MS;
 	}
 }
@@ -1086,12 +1245,18 @@ static int ring_bind(ring_t *ring, bool handed)
 	return 0;
 }
 
-static void ring_close(ring_t *ring, bool by_owner)
+/* By the owner: with nothing in flight, also let go of what is registered at once. Else the kernel does so some time later. */
+static void ring_close(ring_t *ring, bool by_owner, bool idle)
 {
 	struct io_uring_rsrc_update index = {.offset = (unsigned)ring->enter_fd};
+	unsigned fd = (unsigned)ring->io.ring_fd;
 
-	if (ring->enter_flags && by_owner)
-		io_uring_register((unsigned)ring->io.ring_fd, IORING_UNREGISTER_RING_FDS, &index, 1);
+	if (by_owner && idle) {
+		io_uring_register(fd, IORING_UNREGISTER_FILES, NULL, 0);
+		io_uring_register(fd, IORING_UNREGISTER_BUFFERS, NULL, 0);
+	}
+	if (by_owner && ring->enter_flags)
+		io_uring_register(fd, IORING_UNREGISTER_RING_FDS, &index, 1);
 	io_uring_queue_exit(&ring->io);
 }
 
@@ -1176,7 +1341,7 @@ static bool watch_send(iou_t *iou, watch_t *watch, uint64_t user_data)
 		return false;
 	sqe = sq_next_clean(iou);
 	io_uring_prep_poll_add(sqe, watch->fd, POLLIN);
-	sqe->len = iou->poll_flags;
+	sqe->len = watch->n_single ? 0 : IORING_POLL_ADD_MULTI;
 	sqe->user_data = user_data;
 	watch->armed = true;
 	return true;
@@ -1191,8 +1356,26 @@ static void watch_reap(iou_t *iou, watch_t *watch, int result, unsigned flags)
 		return;
 	watch->armed = false;
 	eventfd_read(watch->fd, &ignored);
-	if (result == -EINVAL)
-		iou->poll_flags = 0; /* no multishot before 5.13 */
+	if (watch->n_single)
+		watch->n_single--;
+	else if (result == -EINVAL)
+		watch->n_single = WATCH_SINGLE;
+	if (result < 0 && result != -ECANCELED && watch->n_single != WATCH_SINGLE)
+		iou->refused = result; /* the loop cannot sleep: nothing would wake it */
+}
+
+/* A request whose CQE comes behind a notification that is on its way: see may_notify(). What io-wq completes does, but for
+ * SQPOLL, whose thread works off its own queue: there it is what a timer of the kernel's puts into that queue. */
+static void prep_fence(const iou_t *iou, struct io_uring_sqe *sqe, op_t *op)
+{
+	static struct __kernel_timespec soon = {.tv_nsec = 1};
+
+	if (iou->ring.flags & IORING_SETUP_SQPOLL) {
+		io_uring_prep_timeout(sqe, &soon, 0, 0);
+	} else {
+		io_uring_prep_cancel64(sqe, (uintptr_t)op, 0);
+		sqe->flags = IOSQE_ASYNC;
+	}
 }
 
 static void cancel_send(iou_t *iou, op_t *op)
@@ -1202,8 +1385,10 @@ static void cancel_send(iou_t *iou, op_t *op)
 	list_unlink(&op->node);
 	cancel_set(op, CANCEL_SENT);
 	iou->n_cancels++;
-	io_uring_prep_cancel64(sqe, (uintptr_t)op, 0);
-	sqe->flags = op->state == OP_HELD ? IOSQE_ASYNC : 0; /* see may_notify() */
+	if (op->state == OP_HELD)
+		prep_fence(iou, sqe, op);
+	else
+		io_uring_prep_cancel64(sqe, (uintptr_t)op, 0);
 	sqe->user_data = (uintptr_t)op | UD_CANCEL;
 }
 
@@ -1292,23 +1477,23 @@ static enum sent chain_send(iou_t *iou)
 	return SENT;
 }
 
-/* Fill the SQ: the library's polls, cancels, then the backlog. True: it is full and there is more. */
+/* Fill the SQ: the library's polls, cancels (a round's share of them), then the backlog. True: there is more. */
 static bool fill(iou_t *iou, bool may_sleep)
 {
-	unsigned room;
+	unsigned room, n_cancels;
 
 	if (!list_empty(&iou->backlog) && is_linked(op_at(iou->backlog.prev))) /* what is queued later is another chain */
 		op_at(iou->backlog.prev)->bits |= OP_CHAIN_END;
 	if (!list_empty(&iou->asked))
 		cancel_again(iou);
-	if (unlikely(watch_lacks(&iou->wake) || watch_lacks(&iou->clock)) && (may_sleep || iou->fd >= 0))
+	if (unlikely(watch_lacks(&iou->wake) || watch_lacks(&iou->clock)) && (may_sleep || iou->fd >= 0) && !iou->ending)
 		if (!watch_send(iou, &iou->wake, UD_WAKE) || !watch_send(iou, &iou->clock, UD_CLOCK))
 			return true;
 	room = sq_room(iou);
-	for (; !list_empty(&iou->lane); room--) {
-		if (!room)
+	for (n_cancels = 0; unlikely(cancel_waits(iou)); n_cancels++, room--) {
+		if (!room || n_cancels == ROUND_MAX)
 			return true;
-		cancel_send(iou, op_at(iou->lane.next));
+		cancel_send(iou, op_at(list_empty(&iou->lane) ? iou->again.next : iou->lane.next));
 	}
 	if (list_empty(&iou->backlog))
 		return false;
@@ -1337,7 +1522,7 @@ static bool may_fill(const iou_t *iou)
 {
 	uint8_t flags;
 
-	if (!list_empty(&iou->lane) || watch_lacks(&iou->wake) || watch_lacks(&iou->clock))
+	if (cancel_waits(iou) || watch_lacks(&iou->wake) || watch_lacks(&iou->clock))
 		return true;
 	if (list_empty(&iou->backlog) || (n_ring(iou) && iou->barrier))
 		return false;
@@ -1397,11 +1582,8 @@ static int enter(iou_t *iou, unsigned what, uint64_t until_ns)
 		flags = sqpoll_flags(iou, &n);
 	if (wait || iou->ring.must_get || sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
 		flags |= IORING_ENTER_GETEVENTS;
-	if (!n && !flags) {
-		if (iou->ring.io.sq.sqe_tail != sq_head(iou))
-			sched_yield(); /* SQPOLL: its thread may need this CPU to take them */
+	if (!n && !flags)
 		return 0;
-	}
 	flags |= iou->ring.enter_flags;
 	if (wait && iou->ring.io.features & IORING_FEAT_NO_IOWAIT)
 		flags |= IORING_ENTER_NO_IOWAIT;
@@ -1430,6 +1612,13 @@ static int enter(iou_t *iou, unsigned what, uint64_t until_ns)
 	if (taken || ret == -EINTR || ret == -ETIME)
 		return ret == -EBADR ? ret : 0;
 	return ret < 0 ? ret : -EAGAIN;
+}
+
+/* SQPOLL: let its thread run, which may need this CPU and may have less of a claim to it, to take what is in the SQ. */
+static void sqpoll_wait(const iou_t *iou)
+{
+	if (iou->ring.flags & IORING_SETUP_SQPOLL && iou->ring.io.sq.sqe_tail != sq_head(iou))
+		nanosleep(&(struct timespec){.tv_nsec = SQPOLL_NAP_NS}, NULL);
 }
 
 /* A slower way out of a shortage: some rest, which a completion ends. */
@@ -1473,13 +1662,22 @@ static bool has_job(pool_t *pool)
 	}
 }
 
-/* With the lock held: wake one of those who sleep, unless one is on his way: he wakes the next. */
-static bool call_worker(pool_t *pool)
+/* Is a worker on its way that was woken? It wakes the next. One that has not come after some time is not waited for. */
+static bool is_called(pool_t *pool)
 {
-	if (!atomic_load(&pool->n_idle) || atomic_load(&pool->calling))
-		return false;
-	atomic_store(&pool->calling, true);
-	return true;
+	uint64_t called_ns = atomic_load(&pool->called_ns);
+
+	return called_ns && now_ns() - called_ns < RECALL_NS;
+}
+
+/* With the lock held, so that a worker that is counted as idle does sleep: wake one. */
+static void worker_call(pool_t *pool)
+{
+	if (!atomic_load(&pool->n_idle) || is_called(pool))
+		return;
+	atomic_store(&pool->called_ns, now_ns());
+	atomic_fetch_add(&pool->n_calls, 1);
+	futex_wake(&pool->n_calls, 1);
 }
 
 /* With the lock held, and a job there. */
@@ -1489,8 +1687,8 @@ static job_t job_take(pool_t *pool)
 	job_t job = *job_at(pool, n_taken);
 
 	atomic_store_explicit(&pool->n_taken, n_taken + 1, memory_order_relaxed);
-	if (unlikely(atomic_load(&pool->n_idle)) && has_job(pool) && call_worker(pool))
-		pthread_cond_signal(&pool->cond);
+	if (unlikely(atomic_load(&pool->n_idle)) && has_job(pool))
+		worker_call(pool);
 	return job;
 }
 
@@ -1515,10 +1713,14 @@ static bool worker_wait(pool_t *pool, job_t *job)
 	pthread_mutex_lock(&pool->lock);
 	atomic_fetch_sub(&pool->n_looking, 1); /* and look once more: see job_queue() */
 	while (!has_job(pool) && !atomic_load(&pool->stop)) {
+		unsigned n_calls = atomic_load(&pool->n_calls);
+
 		atomic_fetch_add(&pool->n_idle, 1);
 		if (!has_job(pool)) {
-			pthread_cond_wait(&pool->cond, &pool->lock);
-			atomic_store(&pool->calling, false);
+			pthread_mutex_unlock(&pool->lock);
+			futex_wait(&pool->n_calls, n_calls);
+			pthread_mutex_lock(&pool->lock);
+			atomic_store(&pool->called_ns, 0);
 		}
 		atomic_fetch_sub(&pool->n_idle, 1);
 	}
@@ -1558,20 +1760,27 @@ static void *worker_main(void *data)
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
 	while (worker_wait(pool, &job)) {
 		do {
-			more = worker_swap(pool, &job, job.work(job.work_data));
+			int result = job.work(job.work_data);
+
+			if (unlikely(process_number() != pool->process))
+				return NULL; /* the job forked, and this is the child: the pool is the parent's */
+			more = worker_swap(pool, &job, result);
 			pool->notify(pool);
 		} while (more);
 	}
 	return NULL;
 }
 
-/* One more worker, all signals blocked. Loop thread only. */
+/* One more worker, all signals blocked but those that a fault of its own raises. Loop thread only. */
 static int worker_start(pool_t *pool)
 {
+	static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
 	sigset_t all, old;
 	int error;
 
 	sigfillset(&all);
+	for (unsigned i = 0; i < sizeof(faults) / sizeof(*faults); i++)
+		sigdelset(&all, faults[i]);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	error = pthread_create(&pool->threads[pool->n_threads], NULL, worker_main, pool);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
@@ -1586,12 +1795,23 @@ static int pool_add_worker(pool_t *pool)
 
 	atomic_fetch_add(&pool->n_looking, 1);
 	ret = worker_start(pool);
-	if (ret < 0) {
+	if (ret < 0)
 		atomic_fetch_sub(&pool->n_looking, 1);
-		if (pool->n_threads)
-			pool->max = pool->n_threads; /* those there carry on */
-	}
 	return ret;
+}
+
+/* The same beside those there are, which carry on without it. After failures in a row, each of which costs a stack and a
+ * system call, it is tried less and less often. */
+static void pool_widen(pool_t *pool)
+{
+	if (pool->n_pauses) {
+		pool->n_pauses--;
+	} else if (pool_add_worker(pool) == 0) {
+		pool->n_refused = 0;
+	} else {
+		pool->n_pauses = (1U << pool->n_refused) - 1;
+		pool->n_refused += pool->n_refused < 10;
+	}
 }
 
 /* Is there a job for which nobody is free, nor on his way? */
@@ -1659,7 +1879,6 @@ static bool pool_reserve(pool_t *pool, size_t n_ops)
 static int job_queue(pool_t *pool, op_t *op, void *work_data)
 {
 	uint64_t n_queued;
-	bool call;
 
 	if (unlikely(!pool->n_threads) && pool_add_worker(pool) < 0)
 		return -EAGAIN;
@@ -1669,15 +1888,13 @@ static int job_queue(pool_t *pool, op_t *op, void *work_data)
 	*job_at(pool, n_queued) = (job_t){op, op->job.work, work_data};
 	op->job.number = n_queued;
 	atomic_store(&pool->n_queued, n_queued + 1);
-	if (atomic_load(&pool->n_idle) && !atomic_load(&pool->calling) && !atomic_load(&pool->n_looking)) {
+	if (atomic_load(&pool->n_idle) && !atomic_load(&pool->n_looking) && !is_called(pool)) {
 		pthread_mutex_lock(&pool->lock);
-		call = call_worker(pool);
+		worker_call(pool);
 		pthread_mutex_unlock(&pool->lock);
-		if (call)
-			pthread_cond_signal(&pool->cond);
 	}
 	if (unlikely(pool->n_threads < pool->max) && lacks_worker(pool))
-		pool_add_worker(pool);
+		pool_widen(pool);
 	return 0;
 }
 
@@ -1716,11 +1933,11 @@ static int pool_init(pool_t *pool, unsigned max, bool spins, void (*notify)(pool
 	pool->max = max < WORKERS_MAX ? max : WORKERS_MAX;
 	pool->spins = spins;
 	pool->notify = notify;
+	pool->process = process_number();
 	pool->threads = calloc(pool->max, sizeof(*pool->threads));
 	if (!pool->threads)
 		return -ENOMEM;
 	pthread_mutex_init(&pool->lock, NULL);
-	pthread_cond_init(&pool->cond, NULL);
 	return 0;
 }
 
@@ -1729,8 +1946,9 @@ static void pool_stop(pool_t *pool)
 {
 	pthread_mutex_lock(&pool->lock);
 	atomic_store(&pool->stop, true);
+	atomic_fetch_add(&pool->n_calls, 1);
 	pthread_mutex_unlock(&pool->lock);
-	pthread_cond_broadcast(&pool->cond);
+	futex_wake(&pool->n_calls, INT_MAX);
 	while (pool->n_threads)
 		pthread_join(pool->threads[--pool->n_threads], NULL);
 }
@@ -1743,7 +1961,6 @@ static void pool_free(pool_t *pool)
 
 static void pool_exit(pool_t *pool)
 {
-	pthread_cond_destroy(&pool->cond);
 	pthread_mutex_destroy(&pool->lock);
 	pool_free(pool);
 }
@@ -1764,14 +1981,73 @@ static void wake(iou_t *iou)
 	if (was == AWAKE)
 		return;
 	atomic_fetch_add_explicit(&iou->n_wakeups, 1, memory_order_relaxed);
-	eventfd_write(was == ASLEEP ? iou->wake.fd : iou->fd, 1);
+	event_ring(was == ASLEEP ? iou->wake.fd : iou->fd);
 	errno = saved;
 }
 
-/* Something that another thread published and the loop has not taken. */
-static bool has_mail(iou_t *iou)
+/*
+ * A queue without locks (Vyukov's): whoever pushes takes the place of `last`, then links its node to the one before. In
+ * between, nothing behind that gap can be taken; the loop does not wait for it, but is woken again by whoever closes it.
+ */
+static void mail_push(mail_t *mail, node_t *node)
 {
-	return atomic_load(&iou->inbox_top) || pool_has_done(&iou->pool);
+	node_t *before;
+
+	__atomic_store_n(&node->next, NULL, __ATOMIC_RELAXED);
+	before = atomic_exchange(&mail->last, node);
+	__atomic_store_n(&before->next, node, __ATOMIC_SEQ_CST); /* pairs with mail_next(), and with doze() */
+}
+
+static node_t *mail_after(const node_t *node)
+{
+	return __atomic_load_n(&node->next, __ATOMIC_SEQ_CST);
+}
+
+/* Take the oldest one off. NULL: there is none, or it cannot be reached yet. Loop thread only. */
+static node_t *mail_next(mail_t *mail)
+{
+	node_t *first = mail->first, *next = mail_after(first);
+
+	if (first == &mail->stub) {
+		if (!next)
+			return NULL;
+		mail->first = first = next;
+		next = mail_after(first);
+	}
+	if (!next && first == atomic_load(&mail->last)) { /* the last one: the stub takes its place */
+		mail_push(mail, &mail->stub);
+		next = mail_after(first);
+	}
+	if (!next)
+		return NULL;
+	mail->first = next;
+	return first;
+}
+
+/* Is there one that can be taken? */
+static inline bool mail_ready(mail_t *mail)
+{
+	if (likely(mail->first == &mail->stub))
+		return unlikely(mail_after(&mail->stub) != NULL);
+	return mail_after(mail->first) || mail->first == atomic_load(&mail->last);
+}
+
+/* None, nor one that cannot be reached yet? */
+static bool mail_empty(mail_t *mail)
+{
+	return mail->first == &mail->stub && atomic_load(&mail->last) == &mail->stub;
+}
+
+static void mail_init(mail_t *mail)
+{
+	mail->first = &mail->stub;
+	atomic_init(&mail->last, &mail->stub);
+}
+
+/* Something that another thread published and the loop has not taken. */
+static inline bool has_mail(iou_t *iou)
+{
+	return mail_ready(&iou->mail) || pool_has_done(&iou->pool);
 }
 
 /* Set `sleeping`, then look: false if something came meanwhile. Who called sets it back. */
@@ -1781,11 +2057,11 @@ static bool doze(iou_t *iou, enum sleep how)
 	return !has_mail(iou);
 }
 
-/* The loop thread changed something while the program waits on iou_fd(): make that readable. */
+/* The loop thread changed something: make iou_fd() readable, unless it is (outside of enter(), AWAKE says so). */
 __attribute__((noinline)) static void touch_fd(iou_t *iou)
 {
-	if (!iou->depth && atomic_exchange(&iou->sleeping, AWAKE) != AWAKE)
-		eventfd_write(iou->fd, 1);
+	if (atomic_load(&iou->sleeping) != AWAKE && atomic_exchange(&iou->sleeping, AWAKE) != AWAKE)
+		event_ring(iou->fd);
 }
 
 static inline void touch(iou_t *iou)
@@ -1796,7 +2072,7 @@ static inline void touch(iou_t *iou)
 
 static void inbox_push(iou_t *iou, entry_t *entry)
 {
-	stack_push(&iou->inbox_top, &entry->node);
+	mail_push(&iou->mail, &entry->node);
 	wake(iou);
 }
 
@@ -1860,50 +2136,85 @@ static iou_bh_t *bh_of(entry_t *entry)
 	return container_of(entry, iou_bh_t, entry);
 }
 
+static entry_t *entry_at(node_t *node)
+{
+	return container_of(node, entry_t, node);
+}
+
+static void bh_rouse(iou_bh_t *bh)
+{
+	if (bh->idles)
+		list_unlink(&bh->in_idle);
+	bh->idles = false;
+}
+
+/* Taken from the mail: does it wait to run when nothing else does? Then its entry is free to be queued again. */
+static bool bh_idles(iou_bh_t *bh)
+{
+	unsigned bits = atomic_load(&bh->bits);
+
+	while ((bits & (BH_SCHEDULED | BH_IDLE | BH_DELETED)) == BH_IDLE)
+		if (atomic_compare_exchange_weak(&bh->bits, &bits, bits & ~(unsigned)BH_QUEUED))
+			return true;
+	return false;
+}
+
 static void inbox_append(iou_t *iou, entry_t *entry)
 {
 	entry->seq = iou->inbox_seq++;
 	list_append(&iou->inbox, &entry->node);
 }
 
-/* Idle bottom halves that are to run now (all of them, or those no longer idle) move to the inbox. */
-static void take_idle(iou_t *iou, bool all)
+/* Take so many entries from the mail at most. */
+static void inbox_take(iou_t *iou, uint64_t most)
 {
-	node_t *node, *next;
+	for (node_t *node; most && (node = mail_next(&iou->mail)); most--) {
+		entry_t *entry = entry_at(node);
+		iou_bh_t *bh = entry->cb ? NULL : bh_of(entry);
 
-	for (node = iou->idle.next; node != &iou->idle; node = next) {
-		entry_t *entry = container_of(node, entry_t, node);
-		unsigned bits = atomic_load(&bh_of(entry)->bits);
-
-		next = node->next;
-		if (all || bits & (BH_SCHEDULED | BH_DELETED) || !(bits & BH_IDLE)) {
-			list_unlink(node);
-			inbox_append(iou, entry);
+		if (bh && bh_idles(bh)) {
+			if (!bh->idles)
+				list_append(&iou->idle, &bh->in_idle);
+			bh->idles = true;
+			continue;
 		}
-	}
-}
-
-static void take_inbox(iou_t *iou)
-{
-	node_t fresh;
-
-	if (unlikely(!list_empty(&iou->idle)))
-		take_idle(iou, false);
-	list_init(&fresh);
-	list_take(&fresh, &iou->inbox_top);
-	while (!list_empty(&fresh)) {
-		entry_t *entry = container_of(fresh.next, entry_t, node);
-
-		list_unlink(&entry->node);
-		if (!entry->cb) {
-			bh_of(entry)->linked = true;
-			if ((atomic_load(&bh_of(entry)->bits) & (BH_IDLE | BH_SCHEDULED | BH_DELETED)) == BH_IDLE) {
-				list_append(&iou->idle, &entry->node);
-				continue;
-			}
+		if (bh) {
+			bh_rouse(bh);
+			bh->linked = true;
 		}
 		inbox_append(iou, entry);
 	}
+}
+
+/* There is nothing else to do: bottom halves that wait for that are in line now. */
+static void inbox_take_idle(iou_t *iou)
+{
+	for (unsigned n = 0; n < ROUND_MAX && !list_empty(&iou->idle); n++) {
+		iou_bh_t *bh = container_of(iou->idle.next, iou_bh_t, in_idle);
+
+		bh_rouse(bh);
+		if (atomic_fetch_or(&bh->bits, BH_QUEUED) & BH_QUEUED)
+			continue; /* it was scheduled just now, and comes with the mail */
+		bh->linked = true;
+		inbox_append(iou, &bh->entry);
+	}
+}
+
+/* Off the line, whatever place it has there, so that it gets a new one when it is scheduled again. */
+static void bh_unqueue(iou_bh_t *bh)
+{
+	iou_t *iou = bh->iou;
+	unsigned bits = BH_SCHEDULED | BH_IDLE;
+
+	if (atomic_load(&bh->bits) & BH_QUEUED && !bh->linked)
+		inbox_take(iou, UINT64_MAX);
+	bh_rouse(bh);
+	if (bh->linked) {
+		list_unlink(&bh->entry.node);
+		bh->linked = false;
+		bits |= BH_QUEUED;
+	}
+	atomic_fetch_and(&bh->bits, ~bits);
 }
 
 /* A worker gave back a job. */
@@ -1912,12 +2223,13 @@ static void notify_loop(pool_t *pool)
 	wake(container_of(pool, iou_t, pool));
 }
 
-static void take_done(iou_t *iou)
+/* Jobs that workers gave back, at most so many, have ended. */
+static void take_done(iou_t *iou, uint64_t most)
 {
 	pool_t *pool = &iou->pool;
 	uint64_t n_done = atomic_load_explicit(&pool->n_done, memory_order_acquire);
 
-	for (; pool->n_collected != n_done; pool->n_collected++) {
+	for (; pool->n_collected != n_done && most; pool->n_collected++, most--) {
 		const done_t *done = &pool->done[pool->n_collected & (pool->size - 1)];
 
 		done->op->bits &= (uint8_t)~OP_EXPIRED; /* too late: it keeps its result */
@@ -1937,6 +2249,18 @@ static void bh_free(iou_bh_t *bh)
 /* ---- Loop ------------------------------------------------------------------------------------ */
 
 #ifdef IOU_DEBUG
+/* Every entry is where it belongs, and due no sooner than the one above it. Returns how many there are. */
+static uint64_t check_heap(const heap_t *heap, bool of_timers)
+{
+	for (size_t i = HEAP_ROOT; i < heap->end; i++) {
+		const op_t *op = heap->entries[i].op;
+
+		MUST(op->heap_index == i && (op->state == OP_TIMER) == of_timers, "a heap");
+		MUST(i == HEAP_ROOT || !heap_before(&heap->entries[i], &heap->entries[i / 4 + 2]), "a heap's order");
+	}
+	return heap->end - HEAP_ROOT;
+}
+
 /* Each op on the list has one of these states, and that much of a cancel. Returns how many there are. */
 static uint64_t check_list(node_t *list, enum op_state state, enum op_state or_state, enum op_cancel cancel)
 {
@@ -1944,7 +2268,7 @@ static uint64_t check_list(node_t *list, enum op_state state, enum op_state or_s
 		op_t *op = op_at(node);
 
 		MUST((op->state == state || op->state == or_state) && node->next->prev == node, "a list");
-		MUST(cancel_of(op) == cancel || cancel_of(op) == CANCEL_TIMER, "a cancel");
+		MUST(cancel_of(op) == cancel, "a cancel");
 	}
 	return list_length(list);
 }
@@ -1952,25 +2276,23 @@ static uint64_t check_list(node_t *list, enum op_state state, enum op_state or_s
 /* What the top of this file says of states, lists and counters. Each round, while there are not too many ops. */
 static void check(iou_t *iou)
 {
-	uint64_t n[OP_ENDED + 1] = {0}, n_heap = 0;
+	uint64_t n[OP_ENDED + 1] = {0}, n_heap = 0, n_ended = 0;
 
 	if (iou->n_ops > 1000)
 		return;
 	FOR_EACH_OP(iou, chunk, op) {
 		n[op->state]++;
 		n_heap += op->heap_index > 0;
-		MUST(!op->heap_index || iou->heap[op->heap_index].op == op, "the heap");
 		MUST(op->state != OP_TIMER || op->heap_index, "a timer");
 	}
-	for (size_t i = HEAP_ROOT + 1; i < iou->heap_end; i++)
-		MUST(!heap_before(&iou->heap[i], &iou->heap[i / 4 + 2]), "the heap's order");
-	MUST(n_heap == iou->heap_end - HEAP_ROOT, "the heap's size");
+	MUST(n_heap == check_heap(&iou->timers, true) + check_heap(&iou->deadlines, false), "the heaps");
 	MUST(n[OP_BACKLOG] == n_backlog(iou) && list_length(&iou->backlog) == n_backlog(iou), "the backlog");
 	MUST(n[OP_RING] == n_ring(iou), "ops in the ring");
-	MUST(n[OP_ENDED] == check_list(&iou->ended, OP_ENDED, OP_ENDED, CANCEL_NONE) &&
-	     n[OP_ENDED] == iou->n_ended_in - iou->n_ended_out, "ops that ended");
-	MUST(check_list(&iou->lane, OP_RING, OP_HELD, CANCEL_LANE) + check_list(&iou->asked, OP_RING, OP_RING, CANCEL_ASKED) <=
-	     n_ring(iou) + n[OP_HELD], "cancels");
+	for (op_t *op = iou->ended; op; op = op->end.next, n_ended++)
+		MUST(op->state == OP_ENDED && (!cancel_of(op) || cancel_of(op) == CANCEL_TIMER), "an op that ended");
+	MUST(n[OP_ENDED] == n_ended && n_ended == iou->n_ended_in - iou->n_ended_out, "ops that ended");
+	MUST(check_list(&iou->lane, OP_RING, OP_HELD, CANCEL_LANE) + check_list(&iou->asked, OP_RING, OP_RING, CANCEL_ASKED) +
+	     check_list(&iou->again, OP_RING, OP_RING, CANCEL_ASKED) <= n_ring(iou) + n[OP_HELD], "cancels");
 	MUST(n[OP_HELD] <= iou->n_cancels + list_length(&iou->lane), "ops held");
 	MUST(iou->n_elsewhere == n[OP_HELD] + n[OP_JOB] + n[OP_TIMER] + n[OP_ENDED], "ops elsewhere");
 }
@@ -1980,15 +2302,15 @@ static void check(iou_t *iou)
 
 static bool is_pending(iou_t *iou)
 {
-	return n_pending(iou) || atomic_load(&iou->n_holds) > 0 ||
-	       !list_empty(&iou->inbox) || !list_empty(&iou->idle) || atomic_load(&iou->inbox_top);
+	return n_pending(iou) || atomic_load(&iou->n_holds) > 0 || !list_empty(&iou->inbox) || !list_empty(&iou->idle) ||
+	       !mail_empty(&iou->mail);
 }
 
 /* Is there something to deliver? Idle bottom halves wait for the contrary. */
 static bool is_ready(iou_t *iou)
 {
-	return cq_ready(iou) || !list_empty(&iou->ended) || !list_empty(&iou->inbox) ||
-	       has_mail(iou) || (iou->heap_end > HEAP_ROOT && heap_due_ns(iou) <= now_ns());
+	return cq_ready(iou) || iou->ended || !list_empty(&iou->inbox) || has_mail(iou) ||
+	       (clock_runs(iou) && clock_due_ns(iou) <= now_ns());
 }
 
 /* Or the contrary: nothing to wait for, or iou_quit() was called. */
@@ -2000,9 +2322,9 @@ static bool may_wait(iou_t *iou, bool quits)
 /* When the clock has something for the loop. */
 static uint64_t next_due_ns(const iou_t *iou)
 {
-	uint64_t due_ns = heap_due_ns(iou);
+	uint64_t due_ns = clock_runs(iou) ? clock_due_ns(iou) : NEVER;
 
-	return list_empty(&iou->asked) || due_ns < iou->retry_due_ns ? due_ns : iou->retry_due_ns;
+	return list_empty(&iou->asked) ? due_ns : at_most(due_ns, iou->retry_due_ns);
 }
 
 static void spin_adapt(iou_t *iou, uint64_t ns)
@@ -2037,18 +2359,28 @@ static int shortage(iou_t *iou, int error)
 	return error;
 }
 
-/* Submit what is queued. Where nothing is ready then, sleep until something is: until until_ns (0: do not). */
+/* The loop has slept: back to what it was before. Who woke it has not written to iou_fd(). */
+static void sleep_end(iou_t *iou, enum sleep before)
+{
+	if (likely(before == AWAKE))
+		atomic_store_explicit(&iou->sleeping, AWAKE, memory_order_relaxed);
+	else if (atomic_exchange(&iou->sleeping, RESTING) == AWAKE)
+		touch_fd(iou);
+}
+
+/* Submit what is queued, or a round's share of it. Where nothing is ready then, sleep until something is: until until_ns
+ * (0: do not). */
 static int submit(iou_t *iou, bool quits, uint64_t until_ns)
 {
+	const uint64_t n_sent = iou->n_sent;
 	bool may_spin = iou->spin_max_ns;
 
 	for (;;) {
 		bool more = fill(iou, until_ns), wait = until_ns && !more && !is_ready(iou) && list_empty(&iou->idle);
-		uint64_t due_ns = until_ns;
+		enum sleep before = (enum sleep)atomic_load_explicit(&iou->sleeping, memory_order_relaxed);
+		uint64_t due_ns = wait ? at_most(until_ns, next_due_ns(iou)) : 0;
 		int ret;
 
-		if (wait && next_due_ns(iou) < due_ns)
-			due_ns = next_due_ns(iou);
 		if (wait && may_spin && enter(iou, SUBMIT, 0) == 0) {
 			may_spin = false;
 			spin(iou, quits, due_ns);
@@ -2057,7 +2389,7 @@ static int submit(iou_t *iou, bool quits, uint64_t until_ns)
 		if (wait) {
 			wait = doze(iou, ASLEEP) && may_wait(iou, quits);
 			ret = enter(iou, wait ? SUBMIT | WAIT : SUBMIT, due_ns);
-			atomic_store_explicit(&iou->sleeping, AWAKE, memory_order_relaxed);
+			sleep_end(iou, before);
 		} else {
 			ret = enter(iou, SUBMIT, 0);
 		}
@@ -2072,8 +2404,10 @@ static int submit(iou_t *iou, bool quits, uint64_t until_ns)
 		else
 			continue;
 		more |= !(iou->ring.flags & IORING_SETUP_SQPOLL) && iou->ring.head != iou->ring.io.sq.sqe_tail;
-		if (!more || cq_ready(iou) >= iou->ring.io.cq.ring_entries / 2)
+		if (!more || iou->n_sent - n_sent >= ROUND_MAX || cancel_waits(iou) ||
+		    cq_ready(iou) >= iou->ring.io.cq.ring_entries / 2)
 			return 0;
+		sqpoll_wait(iou);
 	}
 }
 
@@ -2082,11 +2416,14 @@ static bool goes_on(iou_t *iou, const round_t *round, int ret)
 	return likely(ret >= 0) && !(unlikely(atomic_load_explicit(&iou->quit, memory_order_relaxed)) && round->quits);
 }
 
-/* The one place that calls user code. */
-static int call(round_t *round, int (*cb)(void *cb_data), void *cb_data)
+/* The one place that calls user code. If that forked, and this is the child, nothing more of the parent's is to be done here. */
+static int call(iou_t *iou, round_t *round, int (*cb)(void *cb_data), void *cb_data)
 {
+	int ret;
+
 	round->n_calls++;
-	return cb(cb_data);
+	ret = cb(cb_data);
+	return is_here(iou) ? ret : -EEXIST;
 }
 
 /* The callback of an op that runs in no other of the same op: so it is this one's to release. */
@@ -2095,7 +2432,7 @@ static inline __attribute__((always_inline)) int deliver_outermost(iou_t *iou, r
 	int ret;
 
 	op->bits |= OP_CALLED;
-	ret = call(round, op->cb, op->cb_data);
+	ret = call(iou, round, op->cb, op->cb_data);
 	if (likely(op->state <= OP_LAST)) /* or given back in the callback: OP_FREE */
 		op_release(iou, op);
 	else
@@ -2103,22 +2440,37 @@ static inline __attribute__((always_inline)) int deliver_outermost(iou_t *iou, r
 	return ret;
 }
 
+/* The callback of an op of which another one is running, which will release it, and reads its own result until then. */
+static __attribute__((noinline)) int deliver_nested(iou_t *iou, round_t *round, op_t *op, int result, unsigned flags)
+{
+	const int outer_result = op->pub.result;
+	const unsigned outer_flags = op->pub.flags;
+	int ret;
+
+	op->pub.result = result;
+	op->pub.flags = flags;
+	ret = call(iou, round, op->cb, op->cb_data);
+	op->pub.result = outer_result;
+	op->pub.flags = outer_flags;
+	return ret;
+}
+
 static inline __attribute__((always_inline)) int deliver(iou_t *iou, round_t *round, op_t *op, int result,
 							    unsigned flags)
 {
-	op->pub.result = result;
-	op->pub.flags = flags;
 	if (likely(!(flags & IORING_CQE_F_MORE))) {
 		iou->n_elsewhere -= op->state != OP_RING;
 		op->state = OP_LAST;
 		if (unlikely(op->bits)) {
 			if (op->heap_index)
-				heap_remove(op);
+				heap_remove(&iou->deadlines, op);
 			op->bits &= OP_CALLED;
 		}
 	}
-	if (unlikely(op->bits & OP_CALLED)) /* nested in one that releases it */
-		return call(round, op->cb, op->cb_data);
+	if (unlikely(op->bits & OP_CALLED))
+		return deliver_nested(iou, round, op, result, flags);
+	op->pub.result = result;
+	op->pub.flags = flags;
 	return deliver_outermost(iou, round, op);
 }
 
@@ -2126,17 +2478,15 @@ static int deliver_timers(iou_t *iou, round_t *round)
 {
 	int ret = 0;
 
-	while (goes_on(iou, round, ret) && heap_due_ns(iou) <= round->now_ns) {
-		op_t *op = iou->heap[HEAP_ROOT].op;
+	for (; round->n_deadlines && heap_due_ns(&iou->deadlines) <= round->now_ns; round->n_deadlines--)
+		deadline_expire(iou);
+	for (; goes_on(iou, round, ret) && round->n_timers && heap_due_ns(&iou->timers) <= round->now_ns; round->n_timers--) {
+		op_t *op = iou->timers.entries[HEAP_ROOT].op;
 		int n;
 
-		if (op->state != OP_TIMER) {
-			deadline_expire(op);
-			continue;
-		}
 		if (op->timer.seq >= round->timer_seq)
 			break;
-		n = timer_expire(op, heap_due_ns(iou), round->now_ns);
+		n = timer_expire(op, heap_due_ns(&iou->timers), round->now_ns);
 		iou->stats.timers++;
 		ret = deliver(iou, round, op, n, op->heap_index ? IORING_CQE_F_MORE : 0);
 	}
@@ -2171,8 +2521,8 @@ static int deliver_inbox(iou_t *iou, round_t *round)
 {
 	int ret = 0;
 
-	while (goes_on(iou, round, ret) && !list_empty(&iou->inbox)) {
-		entry_t *entry = container_of(iou->inbox.next, entry_t, node);
+	for (; goes_on(iou, round, ret) && round->n_entries && !list_empty(&iou->inbox); round->n_entries--) {
+		entry_t *entry = entry_at(iou->inbox.next);
 		int (*cb)(void *);
 		void *cb_data;
 
@@ -2182,7 +2532,7 @@ static int deliver_inbox(iou_t *iou, round_t *round)
 		if (!cb)
 			continue;
 		iou->stats.posts++;
-		ret = call(round, cb, cb_data);
+		ret = call(iou, round, cb, cb_data);
 	}
 	return ret;
 }
@@ -2192,11 +2542,9 @@ static int deliver_ended(iou_t *iou, round_t *round)
 	int ret = 0;
 
 	while (goes_on(iou, round, ret) && iou->n_ended_out < round->n_ended) {
-		op_t *op = op_at(iou->ended.next);
+		op_t *op = ended_next(iou);
 
-		list_unlink(&op->node);
-		iou->n_ended_out++;
-		ret = deliver(iou, round, op, op->pub.result, 0);
+		ret = deliver(iou, round, op, op->end.result, 0);
 	}
 	return ret;
 }
@@ -2245,7 +2593,7 @@ static bool may_notify(const op_t *op, int result)
 static void op_fence(op_t *op)
 {
 	extra(op)->fences = false;
-	cancel_later(op); /* with IOSQE_ASYNC */
+	cancel_later(op); /* see prep_fence() */
 }
 
 /* It has ended, but its memory must not be another's yet. */
@@ -2253,8 +2601,8 @@ static void op_hold(iou_t *iou, op_t *op, int result, unsigned flags, bool may_n
 {
 	op->state = OP_HELD;
 	iou->n_elsewhere++;
-	op->pub.result = result;
-	op->pub.flags = flags;
+	extra(op)->held.result = result;
+	extra(op)->held.flags = flags;
 	extra(op)->fences = may_notify;
 	if (cancel_of(op) != CANCEL_SENT)
 		op_fence(op);
@@ -2282,7 +2630,25 @@ static op_t *reap_own(iou_t *iou, uint64_t user_data, int result, unsigned flags
 	return NULL;
 }
 
-/* While the iou ends: descriptors that an op returns have no other owner. */
+static void close_messages(const struct msghdr *message)
+{
+	struct msghdr *m = (struct msghdr *)message;
+
+	for (struct cmsghdr *part = CMSG_FIRSTHDR(m); part; part = CMSG_NXTHDR(m, part)) {
+		size_t n = part->cmsg_len > CMSG_LEN(0) ? (part->cmsg_len - CMSG_LEN(0)) / sizeof(int) : 0;
+		int fd;
+
+		if (part->cmsg_level != SOL_SOCKET || (part->cmsg_type != SCM_RIGHTS && part->cmsg_type != SCM_PIDFD))
+			continue;
+		for (size_t i = 0; i < n; i++) {
+			memcpy(&fd, CMSG_DATA(part) + i * sizeof(fd), sizeof(fd));
+			close(fd);
+		}
+	}
+}
+
+/* While the iou ends: descriptors that an op returns have no other owner. (Those that a multishot RECVMSG returns lie in a
+ * buffer which only the program and the kernel know.) */
 static void close_result(const op_t *op, int result)
 {
 	if (result < 0 || op->sqe.file_index)
@@ -2298,6 +2664,10 @@ static void close_result(const op_t *op, int result)
 	case IORING_OP_SOCKET:
 	case OPCODE_FIXED_FD_INSTALL:
 		close(result);
+		break;
+	case IORING_OP_RECVMSG:
+		if (!(op->sqe.ioprio & IORING_RECV_MULTISHOT))
+			close_messages((const struct msghdr *)(uintptr_t)op->sqe.addr);
 	}
 }
 
@@ -2311,8 +2681,8 @@ __attribute__((noinline)) static int deliver_other(iou_t *iou, round_t *round, u
 		op = reap_own(iou, user_data, result, flags);
 		if (!op)
 			return 0;
-		result = op->pub.result;
-		flags = op->pub.flags;
+		result = extra(op)->held.result;
+		flags = extra(op)->held.flags;
 	} else if (op->state == OP_HELD) { /* the notification */
 		iou->n_own_cqes++;
 		return 0;
@@ -2368,27 +2738,32 @@ static int deliver_cqes(iou_t *iou, round_t *round)
 		op->state = OP_LAST;
 		ret = deliver_outermost(iou, round, op);
 	}
-	publish_reaped(iou);
+	if (likely(ret != -EEXIST || is_here(iou))) /* a child does not have the ring's memory */
+		publish_reaped(iou);
 	return ret;
 }
 
-/* What is ready now is this round's; what comes later is the next one's. */
+/* What is ready now is this round's, but for what is beyond its share; what comes later is the next one's. */
 static void round_begin(iou_t *iou, round_t *round, bool quits)
 {
-	if (has_mail(iou) || !list_empty(&iou->idle)) {
-		take_inbox(iou);
-		take_done(iou);
+	if (has_mail(iou)) {
+		inbox_take(iou, ROUND_MAX);
+		take_done(iou, ROUND_MAX);
 	}
 	if (unlikely(!list_empty(&iou->idle)) && !is_ready(iou))
-		take_idle(iou, true);
+		inbox_take_idle(iou);
 	round->quits = quits;
 	round->n_calls = 0;
-	round->now_ns = iou->heap_end > HEAP_ROOT ? now_ns() : 0; /* NEVER is later */
-	round->stage = round->now_ns || !list_empty(&iou->inbox) || !list_empty(&iou->ended) ? AT_TIMERS : AT_CQES;
-	round->timer_seq = iou->timer_seq;
-	round->inbox_seq = iou->inbox_seq;
-	round->n_ended = iou->n_ended_in;
-	round->n_cqes = iou->n_reaped + cq_ready(iou);
+	round->stage = AT_CQES;
+	if (clock_runs(iou) || !list_empty(&iou->inbox) || iou->ended) {
+		round->stage = AT_TIMERS;
+		round->now_ns = clock_runs(iou) ? now_ns() : 0; /* NEVER is later */
+		round->timer_seq = iou->timer_seq;
+		round->inbox_seq = iou->inbox_seq;
+		round->n_deadlines = round->n_timers = round->n_entries = ROUND_MAX;
+		round->n_ended = at_most(iou->n_ended_in, iou->n_ended_out + ROUND_MAX);
+	}
+	round->n_cqes = iou->n_reaped + at_most(cq_ready(iou), ROUND_MAX);
 }
 
 /* Does the round end in this stage? Then that is where it goes on. */
@@ -2445,6 +2820,15 @@ static int deliver_all(iou_t *iou, round_t *round, bool quits)
 	return round_deliver(iou, round);
 }
 
+/* The kernel refuses what the library needs to sleep, or to cancel: that is a round's result where it had nothing better. */
+static int refused_take(iou_t *iou, int ret)
+{
+	int error = iou->refused;
+
+	iou->refused = 0;
+	return ret == 0 ? error : ret;
+}
+
 /* Submit, sleep if nothing is ready, deliver. Returns the number of callbacks run, or an error: a callback's, or
  * the kernel's where nothing was ready. */
 static int round_run(iou_t *iou, bool quits, uint64_t until_ns)
@@ -2454,12 +2838,12 @@ static int round_run(iou_t *iou, bool quits, uint64_t until_ns)
 	int ret;
 
 	check(iou);
-	if (unlikely(iou->fd >= 0))
-		atomic_store(&iou->sleeping, AWAKE);
 	ret = submit(iou, quits, iou->broken ? 0 : until_ns);
 	if (unlikely(iou->broken))
 		ret = -EBADR;
 	if (likely(ret >= 0) || is_ready(iou)) {
+		if (unlikely(iou->fd >= 0) && cq_ready(iou))
+			atomic_store_explicit(&iou->sleeping, AWAKE, memory_order_relaxed); /* the kernel has made iou_fd() readable */
 		current_iou = iou;
 		ret = deliver_all(iou, &round, quits);
 		if (unlikely(round.stage))
@@ -2467,6 +2851,8 @@ static int round_run(iou_t *iou, bool quits, uint64_t until_ns)
 		current_iou = outer;
 		if (ret >= 0)
 			ret = round.n_calls;
+		if (unlikely(iou->refused))
+			ret = refused_take(iou, ret);
 	}
 	check(iou);
 	return ret;
@@ -2483,8 +2869,11 @@ static int own(iou_t *iou)
 	if (ret < 0)
 		return ret;
 	iou->bound = true;
-	if (!iou->handed)
+	if (!iou->handed) {
+		pthread_mutex_lock(&iou->bhs_lock); /* see iou_bh_cancel() */
 		atomic_store(&iou->owner, thread_key());
+		pthread_mutex_unlock(&iou->bhs_lock);
+	}
 	return 0;
 }
 
@@ -2502,16 +2891,18 @@ static void clock_set(iou_t *iou)
 	iou->clock_due_ns = due_ns;
 }
 
-/* At the end of each call that may have left or found something to do, where the program waits on iou_fd(): make
- * that readable, or see to it that whatever comes will. */
+/* At the end of each call that may have left or found something to do, where iou_fd() is in use: submit what is queued,
+ * and make the descriptor readable, or see to it that whatever comes will. */
 static void rest(iou_t *iou)
 {
 	struct io_uring *io = &iou->ring.io;
 	eventfd_t n_rung = 0;
 	bool news;
 
-	if (likely(iou->fd < 0))
-		return;
+	if (may_fill(iou)) { /* what callbacks queued */
+		fill(iou, false);
+		enter(iou, SUBMIT, 0); /* an error is the next poll's to tell */
+	}
 	eventfd_read(iou->fd, &n_rung);
 	news = n_rung > iou->rang || iou->n_reaped != iou->n_rested; /* the kernel has signalled, or might have */
 	iou->n_rested = iou->n_reaped;
@@ -2531,18 +2922,24 @@ static void rest(iou_t *iou)
 		    sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW) || !doze(iou, RESTING);
 	if (iou->rang) {
 		atomic_store(&iou->sleeping, AWAKE);
-		eventfd_write(iou->fd, 1);
+		event_ring(iou->fd);
 	}
 }
 
 static void begin_loop(iou_t *iou)
 {
+	bool unowned = iou->handed && !iou->depth;
+
+	if (unlikely(unowned))
+		pthread_mutex_lock(&iou->bhs_lock); /* see iou_bh_cancel() */
 	atomic_store_explicit(&iou->depth, iou->depth + 1, memory_order_relaxed); /* written by this thread alone */
+	if (unlikely(unowned))
+		pthread_mutex_unlock(&iou->bhs_lock);
 }
 
 static void end_loop(iou_t *iou)
 {
-	if (iou->depth == 1)
+	if (unlikely(iou->fd >= 0) && is_here(iou))
 		rest(iou);
 	atomic_store_explicit(&iou->depth, iou->depth - 1, memory_order_release);
 }
@@ -2573,10 +2970,9 @@ static bool config_valid(const iou_config_t *config)
 /* What is in the inbox, but for the bottom halves themselves. */
 static void free_posts(iou_t *iou)
 {
-	take_inbox(iou);
-	take_idle(iou, true);
+	inbox_take(iou, UINT64_MAX);
 	while (!list_empty(&iou->inbox)) {
-		entry_t *entry = container_of(iou->inbox.next, entry_t, node);
+		entry_t *entry = entry_at(iou->inbox.next);
 
 		list_unlink(&entry->node);
 		if (entry->cb)
@@ -2588,17 +2984,11 @@ static void free_posts(iou_t *iou)
 static void free_memory(iou_t *iou, bool ops)
 {
 	uintptr_t cursor = atomic_load(&iou->post_cursor);
-	node_t *node, *next;
 	chunk_t *chunk;
 
-	free_posts(iou);
 	if (cursor % SLAB_SIZE != SLAB_ENTRIES)
 		free(slab_at(cursor));
 	free(atomic_load(&iou->spare_slab));
-	for (node = iou->bhs.next; node != &iou->bhs; node = next) {
-		next = node->next;
-		free(container_of(node, iou_bh_t, in_bhs));
-	}
 	if (ops) {
 		FOR_EACH_OP(iou, each, op)
 			env_free(op);
@@ -2607,8 +2997,17 @@ static void free_memory(iou_t *iou, bool ops)
 			free(chunk);
 		}
 	}
-	free(iou->heap);
+	free(iou->timers.entries);
+	free(iou->deadlines.entries);
 	free(iou);
+}
+
+static void free_bhs(iou_t *iou)
+{
+	for (node_t *node = iou->bhs.next, *next; node != &iou->bhs; node = next) {
+		next = node->next;
+		free(container_of(node, iou_bh_t, in_bhs));
+	}
 }
 
 static void close_fds(const iou_t *iou)
@@ -2622,14 +3021,33 @@ static void close_fds(const iou_t *iou)
 }
 
 /* In mirror order, once no worker is there. */
-static void destroy(iou_t *iou, bool ring, bool by_owner, bool ops)
+static void destroy(iou_t *iou, bool ring, bool by_owner, bool idle)
 {
 	if (ring)
-		ring_close(&iou->ring, by_owner);
+		ring_close(&iou->ring, by_owner, idle);
 	close_fds(iou);
 	pool_exit(&iou->pool);
+	free_posts(iou);
+	free_bhs(iou);
 	pthread_mutex_destroy(&iou->bhs_lock);
-	free_memory(iou, ops);
+	free_memory(iou, idle);
+}
+
+/* In a child that was forked: the ring's memory is not mapped, and the threads are the parent's. What another thread than
+ * the loop's found when it forked may have been half changed, and is left to the end of the process. */
+static void destroy_copy(iou_t *iou)
+{
+	uint64_t owner = atomic_load(&iou->owner);
+
+	close(iou->ring.io.ring_fd);
+	close_fds(iou);
+	if (thread_number() != (owner == NOBODY ? iou->maker : owner & ~(uint64_t)UINT32_MAX) || (iou->handed && iou->bound))
+		return;
+	pool_free(&iou->pool);
+	free_posts(iou);
+	if (pthread_mutex_trylock(&iou->bhs_lock) == 0) /* else another thread was changing them */
+		free_bhs(iou);
+	free_memory(iou, true);
 }
 
 /* The eventfd behind iou_fd(), with the ring's. Silent until it was asked for. */
@@ -2651,37 +3069,31 @@ static int bell_register(iou_t *iou, ring_t *ring)
 	return ret;
 }
 
-static uint64_t process_number(void)
-{
-	uint64_t none = 0;
-
-	if (!atomic_load(process_token))
-		atomic_compare_exchange_strong(process_token, &none, atomic_fetch_add(&n_processes, 1) + 1);
-	return atomic_load(process_token);
-}
-
 static iou_t *iou_alloc(const iou_config_t *config)
 {
 	size_t size = (sizeof(iou_t) + 63) / 64 * 64;
 	iou_t *iou;
-	node_t *lists[] = {NULL, NULL, NULL, NULL, NULL, NULL, NULL};
 
-	pthread_once(&process_once, map_process_token);
-	iou = process_token ? aligned_alloc(64, size) : NULL;
+	iou = process_init() ? aligned_alloc(64, size) : NULL;
 	if (!iou)
 		return NULL;
 	memset(iou, 0, size);
-	memcpy(lists, (node_t *[]){&iou->backlog, &iou->lane, &iou->asked, &iou->ended, &iou->inbox, &iou->idle,
-				   &iou->bhs}, sizeof(lists));
-	for (unsigned i = 0; i < sizeof(lists) / sizeof(*lists); i++)
-		list_init(lists[i]);
-	iou->process = process_number();
+	list_init(&iou->backlog);
+	list_init(&iou->lane);
+	list_init(&iou->asked);
+	list_init(&iou->again);
+	mail_init(&iou->mail);
+	list_init(&iou->inbox);
+	list_init(&iou->idle);
+	list_init(&iou->bhs);
+	iou->ended_end = &iou->ended;
+	iou->process = process_enrol();
+	iou->maker = thread_number();
 	atomic_init(&iou->owner, NOBODY);
 	iou->setup_flags = config->setup_flags;
 	iou->handed = config->setup_flags && !(config->setup_flags & IORING_SETUP_SINGLE_ISSUER);
 	iou->fd = iou->bell = iou->clock.fd = iou->wake.fd = -1;
-	iou->poll_flags = IORING_POLL_ADD_MULTI;
-	iou->heap_end = HEAP_ROOT;
+	iou->timers.end = iou->deadlines.end = HEAP_ROOT;
 	iou->clock_due_ns = NEVER;
 	atomic_init(&iou->post_cursor, SLAB_ENTRIES); /* of no slab */
 	iou->retry_ns = NS_PER_MS;
@@ -2690,7 +3102,7 @@ static iou_t *iou_alloc(const iou_config_t *config)
 	return iou;
 }
 
-iou_t *iou_new_with(const iou_config_t *config)
+static iou_t *make(const iou_config_t *config)
 {
 	iou_t *iou;
 	int ret;
@@ -2716,10 +3128,29 @@ iou_t *iou_new_with(const iou_config_t *config)
 	return iou;
 }
 
+iou_t *iou_new_with(const iou_config_t *config)
+{
+	int state = cancel_defer();
+	iou_t *iou = make(config);
+
+	cancel_allow(state);
+	return iou;
+}
+
 static int on_nothing(void *cb_data)
 {
 	(void)cb_data;
 	return 0;
+}
+
+/* Cancel what is in flight without an SQE, where a restriction refuses those. */
+static int cancel_in_kernel(iou_t *iou)
+{
+	struct io_uring_sync_cancel_reg all = {.flags = IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL,
+					       .timeout = {.tv_nsec = 100 * (long long)NS_PER_MS}};
+	int ret = io_uring_register((unsigned)iou->ring.io.ring_fd, IORING_REGISTER_SYNC_CANCEL, &all, 1);
+
+	return ret == -ENOENT || ret == -ETIME || ret == -EALREADY ? 0 : ret; /* it may have to be asked again */
 }
 
 /* Wait until the kernel has let go of every op. False: it cannot be reached any more, or lost one. */
@@ -2728,6 +3159,8 @@ static bool drain(iou_t *iou)
 	for (unsigned n_errors = 0; n_ring(iou) || iou->n_cancels;) {
 		int ret = round_run(iou, false, NEVER);
 
+		if (ret == -EACCES && cancel_in_kernel(iou) >= 0)
+			continue;
 		if (ret == -EBADR && n_errors++ < 1000 && enter(iou, WAIT, add_ns(now_ns(), 100 * NS_PER_MS)) != -EBADF &&
 		    cq_ready(iou))
 			continue;
@@ -2737,25 +3170,34 @@ static bool drain(iou_t *iou)
 	return true;
 }
 
-iou_t *iou_free(iou_t *iou)
+/* Threads that are in the middle of iou_quit() or iou_unhold(): this was not to be missed, and is the last touch of theirs. */
+static void visitor_enter(iou_t *iou)
 {
-	bool owner, drained;
+	atomic_fetch_add(&iou->n_visitors, 1);
+}
 
-	if (!iou)
-		return NULL;
-	if (!is_here(iou)) { /* a child's copy: the ring's memory is not mapped here, locks may be held, threads are the parent's */
-		close(iou->ring.io.ring_fd);
-		close_fds(iou);
-		pool_free(&iou->pool);
-		free_memory(iou, true);
-		return NULL;
-	}
-	owner = is_mine(iou);
-	MUST(!owner || !iou->depth, "not within a callback");
-	if (!owner && (iou->depth || n_ring(iou) || iou->n_cancels)) /* depth: the owner is in iou_run(), asleep perhaps */
-		return refuse(EEXIST);
-	while (atomic_load(&iou->n_visitors))
-		sched_yield();
+static void visitor_leave(iou_t *iou)
+{
+	int saved = errno;
+
+	if (atomic_fetch_sub(&iou->n_visitors, 1) == (FREE_WAITS | 1))
+		futex_wake(&iou->n_visitors, 1);
+	errno = saved;
+}
+
+static void visitors_wait(iou_t *iou)
+{
+	unsigned n = atomic_fetch_or(&iou->n_visitors, FREE_WAITS) | FREE_WAITS;
+
+	for (; n != FREE_WAITS; n = atomic_load(&iou->n_visitors))
+		futex_wait(&iou->n_visitors, n);
+}
+
+static void end(iou_t *iou)
+{
+	bool owner = is_mine(iou), drained;
+
+	visitors_wait(iou);
 	iou->ending = true;
 	FOR_EACH_OP(iou, chunk, op) {
 		op->cb = on_nothing;
@@ -2767,17 +3209,34 @@ iou_t *iou_free(iou_t *iou)
 	free_posts(iou);
 	drained = drain(iou);
 	destroy(iou, true, owner, drained);
+}
+
+iou_t *iou_free(iou_t *iou)
+{
+	int state;
+
+	if (!iou)
+		return NULL;
+	if (is_here(iou)) {
+		MUST(!is_mine(iou) || !iou->depth, "not within a callback");
+		if (!is_mine(iou) && (iou->depth || n_ring(iou) || iou->n_cancels)) /* the owner may be asleep in iou_run() */
+			return refuse(EEXIST);
+	}
+	state = cancel_defer();
+	if (is_here(iou))
+		end(iou);
+	else
+		destroy_copy(iou);
+	cancel_allow(state);
 	return NULL;
 }
 
-int iou_resize(iou_t *iou, unsigned entries)
+/* A new ring in the place of the old one, which has nothing in flight; or an error, and the old one stays. */
+static int ring_replace(iou_t *iou, unsigned entries)
 {
-	ring_t fresh;
+	ring_t fresh, old = iou->ring;
 	int ret;
 
-	CHECK_OWN(iou, entries);
-	if (n_ring(iou) || iou->n_cancels)
-		return -EBUSY;
 	ret = ring_open(&fresh, entries, iou->setup_flags);
 	if (ret < 0)
 		return ret;
@@ -2786,15 +3245,28 @@ int iou_resize(iou_t *iou, unsigned entries)
 	if (ret >= 0 && iou->bell >= 0)
 		ret = bell_register(iou, &fresh);
 	if (ret < 0) {
-		ring_close(&fresh, true);
+		ring_close(&fresh, true, true);
 		return ret;
 	}
 	cq_start(iou, &fresh, cq_ready(iou));
-	ring_close(&iou->ring, true);
-	iou->ring = fresh;
+	iou->ring = fresh; /* before the old one's descriptor is closed, which a child would close again */
+	ring_close(&old, true, true);
 	iou->wake.armed = iou->clock.armed = false;
 	touch(iou); /* the next poll arms them */
 	return 0;
+}
+
+int iou_resize(iou_t *iou, unsigned entries)
+{
+	int ret, state;
+
+	CHECK_OWN(iou, entries);
+	if (n_ring(iou) || iou->n_cancels)
+		return -EBUSY;
+	state = cancel_defer();
+	ret = ring_replace(iou, entries);
+	cancel_allow(state);
+	return ret;
 }
 
 struct io_uring *iou_ring(iou_t *iou)
@@ -2813,12 +3285,23 @@ struct io_uring *iou_ring(iou_t *iou)
 		MUST((op)->iou == (iou), "op of another iou"); \
 	} while (0)
 
+/* Neither queued, nor in a callback that is not its last, nor given back. */
+__attribute__((noreturn, cold, noinline)) static void misuse_of_state(const char *function, const op_t *op)
+{
+	if (op->state != OP_FREE)
+		misuse_of_op(function, op, strcmp(function, "iou_op_free") ? "op is queued already" :
+									     "op is still queued: cancel it first");
+	if (op->cb)
+		misuse_of_op(function, op, "op was given back, since its last callback did not queue it again");
+	misuse(function, "op was given back by iou_op_free");
+}
+
 /* And it is the program's to queue or to give back, or the condition holds. */
 #define MUST_HAVE_OP(iou, op, condition) \
 	do { \
 		MUST_OP(iou, op); \
 		if (unlikely(!op_is_programs(op)) && !(condition)) \
-			misuse(__func__, (op)->state == OP_FREE ? "op was given back" : "op is queued already"); \
+			misuse_of_state(__func__, op); \
 	} while (0)
 
 iou_op_t *iou_op_new(iou_t *iou)
@@ -2841,19 +3324,28 @@ void iou_op_free(iou_t *iou, iou_op_t *pub)
 	if (!op)
 		return;
 	MUST_HAVE_OP(iou, op, false);
+	op->cb = NULL; /* so that one which is used later is known to have been given back here */
 	if (op->bits & OP_CALLED)
 		op->state = OP_FREE; /* released when its callback returns */
 	else
 		op_release(iou, op);
 }
 
-/* An SQE that was not prepared: a new op's, or one that was not prepared again in the last callback. */
 static __attribute__((noinline)) bool sqe_is_zero(op_t *op)
 {
 	static const struct io_uring_sqe zero;
 
 	op->sqe.user_data = 0; /* iou's */
 	return memcmp(&op->sqe, &zero, sizeof(zero)) == 0;
+}
+
+/* Is it a new op's SQE, or one that was not prepared again in the last callback? (volatile: a load that is wider than
+ * what the program has just stored would wait for that.) */
+static inline bool sqe_is_prepared(op_t *op)
+{
+	const volatile struct io_uring_sqe *sqe = &op->sqe;
+
+	return likely(sqe->opcode || sqe->fd) || !sqe_is_zero(op);
 }
 
 /* The rarer consequences: out of line, for a short way through iou_op_queue(). */
@@ -2872,7 +3364,7 @@ void iou_op_queue(iou_t *iou, iou_op_t *pub, int (*cb)(void *cb_data), void *cb_
 	MUST_OWN(iou);
 	MUST_HAVE_OP(iou, op, false);
 	MUST(cb, "cb is NULL");
-	MUST(op->sqe.opcode || op->sqe.fd || !sqe_is_zero(op), "op is not prepared: its SQE is zero (a NOP's fd is -1)");
+	MUST(sqe_is_prepared(op), "op is not prepared: its SQE is zero (a NOP's fd is -1)");
 	op_accept(op, OP_BACKLOG, cb, cb_data);
 	after_ns = op->after_ns; /* the node is in its place from now on */
 	op->sqe.user_data = (uintptr_t)op;
@@ -2908,11 +3400,25 @@ void *iou_op_env(iou_op_t *pub, size_t size)
 	return block;
 }
 
+/* Right before it stands the pointer to its op, which knows it too. Looks at no more than that, for what is none. */
+static op_t *env_op(const void *env)
+{
+	op_t *op = ((op_t *const *)env)[-1];
+
+	return op && (uintptr_t)op % _Alignof(op_t) == 0 &&
+	       (op->env == ENV_SMALL ? env == extra(op)->small_env :
+		op->env == ENV_ALLOCATED && env == *(char **)extra(op)->small_env) ? op : NULL;
+}
+
 iou_op_t *iou_op_of(const void *env)
 {
+	op_t *op;
+
 	if (!env)
 		return refuse(EINVAL);
-	return &((op_t *const *)env)[-1]->pub;
+	op = (uintptr_t)env % ENV_HEAD == 0 ? env_op(env) : NULL;
+	MUST(op, "not an environment, or not that of an op any more");
+	return &op->pub;
 }
 
 int iou_op_async(iou_t *iou, iou_op_t *pub, int (*work)(void *work_data), void *work_data, int (*cb)(void *cb_data),
@@ -2962,7 +3468,7 @@ static int run_short_job(void *work_data)
 static int on_short_job(void *cb_data)
 {
 	short_job_t *job = cb_data;
-	int result = iou_op_of(job)->result, ret = job->completion_cb(job->completion_cb_data);
+	int result = ((op_t *const *)(void *)job)[-1]->pub.result, ret = job->completion_cb(job->completion_cb_data);
 
 	return ret >= 0 && result < 0 && job->ran ? result : ret;
 }
@@ -3025,6 +3531,7 @@ int iou_op_cancel(iou_t *iou, iou_op_t *pub)
 
 	CHECK_OWN(iou, op);
 	MUST(op->iou == iou, "op of another iou");
+	take_done(iou, UINT64_MAX); /* what ended before comes before */
 	ret = cancel(op);
 	touch(iou);
 	return ret;
@@ -3033,6 +3540,7 @@ int iou_op_cancel(iou_t *iou, iou_op_t *pub)
 int iou_cancel_all(iou_t *iou)
 {
 	CHECK_OWN(iou, true);
+	take_done(iou, UINT64_MAX);
 	while (!list_empty(&iou->backlog)) /* in the order in which they were queued */
 		cancel_in_backlog(op_at(iou->backlog.next));
 	FOR_EACH_OP(iou, chunk, op)
@@ -3086,8 +3594,9 @@ int iou_flush(iou_t *iou)
 			ret = shortage(iou, ret);
 		else if (ret == 0)
 			iou->n_shortages = 0;
+		sqpoll_wait(iou);
 	} while (ret == 0 && (more || iou->ring.io.sq.sqe_tail != sq_head(iou)));
-	if (!iou->depth)
+	if (unlikely(iou->fd >= 0))
 		rest(iou);
 	return ret;
 }
@@ -3119,10 +3628,10 @@ int iou_quit(iou_t *iou)
 		return -EINVAL;
 	if (!is_here(iou))
 		return -EEXIST;
-	atomic_fetch_add(&iou->n_visitors, 1);
+	visitor_enter(iou);
 	atomic_store(&iou->quit, true);
 	wake(iou);
-	atomic_fetch_sub(&iou->n_visitors, 1);
+	visitor_leave(iou);
 	return 0;
 }
 
@@ -3182,12 +3691,12 @@ void iou_unhold(iou_t *iou)
 	MUST(iou, "iou is NULL");
 	if (!is_here(iou))
 		return;
-	atomic_fetch_add(&iou->n_visitors, 1);
+	visitor_enter(iou);
 	before = atomic_fetch_sub(&iou->n_holds, 1);
 	MUST(before > 0, "more often than iou_hold");
 	if (before == 1)
 		wake(iou);
-	atomic_fetch_sub(&iou->n_visitors, 1); /* iou_free() may follow at once */
+	visitor_leave(iou); /* iou_free() may follow at once */
 }
 
 
@@ -3229,24 +3738,40 @@ iou_bh_t *iou_bh_new(iou_t *iou, int (*cb)(void *cb_data), void *cb_data)
 }
 
 /* Set the bits; who sets BH_QUEUED pushes it. */
-static void bh_set(iou_bh_t *bh, unsigned bits)
+static void bh_set(iou_bh_t *bh, unsigned bits, const char *function)
 {
-	iou_t *iou = bh->iou;
+	iou_t *iou;
+	unsigned was;
 
-	if (is_here(iou) && !(atomic_fetch_or(&bh->bits, bits | BH_QUEUED) & BH_QUEUED))
+	if (unlikely(!bh))
+		misuse(function, "bh is NULL");
+	iou = bh->iou;
+	if (!is_here(iou))
+		return;
+	was = atomic_fetch_or(&bh->bits, bits | BH_QUEUED);
+	if (unlikely(was & BH_DELETED))
+		misuse(function, "bh was deleted");
+	if (!(was & BH_QUEUED))
 		inbox_push(iou, &bh->entry);
 }
 
 void iou_bh_schedule(iou_bh_t *bh)
 {
-	MUST(bh, "bh is NULL");
-	bh_set(bh, BH_SCHEDULED);
+	bh_set(bh, BH_SCHEDULED, __func__);
 }
 
 void iou_bh_schedule_idle(iou_bh_t *bh)
 {
-	MUST(bh, "bh is NULL");
-	bh_set(bh, BH_IDLE);
+	bh_set(bh, BH_IDLE, __func__);
+}
+
+/* On another thread than the loop's: the entry keeps its place. One that idles is queued, so that the loop takes it off. */
+static void bh_cancel_only(iou_bh_t *bh)
+{
+	unsigned was = atomic_fetch_and(&bh->bits, ~(unsigned)(BH_SCHEDULED | BH_IDLE));
+
+	if ((was & (BH_IDLE | BH_QUEUED)) == BH_IDLE)
+		bh_set(bh, 0, "iou_bh_cancel");
 }
 
 void iou_bh_cancel(iou_bh_t *bh)
@@ -3257,22 +3782,25 @@ void iou_bh_cancel(iou_bh_t *bh)
 	iou = bh->iou;
 	if (!is_here(iou))
 		return;
-	if (is_owner(iou) && atomic_load(&bh->bits) & BH_QUEUED) {
-		take_inbox(iou);
-		if (bh->linked) { /* off the list, so that scheduling it again puts it at the end */
-			bh->linked = false;
-			list_unlink(&bh->entry.node);
-			atomic_fetch_and(&bh->bits, ~(unsigned)(BH_SCHEDULED | BH_IDLE | BH_QUEUED));
-			return;
-		}
+	MUST(!(atomic_load(&bh->bits) & BH_DELETED), "bh was deleted");
+	if (is_owner(iou) || current_iou == iou) {
+		bh_unqueue(bh);
+	} else if (atomic_load(&iou->owner) != NOBODY) {
+		bh_cancel_only(bh);
+	} else { /* no thread's yet, or handed on: as long as no loop runs, the lock keeps the threads apart */
+		pthread_mutex_lock(&iou->bhs_lock);
+		if (atomic_load(&iou->owner) == NOBODY && !iou->depth)
+			bh_unqueue(bh);
+		else
+			bh_cancel_only(bh);
+		pthread_mutex_unlock(&iou->bhs_lock);
 	}
-	atomic_fetch_and(&bh->bits, ~(unsigned)(BH_SCHEDULED | BH_IDLE));
 }
 
 void iou_bh_delete(iou_bh_t *bh)
 {
 	if (bh)
-		bh_set(bh, BH_DELETED);
+		bh_set(bh, BH_DELETED, __func__);
 }
 
 
@@ -3288,22 +3816,6 @@ void iou_stats(const iou_t *iou, iou_stats_t *stats)
 	stats->backlog = n_backlog(iou);
 	stats->backlog_max = stats->backlog > iou->n_backlog_max ? stats->backlog : iou->n_backlog_max;
 	stats->wakeups = atomic_load_explicit(&iou->n_wakeups, memory_order_relaxed);
-}
-
-static const char *opcode_name(unsigned opcode)
-{
-	static const char *const names[] = {
-		"NOP", "READV", "WRITEV", "FSYNC", "READ_FIXED", "WRITE_FIXED", "POLL_ADD", "POLL_REMOVE", "SYNC_FILE_RANGE",
-		"SENDMSG", "RECVMSG", "TIMEOUT", "TIMEOUT_REMOVE", "ACCEPT", "ASYNC_CANCEL", "LINK_TIMEOUT", "CONNECT",
-		"FALLOCATE", "OPENAT", "CLOSE", "FILES_UPDATE", "STATX", "READ", "WRITE", "FADVISE", "MADVISE", "SEND", "RECV",
-		"OPENAT2", "EPOLL_CTL", "SPLICE", "PROVIDE_BUFFERS", "REMOVE_BUFFERS", "TEE", "SHUTDOWN", "RENAMEAT",
-		"UNLINKAT", "MKDIRAT", "SYMLINKAT", "LINKAT", "MSG_RING", "FSETXATTR", "SETXATTR", "FGETXATTR", "GETXATTR",
-		"SOCKET", "URING_CMD", "SEND_ZC", "SENDMSG_ZC", "READ_MULTISHOT", "WAITID", "FUTEX_WAIT", "FUTEX_WAKE",
-		"FUTEX_WAITV", "FIXED_FD_INSTALL", "FTRUNCATE", "BIND", "LISTEN", "RECV_ZC", "EPOLL_WAIT", "READV_FIXED",
-		"WRITEV_FIXED", "PIPE",
-	};
-
-	return opcode < sizeof(names) / sizeof(*names) ? names[opcode] : "?";
 }
 
 /* The program's own function, behind the library's in iou_async() and iou_add_sqe(). */
@@ -3324,7 +3836,8 @@ static void dump_op(iou_t *iou, op_t *op, FILE *out)
 	static const char *const where[] = {
 		[OP_BACKLOG] = "backlog", [OP_RING] = "ring", [OP_HELD] = "done", [OP_TIMER] = "timer", [OP_ENDED] = "done",
 	};
-	uint64_t at_ns = now_ns(), due_ns = op->heap_index ? iou->heap[op->heap_index].due_ns : NEVER;
+	const heap_t *heap = op->state == OP_TIMER ? &iou->timers : &iou->deadlines;
+	uint64_t at_ns = now_ns(), due_ns = op->heap_index ? heap->entries[op->heap_index].due_ns : NEVER;
 	bool queued;
 
 	if (op_is_programs(op) || op->state == OP_FREE)
@@ -3337,7 +3850,7 @@ static void dump_op(iou_t *iou, op_t *op, FILE *out)
 	} else {
 		fprintf(out, "%s:", where[op->state]);
 		if (op->state == OP_ENDED)
-			fprintf(out, " result %d", op->pub.result);
+			fprintf(out, " result %d", op->end.result);
 		else if (op->state != OP_TIMER)
 			fprintf(out, " %s fd %d", opcode_name(op->sqe.opcode), op->sqe.fd);
 		if (cancel_of(op))
@@ -3357,8 +3870,10 @@ void iou_dump(const iou_t *shown, FILE *out)
 
 	MUST_OWN(iou);
 	MUST(out, "out is NULL");
-	take_done(iou);
-	take_inbox(iou);
+	take_done(iou, UINT64_MAX);
+	pthread_mutex_lock(&iou->bhs_lock); /* see iou_bh_cancel() */
+	inbox_take(iou, UINT64_MAX);
+	pthread_mutex_unlock(&iou->bhs_lock);
 	FOR_EACH_OP(iou, chunk, op)
 		dump_op(iou, op, out);
 	fprintf(out, "%llu ops pending, %lld holds", (unsigned long long)n_pending(iou), atomic_load(&iou->n_holds));

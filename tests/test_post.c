@@ -35,7 +35,8 @@ START_TEST(posts_arrive_in_order)
 		calls[i].id = i;
 		post(iou, on_call, &calls[i]);
 		if (i == N / 3)
-			ck_assert_int_eq(iou_poll(iou, 0), N / 3 + 1);
+			while (n_order <= N / 3)
+				ck_assert_int_gt(iou_poll(iou, 0), 0);
 	}
 	run(iou);
 	ck_assert_int_eq(n_order, N);
