@@ -39,7 +39,7 @@
  * Cancelling. A CANCEL SQE names its op by address, so the op's memory must not be another's when the kernel looks:
  * an op that completed meanwhile is HELD until the cancel's own CQE is there (as is one that may_notify()). cancel_of()
  * says where the request is:
- *     NONE ──► LANE (to be sent) ──► SENT ──► ASKED (the kernel answered; where it found nothing, LANE again later)
+ *     NONE ──► LANE (to be sent) ──► SENT ──► ASKED (the kernel answered; where it found nothing, sent again later)
  *     NONE ──► WANTED (behind another op of its chain: the kernel cannot find it) ──► LANE once it starts
  *
  * Threads. All of iou_t is the loop thread's, but for the atomics, what pool.lock and bhs_lock guard (see pool_t), and the
@@ -436,7 +436,7 @@ struct iou_t {
 	uint64_t maker;       /* the this_thread of who made it */
 
 	node_t backlog;
-	node_t lane, asked, again; /* cancels: to be sent; to be repeated at retry_due_ns; to be repeated now */
+	node_t lane, asked; /* cancels: to be sent; to be sent again at retry_due_ns */
 	op_t *ended, **ended_end;
 	node_t inbox, idle;   /* entries taken from the mail, in line; bottom halves that run when nothing else does */
 	/* How many ops are where follows from these: see n_backlog(), n_ring(), n_pending(). So most cost two counts. */
@@ -451,6 +451,7 @@ struct iou_t {
 	uint64_t n_backlog_max;
 	uint64_t inbox_seq, timer_seq;
 	uint64_t retry_due_ns, retry_ns; /* when `asked` is asked again */
+	unsigned cancel_share; /* how many cancels are sent at once: see cancel_pace() */
 
 	chunk_t *chunks;
 	node_t *free_ops;
@@ -1090,7 +1091,7 @@ static void deadline_expire(iou_t *iou)
 /* Is there a cancel to be sent? */
 static bool cancel_waits(const iou_t *iou)
 {
-	return !list_empty(&iou->lane) || !list_empty(&iou->again);
+	return !list_empty(&iou->lane);
 }
 
 /* The kernel answered a CANCEL. Where it did not find the op, or only interrupted it, ask again later. */
@@ -1115,7 +1116,7 @@ static void cancel_again(iou_t *iou)
 {
 	if (iou->retry_due_ns > now_ns())
 		return;
-	list_splice(&iou->again, &iou->asked);
+	list_splice(&iou->lane, &iou->asked);
 	iou->retry_ns = iou->retry_ns < RETRY_MAX_NS ? iou->retry_ns * 2 : RETRY_MAX_NS;
 }
 
@@ -1477,7 +1478,17 @@ static enum sent chain_send(iou_t *iou)
 	return SENT;
 }
 
-/* Fill the SQ: the library's polls, cancels (a round's share of them), then the backlog. True: there is more. */
+/* To find an op that is to be cancelled, the kernel walks through one of a few lists of all that are in flight. With many
+ * thousands of these, a cancel takes a tenth of a millisecond and more: so that many are sent at once as take about one. */
+static void cancel_pace(iou_t *iou, uint64_t took_ns)
+{
+	if (took_ns > 2 * NS_PER_MS && iou->cancel_share > 1)
+		iou->cancel_share /= 2;
+	else if (took_ns < NS_PER_MS / 2 && iou->cancel_share < ROUND_MAX)
+		iou->cancel_share *= 2;
+}
+
+/* Fill the SQ: the library's polls, cancels (a share of them), then the backlog. True: there is more. */
 static bool fill(iou_t *iou, bool may_sleep)
 {
 	unsigned room, n_cancels;
@@ -1491,9 +1502,9 @@ static bool fill(iou_t *iou, bool may_sleep)
 			return true;
 	room = sq_room(iou);
 	for (n_cancels = 0; unlikely(cancel_waits(iou)); n_cancels++, room--) {
-		if (!room || n_cancels == ROUND_MAX)
+		if (!room || n_cancels == iou->cancel_share)
 			return true;
-		cancel_send(iou, op_at(list_empty(&iou->lane) ? iou->again.next : iou->lane.next));
+		cancel_send(iou, op_at(iou->lane.next));
 	}
 	if (list_empty(&iou->backlog))
 		return false;
@@ -2261,14 +2272,14 @@ static uint64_t check_heap(const heap_t *heap, bool of_timers)
 	return heap->end - HEAP_ROOT;
 }
 
-/* Each op on the list has one of these states, and that much of a cancel. Returns how many there are. */
-static uint64_t check_list(node_t *list, enum op_state state, enum op_state or_state, enum op_cancel cancel)
+/* Each op on the list is in the ring, or held behind its cancel, which is at that stage. Returns how many there are. */
+static uint64_t check_cancels(node_t *list, enum op_cancel cancel, enum op_cancel or_cancel)
 {
 	for (node_t *node = list->next; node != list; node = node->next) {
 		op_t *op = op_at(node);
 
-		MUST((op->state == state || op->state == or_state) && node->next->prev == node, "a list");
-		MUST(cancel_of(op) == cancel, "a cancel");
+		MUST((op->state == OP_RING || op->state == OP_HELD) && node->next->prev == node, "a list");
+		MUST(cancel_of(op) == cancel || cancel_of(op) == or_cancel, "a cancel");
 	}
 	return list_length(list);
 }
@@ -2291,8 +2302,8 @@ static void check(iou_t *iou)
 	for (op_t *op = iou->ended; op; op = op->end.next, n_ended++)
 		MUST(op->state == OP_ENDED && (!cancel_of(op) || cancel_of(op) == CANCEL_TIMER), "an op that ended");
 	MUST(n[OP_ENDED] == n_ended && n_ended == iou->n_ended_in - iou->n_ended_out, "ops that ended");
-	MUST(check_list(&iou->lane, OP_RING, OP_HELD, CANCEL_LANE) + check_list(&iou->asked, OP_RING, OP_RING, CANCEL_ASKED) +
-	     check_list(&iou->again, OP_RING, OP_RING, CANCEL_ASKED) <= n_ring(iou) + n[OP_HELD], "cancels");
+	MUST(check_cancels(&iou->lane, CANCEL_LANE, CANCEL_ASKED) + check_cancels(&iou->asked, CANCEL_ASKED, CANCEL_ASKED) <=
+	     n_ring(iou) + n[OP_HELD], "cancels");
 	MUST(n[OP_HELD] <= iou->n_cancels + list_length(&iou->lane), "ops held");
 	MUST(iou->n_elsewhere == n[OP_HELD] + n[OP_JOB] + n[OP_TIMER] + n[OP_ENDED], "ops elsewhere");
 }
@@ -2376,6 +2387,7 @@ static int submit(iou_t *iou, bool quits, uint64_t until_ns)
 	bool may_spin = iou->spin_max_ns;
 
 	for (;;) {
+		uint64_t began_ns = unlikely(cancel_waits(iou)) ? now_ns() : 0;
 		bool more = fill(iou, until_ns), wait = until_ns && !more && !is_ready(iou) && list_empty(&iou->idle);
 		enum sleep before = (enum sleep)atomic_load_explicit(&iou->sleeping, memory_order_relaxed);
 		uint64_t due_ns = wait ? at_most(until_ns, next_due_ns(iou)) : 0;
@@ -2393,6 +2405,8 @@ static int submit(iou_t *iou, bool quits, uint64_t until_ns)
 		} else {
 			ret = enter(iou, SUBMIT, 0);
 		}
+		if (unlikely(more && began_ns))
+			cancel_pace(iou, now_ns() - began_ns);
 		if (likely(ret == 0))
 			iou->n_shortages = 0;
 		else if (!is_shortage(ret))
@@ -3081,7 +3095,6 @@ static iou_t *iou_alloc(const iou_config_t *config)
 	list_init(&iou->backlog);
 	list_init(&iou->lane);
 	list_init(&iou->asked);
-	list_init(&iou->again);
 	mail_init(&iou->mail);
 	list_init(&iou->inbox);
 	list_init(&iou->idle);
@@ -3097,6 +3110,7 @@ static iou_t *iou_alloc(const iou_config_t *config)
 	iou->clock_due_ns = NEVER;
 	atomic_init(&iou->post_cursor, SLAB_ENTRIES); /* of no slab */
 	iou->retry_ns = NS_PER_MS;
+	iou->cancel_share = 8;
 	iou->spin_max_ns = config->spin_ns;
 	iou->spin_ns = config->spin_ns < SPIN_LEAST_NS ? config->spin_ns : SPIN_LEAST_NS;
 	return iou;
