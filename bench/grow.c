@@ -212,6 +212,16 @@ struct nops {
 	iou_op_t **timers;
 };
 
+static int on_nop(void *data);
+
+static void queue_nop(struct nops **env)
+{
+	iou_op_t *op = iou_op_of(env);
+
+	io_uring_prep_nop(op->sqe);
+	iou_op_queue((*env)->iou, op, on_nop, env);
+}
+
 static int on_nop(void *data)
 {
 	struct nops **env = data;
@@ -219,7 +229,7 @@ static int on_nop(void *data)
 
 	if (nops->left) {
 		nops->left--;
-		iou_op_queue(nops->iou, iou_op_of(env), on_nop, env);
+		queue_nop(env);
 	} else if (--nops->depth == 0) {
 		iou_quit(nops->iou); /* the timers are still pending */
 	}
@@ -235,8 +245,7 @@ static void nop_rounds(struct nops *nops, uint64_t n, uint64_t depth)
 		struct nops **env = must_have(iou_op_env(op, sizeof(*env)), "iou_op_env");
 
 		*env = nops;
-		io_uring_prep_nop(op->sqe);
-		iou_op_queue(nops->iou, op, on_nop, env);
+		queue_nop(env);
 	}
 	must(iou_run(nops->iou), "iou_run");
 }

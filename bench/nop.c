@@ -120,14 +120,23 @@ static void iou_rounds(void *state, uint64_t n)
 	must(iou_run(nops->iou), "iou_run");
 }
 
+static int on_nop_again(void *data);
+
+static void queue_again(struct nops **env)
+{
+	iou_op_t *op = iou_op_of(env);
+
+	io_uring_prep_nop(op->sqe);
+	iou_op_queue((*env)->iou, op, on_nop_again, env);
+}
+
 static int on_nop_again(void *data)
 {
 	struct nops **env = data;
-	struct nops *nops = *env;
 
-	if (nops->left) {
-		nops->left--;
-		iou_op_queue(nops->iou, iou_op_of(env), on_nop_again, env);
+	if ((*env)->left) {
+		(*env)->left--;
+		queue_again(env);
 	}
 	return 0;
 }
@@ -142,8 +151,7 @@ static void again_rounds(void *state, uint64_t n)
 		struct nops **env = must_have(iou_op_env(op, sizeof(*env)), "iou_op_env");
 
 		*env = nops;
-		io_uring_prep_nop(op->sqe);
-		iou_op_queue(nops->iou, op, on_nop_again, env);
+		queue_again(env);
 	}
 	must(iou_run(nops->iou), "iou_run");
 }

@@ -40,7 +40,7 @@ static int on_read(void *data) /* on the loop, as all callbacks */
 
 	text->size = op->result;
 	if (op->result > 0)
-		return iou_op_async(iou_current(), op, count_lines, text, read_more, text);
+		return iou_op_async(text->iou, op, count_lines, text, read_more, text);
 	if (op->result == 0)
 		printf("%ld lines\n", text->n_lines);
 	return op->result; /* an error ends iou_run() */

@@ -396,6 +396,7 @@ static void queue_again(item_t *item)
 		iou_op_timer(the_iou, item->op, 1000, 0, on_item, item);
 		break;
 	default:
+		io_uring_prep_nop(item->op->sqe);
 		iou_op_queue(the_iou, item->op, on_item, item);
 	}
 }

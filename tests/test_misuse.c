@@ -138,6 +138,47 @@ static void deadline_on_a_job(void)
 	iou_op_deadline(the_iou, the_op, 1);
 }
 
+/* ---- An op that is not prepared, or not again ------------------------------------------------- */
+
+static void queue_unprepared(void)
+{
+	iou_op_queue(the_iou, the_op, on_nothing, NULL);
+}
+
+/* Of all fields, iou owns this one. */
+static void queue_with_user_data_alone(void)
+{
+	the_op->sqe->user_data = 1;
+	iou_op_queue(the_iou, the_op, on_nothing, NULL);
+}
+
+static int on_queue_as_it_is(void *data)
+{
+	iou_op_queue(the_iou, the_op, on_nothing, data);
+	return 0;
+}
+
+static void queue_again_unprepared(void)
+{
+	nop(the_op);
+	iou_op_queue(the_iou, the_op, on_queue_as_it_is, NULL);
+	poll_once();
+}
+
+static void queue_again_unprepared_after_a_cancel(void)
+{
+	io_uring_prep_timeout(the_op->sqe, &(struct __kernel_timespec){.tv_sec = 1000}, 0, 0);
+	iou_op_queue(the_iou, the_op, on_queue_as_it_is, NULL);
+	EXPECT(iou_op_cancel(the_iou, the_op) == 0);
+	poll_once();
+}
+
+static void queue_after_a_timer_unprepared(void)
+{
+	iou_op_timer(the_iou, the_op, 0, 0, on_queue_as_it_is, NULL);
+	poll_once();
+}
+
 /* ---- An op that was given back --------------------------------------------------------------- */
 
 static void queue_after_its_end(void)
@@ -385,6 +426,11 @@ static const struct {
 	{"iou_op_queue: ", queue_twice_in_its_callback},
 	{"iou_op_deadline: ", deadline_on_a_queued_op},
 	{"iou_op_deadline: ", deadline_on_a_job},
+	{"iou_op_queue: op is not prepared", queue_unprepared},
+	{"iou_op_queue: op is not prepared", queue_with_user_data_alone},
+	{"iou_op_queue: op is not prepared", queue_again_unprepared},
+	{"iou_op_queue: op is not prepared", queue_again_unprepared_after_a_cancel},
+	{"iou_op_queue: op is not prepared", queue_after_a_timer_unprepared},
 	{"iou_op_queue: ", queue_after_its_end},
 	{"iou_op_timer: ", time_after_its_end},
 	{"iou_op_async: ", work_after_its_end},
@@ -561,6 +607,24 @@ START_TEST(an_op_is_freed_in_its_last_callback)
 }
 END_TEST
 
+/* Least of all: a NOP, and an SQE with a single bit. */
+START_TEST(an_op_is_hardly_prepared)
+{
+	call_t calls[3];
+
+	the_iou = new_iou(4);
+	io_uring_prep_nop(call_op(the_iou, &calls[0], 0));
+	call_op(the_iou, &calls[1], 1)->fd = -1;
+	call_op(the_iou, &calls[2], 2)->flags = IOSQE_ASYNC;
+	for (int i = 0; i < 3; i++)
+		call_queue(the_iou, &calls[i]);
+	run(the_iou);
+	for (int i = 0; i < 3; i++)
+		ck_assert_int_eq(calls[i].result, 0);
+	done(the_iou);
+}
+END_TEST
+
 /* The library prints nothing while all goes well, errors included: neither to stdout nor to stderr. */
 static void go_wrong_quietly(void *data)
 {
@@ -591,7 +655,7 @@ Suite *misuse_suite(void)
 {
 	Suite *suite = suite_create("misuse");
 	TCase *tcase = TEST_CASE(suite, "misuse", null_is_refused, an_op_is_freed_in_its_last_callback,
-				 errors_print_nothing);
+				 an_op_is_hardly_prepared, errors_print_nothing);
 
 	tcase_add_loop_test(tcase, misuse_ends_the_program, 0, N_MISUSES);
 	return suite;

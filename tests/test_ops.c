@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 
-/* Ops on the ring: taking and giving back, order, the backlog, callbacks one for each CQE, queueing again, keys. */
+/* Ops on the ring: taking and giving back, order, the backlog, callbacks one for each CQE, queueing again, SQEs, keys. */
 
 #include "helper.h"
 
@@ -21,18 +21,24 @@ static void put(int fd, const void *data, size_t size)
 	ck_assert_int_eq(write(fd, data, size), (int)size);
 }
 
+static bool is_zero(const struct io_uring_sqe *sqe)
+{
+	static const struct io_uring_sqe zero;
+
+	return memcmp(sqe, &zero, sizeof(zero)) == 0;
+}
+
 /* ---- Taking and giving back ------------------------------------------------------------------ */
 
 START_TEST(a_new_op_is_blank)
 {
-	static const struct io_uring_sqe zero;
 	iou_op_t *op[600];
 	iou_t *iou = new_iou(2);
 
 	for (int repeat = 0; repeat < 3; repeat++) {
 		for (int i = 0; i < 600; i++) {
 			op[i] = new_op(iou);
-			ck_assert(memcmp(op[i]->sqe, &zero, sizeof(zero)) == 0);
+			ck_assert(is_zero(op[i]->sqe));
 			memset(op[i]->sqe, 0xee, sizeof(*op[i]->sqe)); /* its own, and no other's */
 		}
 		for (int i = 0; i < 600; i++)
@@ -681,6 +687,451 @@ START_TEST(one_op_is_enough)
 }
 END_TEST
 
+/* ---- The SQE in callbacks -------------------------------------------------------------------- */
+
+/* What liburing 2.7 and later sets in each operation; the rest stays as it was. */
+static void prep_sparingly(struct io_uring_sqe *sqe, int opcode, int fd, const void *addr, unsigned len)
+{
+	sqe->opcode = (__u8)opcode;
+	sqe->fd = fd;
+	sqe->off = 0;
+	sqe->addr = (uintptr_t)addr;
+	sqe->len = len;
+}
+
+/* An op that looks at its SQE in its callbacks: as it was queued while more follow, all zero in the last one. There it is
+ * prepared and queued again: a read of one byte, which what was left over from before would spoil. */
+typedef struct ending_t {
+	call_t call, again;
+	struct io_uring_sqe queued;
+} ending_t;
+
+typedef struct scene_t {
+	ending_t endings[8];
+	int n;
+	int fds[2]; /* a stream, both ways */
+	int never;  /* a pipe's end that has nothing to read, */
+	int zero;   /* and a file that always has */
+	int event;
+} scene_t;
+
+static scene_t scene;
+
+static int on_ending(void *data)
+{
+	static char byte;
+	ending_t *ending = data;
+	iou_op_t *op = ending->call.op;
+
+	on_call(&ending->call);
+	if (op->flags & IORING_CQE_F_MORE) {
+		ck_assert(memcmp(op->sqe, &ending->queued, sizeof(ending->queued)) == 0);
+		return 0;
+	}
+	ck_assert(is_zero(op->sqe));
+	prep_sparingly(op->sqe, IORING_OP_READ, scene.zero, &byte, 1);
+	ending->again.op = op;
+	call_queue(the_iou, &ending->again);
+	return 0;
+}
+
+/* Another op of the scene, to be prepared and then queued. */
+static iou_op_t *scene_op(void)
+{
+	ending_t *ending = &scene.endings[scene.n++];
+
+	call_op(the_iou, &ending->call, 0);
+	return ending->call.op;
+}
+
+static void scene_queue(iou_op_t *op, unsigned flags)
+{
+	ending_t *ending = &scene.endings[scene.n - 1];
+
+	op->sqe->flags |= (uint8_t)flags;
+	ending->queued = *op->sqe;
+	ending->queued.user_data = (uintptr_t)op;
+	iou_op_queue(the_iou, op, on_ending, ending);
+}
+
+static iou_op_t *scene_nop(unsigned flags)
+{
+	iou_op_t *op = scene_op();
+
+	io_uring_prep_nop(op->sqe);
+	scene_queue(op, flags);
+	return op;
+}
+
+static iou_op_t *scene_read(int fd, unsigned flags, uint64_t deadline_ns)
+{
+	static char byte;
+	iou_op_t *op = scene_op();
+
+	io_uring_prep_read(op->sqe, fd, &byte, 1, 0);
+	if (deadline_ns)
+		iou_op_deadline(the_iou, op, deadline_ns);
+	scene_queue(op, flags);
+	return op;
+}
+
+/* Each begins a way to the last callback. Returns what it needs, where this kernel lacks it. */
+
+static const char *it_completes(void)
+{
+	scene_nop(0);
+	scene_nop(IOSQE_ASYNC);
+	scene_nop(IOSQE_IO_DRAIN);
+	return NULL;
+}
+
+static const char *it_fails(void)
+{
+	scene_read(-1, 0, 0);
+	return NULL;
+}
+
+static const char *it_is_cancelled_in_the_backlog(void)
+{
+	iou_op_t *op = scene_nop(IOSQE_IO_LINK);
+
+	scene_nop(IOSQE_IO_HARDLINK); /* and those linked to it with it */
+	scene_nop(0);
+	ck_assert_int_eq(iou_op_cancel(the_iou, op), 0);
+	return NULL;
+}
+
+static const char *its_chain_is_too_long(void)
+{
+	for (int i = 0; i < 5; i++)
+		scene_nop(i < 4 ? IOSQE_IO_LINK : 0);
+	return NULL;
+}
+
+static const char *its_chain_fails(void)
+{
+	scene_read(-1, IOSQE_IO_LINK, 0);
+	scene_nop(IOSQE_IO_LINK);
+	scene_nop(0);
+	return NULL;
+}
+
+/* The answer to the cancel comes behind its CQE, which is held until then. */
+static const char *it_is_cancelled_in_the_ring(void)
+{
+	iou_op_t *op = scene_read(scene.never, 0, 0);
+
+	flush(the_iou);
+	ck_assert_int_eq(iou_op_cancel(the_iou, op), 0);
+	return NULL;
+}
+
+/* It is there, with its result, when the cancel is sent. */
+static const char *it_completes_before_its_cancel(void)
+{
+	iou_op_t *op = scene_read(scene.zero, 0, 0);
+
+	flush(the_iou);
+	ck_assert_int_eq(iou_op_cancel(the_iou, op), 0);
+	return NULL;
+}
+
+/* The answer says that it runs; its CQE comes later. */
+static const char *it_is_cancelled_in_io_wq(void)
+{
+	iou_op_t *op = scene_op();
+
+	io_uring_prep_openat(op->sqe, AT_FDCWD, new_fifo("fifo"), O_RDONLY | O_CLOEXEC, 0);
+	scene_queue(op, IOSQE_ASYNC);
+	flush(the_iou);
+	WAIT_UNTIL(n_io_wq_blocked() != 0);
+	ck_assert_int_eq(iou_op_cancel(the_iou, op), 0);
+	return NULL;
+}
+
+static const char *its_time_is_up(void)
+{
+	scene_read(scene.never, 0, MSEC);
+	return NULL;
+}
+
+static const char *its_time_is_up_in_the_backlog(void)
+{
+	scene_read(scene.never, 0, 20 * MSEC);
+	scene_read(scene.never, IOSQE_IO_DRAIN, MSEC);
+	return NULL;
+}
+
+static const char *a_multishot_poll(void)
+{
+	iou_op_t *op = scene_op();
+
+	io_uring_prep_poll_multishot(op->sqe, scene.event, POLLIN);
+	scene_queue(op, 0);
+	for (int i = 1; i <= 3; i++) {
+		put(scene.event, &(uint64_t){1}, sizeof(uint64_t));
+		POLL_UNTIL(the_iou, scene.endings[0].call.n == i);
+	}
+	ck_assert_int_eq(iou_op_cancel(the_iou, op), 0);
+	return NULL;
+}
+
+static const char *a_multishot_receive(void)
+{
+	static char buffers[2][8];
+	iou_op_t *op = new_op(the_iou);
+
+	if (!kernel_at_least(6, 0))
+		return iou_op_free(the_iou, op), "needs multishot recv (6.0)";
+	io_uring_prep_provide_buffers(op->sqe, buffers, 8, 2, 5, 0);
+	iou_op_queue(the_iou, op, on_nothing, NULL);
+	op = scene_op();
+	io_uring_prep_recv_multishot(op->sqe, scene.fds[0], NULL, 0, 0);
+	op->sqe->buf_group = 5;
+	scene_queue(op, IOSQE_BUFFER_SELECT);
+	for (int i = 1; i <= 2; i++) {
+		put(scene.fds[1], "x", 1);
+		POLL_UNTIL(the_iou, scene.endings[0].call.n == i);
+	}
+	put(scene.fds[1], "x", 1); /* no buffer is left */
+	return NULL;
+}
+
+static const char *a_zero_copy_send(void)
+{
+	static char bytes[4096];
+	iou_op_t *op;
+
+	if (!have_op(the_iou, IORING_OP_SEND_ZC))
+		return "needs IORING_OP_SEND_ZC (6.0)";
+	op = scene_op();
+	io_uring_prep_send_zc(op->sqe, scene.fds[1], bytes, sizeof(bytes), MSG_NOSIGNAL, 0);
+	scene_queue(op, 0);
+	return NULL;
+}
+
+#define ANY_RESULT 1000000
+
+static const struct {
+	const char *(*func)(void);
+	int result; /* of the last callback */
+	int n_more; /* callbacks before it, at least */
+} ends[] = {
+	{it_completes, 0, 0},
+	{it_fails, -EBADF, 0},
+	{it_is_cancelled_in_the_backlog, -ECANCELED, 0},
+	{its_chain_is_too_long, -E2BIG, 0},
+	{its_chain_fails, ANY_RESULT, 0},
+	{it_is_cancelled_in_the_ring, -ECANCELED, 0},
+	{it_completes_before_its_cancel, 1, 0},
+	{it_is_cancelled_in_io_wq, -ECANCELED, 0},
+	{its_time_is_up, -ETIME, 0},
+	{its_time_is_up_in_the_backlog, -ETIME, 0},
+	{a_multishot_poll, -ECANCELED, 3},
+	{a_multishot_receive, -ENOBUFS, 2},
+	{a_zero_copy_send, ANY_RESULT, 0},
+};
+#define N_ENDS ((int)(sizeof(ends) / sizeof(ends[0])))
+
+/* _i: which end */
+START_TEST(a_last_callback_finds_a_blank_sqe)
+{
+	const char *lacks;
+	int pipe_fds[2];
+
+	memset(&scene, 0, sizeof(scene));
+	new_tcp_pair(scene.fds);
+	new_pipe(pipe_fds);
+	scene.never = pipe_fds[0];
+	scene.zero = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+	scene.event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	the_iou = new_iou(4);
+	lacks = ends[_i].func();
+	run(the_iou);
+	for (int i = 0; i < scene.n; i++) {
+		ending_t *ending = &scene.endings[i];
+
+		ck_assert_int_eq(ending->call.n_last, 1);
+		if (ends[_i].result != ANY_RESULT)
+			ck_assert_int_eq(ending->call.result, ends[_i].result);
+		ck_assert_int_ge(ending->call.n, ends[_i].n_more + 1);
+		ck_assert_int_eq(ending->again.n, 1);
+		ck_assert_int_eq(ending->again.result, 1);
+	}
+	close_pair(scene.fds);
+	close_pair(pipe_fds);
+	close(scene.zero);
+	close(scene.event);
+	done(the_iou);
+	if (lacks)
+		SKIP(lacks);
+}
+END_TEST
+
+typedef struct opener_t {
+	iou_op_t *op;
+	int step, fd;
+	char byte;
+} opener_t;
+
+static int on_opener(void *data);
+
+/* Each leaves something in the SQE that the next would take for its own: open flags, events. */
+static void opener_queue(opener_t *opener)
+{
+	struct io_uring_sqe *sqe = opener->op->sqe;
+
+	switch (opener->step) {
+	case 0:
+		prep_sparingly(sqe, IORING_OP_OPENAT, AT_FDCWD, "/dev/zero", 0);
+		sqe->open_flags = O_RDONLY | O_CLOEXEC | O_NOFOLLOW;
+		break;
+	case 1:
+	case 3:
+		prep_sparingly(sqe, IORING_OP_READ, opener->fd, &opener->byte, 1);
+		break;
+	case 2:
+	case 4:
+		prep_sparingly(sqe, IORING_OP_POLL_ADD, opener->fd, NULL, 0);
+		sqe->poll_events = POLLIN | POLLPRI;
+		break;
+	case 5:
+		prep_sparingly(sqe, IORING_OP_NOP, -1, NULL, 0);
+		break;
+	default:
+		prep_sparingly(sqe, IORING_OP_CLOSE, opener->fd, NULL, 0);
+	}
+	iou_op_queue(the_iou, opener->op, on_opener, opener);
+}
+
+static int on_opener(void *data)
+{
+	static const int results[] = {-1, 1, POLLIN, 1, POLLIN, 0, 0};
+	opener_t *opener = data;
+
+	if (opener->step == 0)
+		opener->fd = opener->op->result;
+	else
+		ck_assert_int_eq(opener->op->result, results[opener->step]);
+	ck_assert_int_ge(opener->op->result, 0);
+	if (++opener->step < 7)
+		opener_queue(opener);
+	return 0;
+}
+
+/* One op opens a file, reads, polls, and closes it. */
+START_TEST(an_op_changes_its_operation)
+{
+	opener_t opener = {.step = 0};
+
+	the_iou = new_iou(2);
+	opener.op = new_op(the_iou);
+	opener_queue(&opener);
+	run(the_iou);
+	ck_assert_int_eq(opener.step, 7);
+	done(the_iou);
+}
+END_TEST
+
+enum way { TIMED, TICKING, TIMER_CANCELLED, WORKED, JOB_CANCELLED, N_WAYS };
+
+typedef struct kept_t {
+	call_t call;
+	struct io_uring_sqe prepared;
+} kept_t;
+
+static int on_kept(void *data)
+{
+	kept_t *kept = data;
+	iou_op_t *op = kept->call.op;
+
+	ck_assert(memcmp(op->sqe, &kept->prepared, sizeof(kept->prepared)) == 0);
+	if (!(op->flags & IORING_CQE_F_MORE))
+		call_queue(the_iou, &kept->call); /* as it was prepared before */
+	else if (++kept->call.id == 3)
+		ck_assert_int_eq(iou_op_cancel(the_iou, op), 0);
+	return 0;
+}
+
+/* _i: the way. What is prepared first is queued after a timer or a job. */
+START_TEST(timers_and_jobs_leave_the_sqe_alone)
+{
+	iou_t *iou = the_iou = new_iou_with(&(iou_config_t){.workers = 1});
+	char byte = 1;
+	int fds[2];
+	kept_t kept;
+	gate_t gate;
+
+	new_pipe(fds);
+	put(fds[1], "x", 1);
+	io_uring_prep_read(call_op(iou, &kept.call, 0), fds[0], &byte, 1, 0);
+	kept.call.op->sqe->flags |= IOSQE_ASYNC;
+	kept.prepared = *kept.call.op->sqe;
+	gate_init(&gate);
+	switch ((enum way)_i) {
+	case TIMED:
+	case TICKING:
+		iou_op_timer(iou, kept.call.op, USEC, _i == TICKING ? USEC : 0, on_kept, &kept);
+		break;
+	case TIMER_CANCELLED:
+		iou_op_timer(iou, kept.call.op, UINT64_MAX, 0, on_kept, &kept);
+		ck_assert_int_eq(iou_op_cancel(iou, kept.call.op), 0);
+		break;
+	case WORKED:
+		start_job(iou, kept.call.op, on_nothing, NULL, on_kept, &kept);
+		break;
+	default:
+		block_workers(iou, &gate, 1);
+		start_job(iou, kept.call.op, on_nothing, NULL, on_kept, &kept);
+		ck_assert_int_eq(iou_op_cancel(iou, kept.call.op), 0);
+		unblock_workers(&gate, 1);
+	}
+	run(iou);
+	ck_assert_int_eq(kept.call.n, 1);
+	ck_assert_int_eq(kept.call.result, 1);
+	close_pair(fds);
+	done(iou);
+}
+END_TEST
+
+/* In its last callback: prepare it, and leave it at that. */
+static int on_left(void *data)
+{
+	call_t *call = data;
+
+	memset(call->op->sqe, 0xee, sizeof(*call->op->sqe));
+	if (call->id)
+		iou_op_free(the_iou, call->op);
+	return 0;
+}
+
+/* By whatever door it went last, given back by its callback's return or by iou_op_free(). */
+START_TEST(an_op_that_was_prepared_in_vain_is_blank)
+{
+	the_iou = new_iou(2);
+	for (int door = 0; door < N_DOORS; door++) {
+		for (int id = 0; id < 2; id++) {
+			call_t call;
+			iou_op_t *op;
+
+			call_op(the_iou, &call, id);
+			if (door == RING)
+				nop_queue(the_iou, call.op, on_left, &call);
+			else if (door == WORKERS)
+				start_job(the_iou, call.op, on_nothing, NULL, on_left, &call);
+			else
+				iou_op_timer(the_iou, call.op, 0, 0, on_left, &call);
+			run(the_iou);
+			op = new_op(the_iou);
+			ck_assert_ptr_eq(op, call.op); /* the same one, for another owner */
+			ck_assert(is_zero(op->sqe));
+			iou_op_free(the_iou, op);
+		}
+	}
+	done(the_iou);
+}
+END_TEST
+
 /* ---- Keys ------------------------------------------------------------------------------------ */
 
 static uint64_t key_of(const call_t *call)
@@ -973,6 +1424,7 @@ END_TEST
 Suite *ops_suite(void)
 {
 	Suite *suite = suite_create("ops");
+	TCase *tcase;
 
 	TEST_CASE(suite, "pool", a_new_op_is_blank, ops_are_prepared_when_it_suits, ops_go_back_to_the_pool,
 		  a_callback_frees_its_data, an_op_is_valid_in_its_callback);
@@ -982,6 +1434,9 @@ Suite *ops_suite(void)
 	TEST_CASE(suite, "cqes", a_multishot_op_is_called_for_each_cqe, a_multishot_op_ends_and_is_queued_again,
 		  a_zero_copy_send_ends_with_its_notification);
 	TEST_CASE(suite, "again", an_op_is_queued_again_by_any_door, one_op_is_enough);
+	tcase = TEST_CASE(suite, "sqe", an_op_changes_its_operation, an_op_that_was_prepared_in_vain_is_blank);
+	tcase_add_loop_test(tcase, a_last_callback_finds_a_blank_sqe, 0, N_ENDS);
+	tcase_add_loop_test(tcase, timers_and_jobs_leave_the_sqe_alone, 0, N_WAYS);
 	TEST_CASE(suite, "keys", a_poll_is_updated_by_its_key, a_timeout_is_updated_by_its_key,
 		  an_op_is_cancelled_by_its_key);
 	TEST_CASE(suite, "add_sqe", add_sqe_prepares_at_once, add_sqe_refuses_null, no_memory_for_add_sqe,
