@@ -113,7 +113,8 @@ END
 cp iou.c iou.h "$dir"
 for cc in $compilers; do
 	for std in c99 c11 gnu17; do
-		(cd "$dir" && quietly "$cc" -std=$std -Wall -Wextra -O1 -o tool tool.c iou.c -luring -pthread)
+		(cd "$dir" && quietly "$cc" -std=$std -Wall -Wextra -Wimplicit-fallthrough -O1 -o tool tool.c iou.c \
+			-luring -pthread)
 		"$dir/tool" || fail "the tool built by $cc -std=$std"
 	done
 	(cd "$dir" && quietly "$cc" -Wall -Wextra -Wshadow -Wstrict-prototypes -O2 -DNDEBUG -o tool tool.c iou.c \
