@@ -1,32 +1,29 @@
 # SPDX-License-Identifier: MIT
 #
 #   make [all]      the library and the examples, in build/
-#   make check      run the tests; SAN=address (ASan, UBSan, iou's own checks) or SAN=thread; T="timer install" for some
+#   make lib        the library alone
 #   make demo       walk /usr
-#   make install    DESTDIR=, prefix=, libdir=, includedir=; uninstall takes it away again
-#   make deps       install what `all` and `check` need; deps-dev: what every test needs; deps-bench: the peers
-#   make bench      measure against the bare ring and other libraries; WHAT=nop for a part; clean-bench
+#   make check      run the tests; SAN=address (ASan, UBSan, iou's own checks) or SAN=thread; T="timer install" for some
 #   make check-all  every proof there is: check-sim check-faults check-destroy check-full check-mutants check-kernels
 #                   check-spin check-valgrind check-instr coverage (see tests/README.md; check-ci: the quick ones)
+#   make bench      measure against the bare ring and other libraries; WHAT=nop for a part; clean-bench
+#   make install    install what was built; DESTDIR=, prefix=, libdir=, includedir=, docdir=
+#   make uninstall  take it away again
+#   make deps       install what `all` and `check` need; deps-dev: what every test needs; deps-bench: the peers
 #   make dist       a tarball of the last commit;  make clean;  make help: this
 #
-# CC, AR, CFLAGS, CPPFLAGS, LDFLAGS and PKG_CONFIG are the user's. V=1 shows the commands.
+# CC, AR, CFLAGS, CPPFLAGS, LDFLAGS and PKG_CONFIG are the user's. V=1 shows the commands. SHARED=no
+# leaves libiou.so out. `make -f FOLDER/Makefile` does what `make -C FOLDER` does.
 
-VERSION := $(shell awk '/define IOU_VERSION_(MAJOR|MINOR|PATCH) / { v = v s $$3; s = "." } END { print v }' iou.h)
-SONAME  := libiou.so.$(firstword $(subst ., ,$(VERSION)))
+ifneq ($(findstring /,$(MAKEFILE_LIST)),)
+# ---- If it is named from another folder, it runs in its own --------------------------------------------
+.PHONY: its-own-folder $(MAKECMDGOALS)
+$(or $(MAKECMDGOALS),all): its-own-folder
+its-own-folder:
+	@$(MAKE) --no-print-directory -C "$$(dirname '$(strip $(MAKEFILE_LIST))')" $(MAKECMDGOALS)
 
-PREFIX       ?= /usr/local
-prefix       ?= $(PREFIX)
-libdir       ?= $(prefix)/lib
-includedir   ?= $(prefix)/include
-pkgconfigdir ?= $(libdir)/pkgconfig
-INSTALL      ?= install
-PKG_CONFIG   ?= pkg-config
-CFLAGS       ?= -O2 -g
-
+else ifneq ($(filter deps%,$(MAKECMDGOALS)),)
 # ---- Goals named beside `deps` run after it, in a make of their own that sees what was installed ------
-ifneq ($(filter deps%,$(MAKECMDGOALS)),)
-
 .NOTPARALLEL:
 .PHONY: $(MAKECMDGOALS)
 $(filter-out deps%,$(MAKECMDGOALS)): $(filter deps%,$(MAKECMDGOALS))
@@ -35,6 +32,20 @@ $(filter deps%,$(MAKECMDGOALS)):
 	@CC='$(CC)' PKG_CONFIG='$(PKG_CONFIG)' sh .ci/deps $@
 
 else
+VERSION := $(shell awk '/define IOU_VERSION_(MAJOR|MINOR|PATCH) / { v = v s $$3; s = "." } END { print v }' iou.h)
+SONAME  := libiou.so.$(firstword $(subst ., ,$(VERSION)))
+
+PREFIX       ?= /usr/local
+prefix       ?= $(PREFIX)
+libdir       ?= $(prefix)/lib
+includedir   ?= $(prefix)/include
+pkgconfigdir ?= $(libdir)/pkgconfig
+datarootdir  ?= $(prefix)/share
+docdir       ?= $(datarootdir)/doc/iou
+INSTALL      ?= install
+PKG_CONFIG   ?= pkg-config
+CFLAGS       ?= -O2 -g
+
 # ---- Flags. Each way to build has its own folder: build, build/address, build/clang-NDEBUG, ... --------
 san-address  := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -DIOU_DEBUG
 san-thread   := -fsanitize=thread -fno-omit-frame-pointer
@@ -45,7 +56,16 @@ endif
 empty        :=
 variant      := $(SAN) $(filter-out cc gcc,$(notdir $(firstword $(CC)))) \
 		$(patsubst -D%,%,$(filter -DNDEBUG,$(CFLAGS) $(CPPFLAGS)))
-B            ?= build$(addprefix /,$(subst $(empty) $(empty),-,$(strip $(variant))))
+# `make install` takes the library that `make` or `make lib` built last and compiles nothing. If
+# another folder is named beside it (by B=, SAN= or CC=), it takes the library there. If there is
+# none yet, it builds one.
+installs     := $(if $(filter-out install,$(MAKECMDGOALS)),,$(MAKECMDGOALS))
+last         := $(if $(installs),$(if $(strip $(variant)),,$(shell cat build/last 2>/dev/null)))
+folder       := build$(addprefix /,$(subst $(empty) $(empty),-,$(strip $(variant))))
+B            ?= $(or $(patsubst %/libiou.a,%,$(wildcard $(last))),$(folder))
+built        := $(if $(installs),$(wildcard $(B)/libiou.a))
+changed      := $(if $(built),$(shell find iou.c iou.h -newer $(built)))
+$(if $(changed),$(error $(changed) changed after $(built) was built: run 'make'))
 
 pc            = $(shell $(PKG_CONFIG) $(1) 2>/dev/null)
 found         = $(shell $(PKG_CONFIG) --exists $(1) 2>/dev/null && echo 1)
@@ -62,7 +82,9 @@ verbose      := $(filter-out 0,$(V))
 Q            := $(if $(verbose),,@)
 say           = $(if $(verbose)$(findstring s,$(firstword -$(MAKEFLAGS))),,@echo '  $(1)	$(or $(2),$@)')
 
-library      := $(B)/libiou.a $(B)/$(SONAME)
+shared       := $(if $(built),$(wildcard $(B)/$(SONAME)),$(B)/$(SONAME))
+shared       := $(if $(filter no,$(SHARED)),,$(shared))
+library      := $(B)/libiou.a $(shared)
 example-src  := $(filter-out $(if $(HAVE_CRYPTO),,examples/sum.c),$(wildcard examples/*.c))
 examples     := $(example-src:%.c=$(B)/%)
 check-src    := $(wildcard tests/main.c tests/helper*.c tests/test_*.c)
@@ -70,10 +92,15 @@ check-bin    := $(B)/tests/check
 # By this name, since `make -n` would run the lines that have the other.
 make         := $(MAKE)
 
-.PHONY: all check demo bench clean-bench install uninstall dist clean help FORCE
-all: $(library) $(examples)
+.PHONY: all lib check demo bench clean-bench install uninstall dist clean help FORCE
+all: lib $(examples)
 
 # ---- The library --------------------------------------------------------------------------------------
+named        := $(SAN)$(filter-out file,$(origin B))
+lib: $(library)
+	$(Q)$(if $(shared),,rm -f $(B)/libiou.so $(B)/$(SONAME))
+	$(Q)$(if $(named),,echo $< | cmp -s - build/last || echo $< >build/last)
+
 $(B)/iou.o $(B)/iou.pic.o: iou.c $(B)/flags
 	$(call say,CC)
 	$(Q)$(compile) -fvisibility=hidden $(if $(findstring pic,$@),-fPIC) -MMD -MP -c -o $@ $<
@@ -112,7 +139,7 @@ ifneq ($(filter check,$(MAKECMDGOALS)),)
 tests        := check $(patsubst tests/%.sh,%,$(wildcard tests/*.sh)) $(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c))
 $(if $(filter-out $(tests),$(T)),$(error T=$(filter-out $(tests),$(T)): the tests are $(tests)))
 endif
-check: all $(check-bin)
+check: $(library) $(examples) $(check-bin)
 	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' PKG_CONFIG='$(PKG_CONFIG)' SAN='$(SAN)' V='$(verbose)' sh tests/run $(T)
 
 demo: $(B)/examples/walk
@@ -124,6 +151,8 @@ demo: $(B)/examples/walk
 # ---- Install ------------------------------------------------------------------------------------------
 to           := $(DESTDIR)
 in-prefix     = $(patsubst $(prefix)/%,$${prefix}/%,$(1))
+# If there is no libiou.so, programs link the archive, and pkg-config lists what it needs by default.
+static-pc    := -e 's/^Requires.private/Requires/' -e '/^Libs.private/d' -e '/^Libs:/s/$$/ -pthread/'
 # $(call put,MODE,FILE,WHERE), $(call put-link,TO,WHERE), $(call take-away,WHERE)
 define put
 $(call say,INSTALL,$(to)$(3))
@@ -138,17 +167,22 @@ $(call say,RM,$(to)$(1))
 $(Q)rm -f '$(to)$(1)'
 endef
 
-install: $(library)
-	$(Q)$(INSTALL) -d '$(to)$(includedir)' '$(to)$(libdir)' '$(to)$(pkgconfigdir)'
+install: $(if $(built),,lib)
+	$(Q)$(INSTALL) -d '$(to)$(includedir)' '$(to)$(libdir)' '$(to)$(pkgconfigdir)' '$(to)$(docdir)'
 	$(call put,644,iou.h,$(includedir)/iou.h)
 	$(call put,644,$(B)/libiou.a,$(libdir)/libiou.a)
-	$(call put,755,$(B)/$(SONAME),$(libdir)/libiou.so.$(VERSION))
+ifneq ($(shared),)
+	$(call put,755,$(shared),$(libdir)/libiou.so.$(VERSION))
 	$(call put-link,libiou.so.$(VERSION),$(libdir)/$(SONAME))
 	$(call put-link,$(SONAME),$(libdir)/libiou.so)
+endif
 	$(call say,INSTALL,$(to)$(pkgconfigdir)/iou.pc)
 	$(Q)sed -e 's|@prefix@|$(prefix)|' -e 's|@libdir@|$(call in-prefix,$(libdir))|' \
 		-e 's|@includedir@|$(call in-prefix,$(includedir))|' -e 's|@version@|$(VERSION)|' \
-		iou.pc.in > '$(to)$(pkgconfigdir)/iou.pc'
+		$(if $(shared),,$(static-pc)) iou.pc.in > '$(to)$(pkgconfigdir)/iou.pc' && \
+		chmod 644 '$(to)$(pkgconfigdir)/iou.pc'
+	$(call put,644,LICENSE,$(docdir)/LICENSE)
+	$(call put,644,CHANGELOG.md,$(docdir)/CHANGELOG.md)
 
 uninstall:
 	$(call take-away,$(includedir)/iou.h)
@@ -157,6 +191,9 @@ uninstall:
 	$(call take-away,$(libdir)/$(SONAME))
 	$(call take-away,$(libdir)/libiou.so)
 	$(call take-away,$(pkgconfigdir)/iou.pc)
+	$(call take-away,$(docdir)/LICENSE)
+	$(call take-away,$(docdir)/CHANGELOG.md)
+	$(Q)rmdir '$(to)$(docdir)' 2>/dev/null || :
 
 dist:
 	$(Q)mkdir -p build && git archive --prefix=iou-$(VERSION)/ -o build/iou-$(VERSION).tar.gz HEAD

@@ -2790,30 +2790,28 @@ static inline bool stops(iou_t *iou, round_t *round, int ret, enum stage stage)
 /* Deliver what is left of the round, in the order that iou.h promises. */
 static int round_deliver(iou_t *iou, round_t *round)
 {
+	enum stage from = round->stage;
 	int ret;
 
-	switch (round->stage) {
-	case AT_TIMERS:
+	if (from <= AT_TIMERS) {
 		ret = deliver_timers(iou, round);
 		if (stops(iou, round, ret, AT_TIMERS))
 			return ret;
-		/* fall through */
-	case AT_INBOX:
+	}
+	if (from <= AT_INBOX) {
 		ret = deliver_inbox(iou, round);
 		if (stops(iou, round, ret, AT_INBOX))
 			return ret;
-		/* fall through */
-	case AT_ENDED:
+	}
+	if (from <= AT_ENDED) {
 		ret = deliver_ended(iou, round);
 		if (stops(iou, round, ret, AT_ENDED))
 			return ret;
-		/* fall through */
-	default:
-		ret = deliver_cqes(iou, round);
-		if (!stops(iou, round, ret, AT_CQES))
-			round->stage = AT_NONE;
-		return ret;
 	}
+	ret = deliver_cqes(iou, round);
+	if (!stops(iou, round, ret, AT_CQES))
+		round->stage = AT_NONE;
+	return ret;
 }
 
 /* A callback that ends each round at itself holds up no other source: first comes what was left of a round cut off. */

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT
 #
 # examples/echo under load: what each test of tests/echo_client.c does is said there.
+# Needs io_uring.
 # shellcheck disable=SC2015
 set -eu
 dir=$(mktemp -d)

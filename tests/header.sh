@@ -15,6 +15,10 @@ quietly() { # a warning counts as an error
 	[ ! -s "$dir/out" ] || { cat "$dir/out"; fail "warnings: $*"; }
 }
 
+runs() { # PROGRAM
+	[ -n "${REFUSED:-}" ] || "$1"
+}
+
 # ---- The header alone ----------------------------------------------------------------------------------
 cat >"$dir/header.c" <<'END'
 typedef struct iou_t iou_t;
@@ -134,12 +138,13 @@ END
 cp iou.c iou.h "$dir"
 for cc in $compilers; do
 	for std in c99 c11 gnu17; do
-		(cd "$dir" && quietly "$cc" -std=$std -Wall -Wextra -O1 -o tool tool.c iou.c -luring -pthread)
-		"$dir/tool" || fail "the tool built by $cc -std=$std"
+		(cd "$dir" && quietly "$cc" -std=$std -Wall -Wextra -Wimplicit-fallthrough -O1 -o tool tool.c iou.c \
+			-luring -pthread)
+		runs "$dir/tool" || fail "the tool built by $cc -std=$std"
 	done
 	(cd "$dir" && quietly "$cc" -Wall -Wextra -Wshadow -Wstrict-prototypes -O2 -DNDEBUG -o tool tool.c iou.c \
 		-luring -pthread)
-	"$dir/tool" || fail "the tool built by $cc -DNDEBUG"
+	runs "$dir/tool" || fail "the tool built by $cc -DNDEBUG"
 done
 
 # ---- A program for the original's ten functions; it ignores what iou_flush and iou_quit return ----------
@@ -222,5 +227,6 @@ int main(void)
 END
 for cc in $compilers; do
 	(cd "$dir" && quietly "$cc" -std=c11 -Wall -Wextra -o original original.c iou.c -luring -pthread)
-	[ "$("$dir/original")" = "as ever" ] || fail "the original's program built by $cc"
+	[ -n "${REFUSED:-}" ] || [ "$("$dir/original")" = "as ever" ] || fail "the original's program built by $cc"
 done
+[ -z "${REFUSED:-}" ] || echo "SKIP header: running what was built (io_uring is refused here)"

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT
 #
 # examples/hello counts lines as wc does, and says in one line what went wrong.
+# Needs io_uring.
 # shellcheck disable=SC2015,SC2086
 set -eu
 hello=$B/examples/hello

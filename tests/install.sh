@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: MIT
 #
 # Installs into a scratch place, as a package does (DESTDIR) and as a person does (prefix), and builds programs
-# outside of the tree: through pkg-config, shared and static; by copying two files; in C++. Looks at what
-# is exported and under which names, and that uninstall leaves nothing.
+# outside of the tree: through pkg-config, shared and static, and from a package without libiou.so; by copying two
+# files; in C++. Looks at what is exported and under which names, and that uninstall leaves nothing. If SHARED=no is
+# given (a static toolchain), there is no libiou.so to look at.
 #
 # Words are split on purpose.
 # shellcheck disable=SC2086,SC2046
@@ -11,6 +12,7 @@ set -eu
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 pc=${PKG_CONFIG:-pkg-config}
+unset pkgconfigdir datarootdir docdir
 
 fail() { echo "FAIL: $*"; exit 1; }
 quietly() { # a warning counts as an error
@@ -23,12 +25,15 @@ listing() { (cd "$1" && find . ! -type d | LC_ALL=C sort | tr '\n' ' '); }
 
 version=$(sed -n 's/^#define IOU_VERSION_[A-Z]* //p' iou.h | paste -sd .)
 soname=libiou.so.${version%%.*}
+shared=yes
+[ "${SHARED:-}" != no ] || shared=
 
 # ---- Where things go ------------------------------------------------------------------------------------
-to "$dir/build/libiou.a" "$dir/build/$soname" >/dev/null
+to lib >/dev/null
 quietly to install prefix=/opt/iou libdir=/opt/iou/lib64 includedir=/opt/iou/include/x DESTDIR="$dir/dest"
-want="./include/x/iou.h ./lib64/libiou.a ./lib64/libiou.so ./lib64/$soname ./lib64/libiou.so.$version "
-want="$want./lib64/pkgconfig/iou.pc "
+want="./include/x/iou.h ./lib64/libiou.a "
+[ ! $shared ] || want="$want./lib64/libiou.so ./lib64/$soname ./lib64/libiou.so.$version "
+want="$want./lib64/pkgconfig/iou.pc ./share/doc/iou/CHANGELOG.md ./share/doc/iou/LICENSE "
 [ "$(listing "$dir/dest/opt/iou")" = "$want" ] || fail "installed: $(listing "$dir/dest")"
 grep -q "$dir" -r "$dir/dest/opt/iou/lib64/pkgconfig" && fail "iou.pc names DESTDIR"
 export PKG_CONFIG_PATH="$dir/dest/opt/iou/lib64/pkgconfig"
@@ -49,15 +54,18 @@ seq 1234 >"$dir/input"
 cd "$dir"
 
 runs() { # PROGRAM
+	[ -z "${REFUSED:-}" ] || return 0
 	got=$(LD_LIBRARY_PATH="$prefix/lib" "$@" "$dir/input") || fail "$1 ended with status $?"
 	[ "$got" = "1234 lines" ] || fail "$1: $got"
 }
 needs() { readelf -d "$1" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p'; }
 
-quietly $CC -Wall -Wextra -o shared src/hello.c $($pc --cflags --libs iou)
-needs shared | grep -qx "$soname" || fail "shared: needs $(needs shared)"
-needs shared | grep -q liburing && fail "shared: a client of libiou.so should not name liburing"
-runs ./shared
+if [ $shared ]; then
+	quietly $CC -Wall -Wextra -o shared src/hello.c $($pc --cflags --libs iou)
+	needs shared | grep -qx "$soname" || fail "shared: needs $(needs shared)"
+	needs shared | grep -q liburing && fail "shared: a client of libiou.so should not name liburing"
+	runs ./shared
+fi
 
 # libiou.a with a shared libc, then all static (where the system has static libraries).
 quietly $CC -Wall -Wextra -o archive src/hello.c $($pc --cflags iou) "$prefix/lib/libiou.a" \
@@ -68,6 +76,15 @@ if echo 'int main(void){return 0;}' | $CC -static -x c -o /dev/null - -luring -p
 	quietly $CC -Wall -Wextra -static -o static src/hello.c $($pc --static --cflags --libs iou)
 	runs ./static
 fi
+
+# From a package without libiou.so, with and without --static.
+(cd "$OLDPWD" && quietly to install SHARED=no prefix="$dir/archives" libdir="$dir/archives/lib" DESTDIR=)
+for static in '' --static; do
+	quietly $CC -Wall -Wextra -o alone src/hello.c \
+		$(PKG_CONFIG_PATH="$dir/archives/lib/pkgconfig" $pc $static --cflags --libs iou)
+	needs alone | grep -q libiou && fail "SHARED=no: needs $(needs alone)"
+	runs ./alone
+done
 
 # ---- By copying two files --------------------------------------------------------------------------------
 cp "$OLDPWD/iou.c" "$OLDPWD/iou.h" src
@@ -136,11 +153,13 @@ if [ -n "$cxx" ]; then
 fi
 
 # ---- What is exported ------------------------------------------------------------------------------------
-readelf -d "$prefix/lib/libiou.so.$version" | grep -q "SONAME.*\[$soname\]" || fail "SONAME is not $soname"
 sed -n 's/^IOU_API .*[ *]\(iou_[a-z_]*\)(.*/\1/p' "$prefix/include/iou.h" | LC_ALL=C sort >declared
 [ "$(wc -l <declared)" -ge 34 ] || fail "only $(wc -l <declared) functions found in iou.h"
-nm -D --defined-only "$prefix/lib/libiou.so" | awk '{ print $3 }' | LC_ALL=C sort >exported
-diff declared exported || fail "libiou.so exports (>) something else than iou.h declares (<)"
+if [ $shared ]; then
+	readelf -d "$prefix/lib/libiou.so.$version" | grep -q "SONAME.*\[$soname\]" || fail "SONAME is not $soname"
+	nm -D --defined-only "$prefix/lib/libiou.so" | awk '{ print $3 }' | LC_ALL=C sort >exported
+	diff declared exported || fail "libiou.so exports (>) something else than iou.h declares (<)"
+fi
 nm -g --defined-only "$prefix/lib/libiou.a" | awk 'NF == 3 { print $3 }' | LC_ALL=C sort >archived
 diff declared archived || fail "libiou.a exports (>) something else than iou.h declares (<)"
 
@@ -148,4 +167,5 @@ diff declared archived || fail "libiou.a exports (>) something else than iou.h d
 cd "$OLDPWD"
 quietly to uninstall prefix="$prefix" libdir="$prefix/lib" includedir="$prefix/include" DESTDIR=
 [ -z "$(listing "$prefix")" ] || fail "uninstall left $(listing "$prefix")"
-[ -n "$cxx" ] || { echo "SKIP install: the part in C++ (no C++ compiler)"; }
+[ -n "$cxx" ] || echo "SKIP install: the part in C++ (no C++ compiler)"
+[ -z "${REFUSED:-}" ] || echo "SKIP install: running what was built (io_uring is refused here)"

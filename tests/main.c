@@ -2,7 +2,8 @@
 
 /*
  * Runs every suite. Check's own environment variables select and tell: CK_RUN_SUITE, CK_RUN_CASE,
- * CK_FORK=no, CK_VERBOSITY=verbose, CK_TIMEOUT_MULTIPLIER, CK_TAP_LOG_FILE_NAME.
+ * CK_FORK=no, CK_VERBOSITY=verbose, CK_TIMEOUT_MULTIPLIER, CK_TAP_LOG_FILE_NAME. With the argument "refused" it runs
+ * none and prints why io_uring cannot be used here, or nothing if it can.
  */
 
 #include "helper.h"
@@ -11,11 +12,29 @@
 
 #define ADD_SUITE(name) srunner_add_suite(runner, name##_suite());
 
-int main(void)
+/* The kernel is asked without iou: what iou does wrong is no reason to skip its tests. */
+static int print_refusal(void)
+{
+	struct io_uring ring;
+	int ret = io_uring_queue_init(4, &ring, 0);
+
+	if (ret == 0) {
+		io_uring_prep_nop(io_uring_get_sqe(&ring));
+		ret = ring.features & IORING_FEAT_EXT_ARG ? io_uring_submit_and_wait(&ring, 1) : -ENOSYS;
+		io_uring_queue_exit(&ring);
+	}
+	if (ret == -EPERM || ret == -EACCES || ret == -ENOSYS)
+		puts(strerror(-ret));
+	return EXIT_SUCCESS;
+}
+
+int main(int argc, char **argv)
 {
 	SRunner *runner = srunner_create(NULL);
 	int n_failed;
 
+	if (argc > 1 && strcmp(argv[1], "refused") == 0)
+		return print_refusal();
 	/* Misuse tests abort on purpose: no core files. */
 	setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
 	SUITES(ADD_SUITE)
