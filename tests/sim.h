@@ -72,6 +72,17 @@ static inline bool one_in(unsigned n)
 	return pick(n) == 0;
 }
 
+/* Bytes at random, none of them 0. */
+static inline void dirty(void *memory, size_t size)
+{
+	for (size_t i = 0; i < size; i += sizeof(uint64_t)) {
+		uint64_t bytes = random64() | UINT64_C(0x0101010101010101);
+		size_t n = size - i < sizeof(bytes) ? size - i : sizeof(bytes);
+
+		memcpy((char *)memory + i, &bytes, n);
+	}
+}
+
 void sim_fail(const char *file, int line, const char *format, ...)
 	__attribute__((noreturn, cold, format(printf, 3, 4)));
 void sim_trace(const char *format, ...) __attribute__((cold, format(printf, 1, 2)));

@@ -918,6 +918,7 @@ int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *uring, 
 		n_rings++;
 	ring = &rings[at];
 	memset(ring, 0, offsetof(ring_t, array));
+	memset(ring->sqes, 0, sizeof(ring->sqes));
 	for (unsigned i = 0; i < MAX_SQ; i++) /* as liburing does, from 2.3 on */
 		ring->array[i] = i;
 	ring->open = true;
@@ -1057,6 +1058,34 @@ int __wrap_io_uring_register(unsigned fd, unsigned opcode, const void *arg, unsi
 
 /* ---- Enter ------------------------------------------------------------------------------------ */
 
+/* An SQE of iou's own has what its kind needs, and no more: the slot was dirty. */
+static void check_own(const struct io_uring_sqe *sqe)
+{
+	struct io_uring_sqe want = { .opcode = sqe->opcode, .user_data = sqe->user_data };
+
+	switch (sqe->opcode) {
+	case IORING_OP_NOP: /* in place of one that must not run */
+		break;
+	case IORING_OP_POLL_ADD:
+		want.fd = sqe->fd;
+		want.len = sqe->len & IORING_POLL_ADD_MULTI;
+		want.poll32_events = POLLIN;
+		CHECK(file_polls(file_of(sqe->fd)), "iou polls descriptor %d", sqe->fd);
+		break;
+	case IORING_OP_ASYNC_CANCEL:
+		want.fd = -1;
+		want.addr = sqe->addr;
+		want.flags = sqe->flags & IOSQE_ASYNC;
+		break;
+	default:
+		FAIL("iou has no use for an SQE of opcode %u", sqe->opcode);
+	}
+	CHECK(sqe->user_data & 1 || !sqe->user_data, "iou's own SQE, opcode %u, has an op's user_data",
+	      sqe->opcode);
+	CHECK(!memcmp(&want, sqe, sizeof(want)), "iou's own SQE, opcode %u, holds more than it should, flags %#x",
+	      sqe->opcode, sqe->flags);
+}
+
 static req_t *req_take(ring_t *ring, const struct io_uring_sqe *sqe)
 {
 	req_t *req;
@@ -1073,8 +1102,7 @@ static req_t *req_take(ring_t *ring, const struct io_uring_sqe *sqe)
 	if (sqe->flags & IOSQE_CQE_SKIP_SUCCESS && kernel < KERNEL_5_18)
 		req->error = -EINVAL;
 	if (!req->op)
-		CHECK(!(sqe->flags & (IOSQE_IO_LINK | IOSQE_IO_HARDLINK | IOSQE_IO_DRAIN)),
-		      "iou's own SQE, opcode %u, has flags %#x", sqe->opcode, sqe->flags);
+		check_own(sqe);
 	return req;
 }
 
@@ -1156,6 +1184,9 @@ static int submit(ring_t *ring, unsigned to_submit)
 		chain_start(ring, chain.head, chain.bad);
 	}
 	submitting = false;
+	/* Nobody may count on a slot that was taken; but for the last, if it stopped there: was that in a chain? */
+	for (unsigned j = i < to_submit; j < i; j++)
+		dirty(&ring->sqes[(ring->own_sq_head - 1 - j) & ring->sq_mask], sizeof(*ring->sqes));
 	__atomic_store_n(&ring->sq_head, ring->own_sq_head, __ATOMIC_RELEASE);
 	world.events += i;
 	n_taken += i;
