@@ -302,6 +302,8 @@ static bool queue_job(op_model_t *op)
 	uint64_t before_ns, after_ns = 0;
 	int ret;
 
+	if (world.lost_ns && one_in(2))
+		world.now_ns += RECALL_NS + 1;
 	op->ret = one_in(16) ? -ECANCELED : one_in(8) ? -2000 - (int)pick(100) : (int)pick(100);
 	if (op->op && one_in(8) && !op->has_deadline)
 		give_deadline(op, &after_ns);
@@ -311,6 +313,8 @@ static bool queue_job(op_model_t *op)
 	op->state = PENDING; /* it may start at once */
 	TRACE("iou_%sasync %u", op->op ? "op_" : "", number_of(op));
 	before_ns = world.now_ns;
+	if (world.lost_ns && before_ns > world.lost_ns + RECALL_NS)
+		world.lost_ns = 0; /* this job's wake-up has to do for both */
 	op->deadline_from_ns = before_ns + after_ns;
 	op->deadline_ns = NEVER;
 	if (op->op)
@@ -526,6 +530,7 @@ int poll_once(int64_t timeout_ns)
 	bool faulty;
 	int ret;
 
+	world.may_cancel = true;
 	drive_begin(&driver, false, timeout_ns);
 	TRACE("iou_poll(%lld)", (long long)timeout_ns);
 	ret = iou_poll(model.iou, timeout_ns);
@@ -559,6 +564,7 @@ int run(void)
 	bool faulty;
 	int ret;
 
+	world.may_cancel = true;
 	drive_begin(&driver, true, -1);
 	TRACE("iou_run");
 	ret = iou_run(model.iou);
@@ -610,6 +616,7 @@ static void act_flush(void)
 	bool faulty;
 	int ret;
 
+	world.may_cancel = true;
 	chain_ends();
 	TRACE("iou_flush");
 	ret = iou_flush(model.iou);
@@ -688,8 +695,10 @@ static void act_fd(void)
 {
 	unsigned n_faults = world.n_faults, n_rounds = 1 + pick(8), n_idle = 0;
 	call_t call = call_begin(true);
-	int fd = iou_fd(model.iou);
+	int fd;
 
+	world.may_cancel = true;
+	fd = iou_fd(model.iou);
 	if (call_end(call) && fd < 0) {
 		CHECK(fd == -EMFILE || fd == -ENOMEM || fd == -ENFILE || fd == -EPERM, "iou_fd: %d", fd);
 		return;
