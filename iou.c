@@ -2979,10 +2979,12 @@ static bool config_valid(const iou_config_t *config)
 	       memcmp(config->reserved, zero, sizeof(zero)) == 0;
 }
 
-/* What is in the inbox, but for the bottom halves themselves. */
+/* What is in the inbox or waits for it, but for the bottom halves themselves. */
 static void free_posts(iou_t *iou)
 {
 	inbox_take(iou, UINT64_MAX);
+	while (!list_empty(&iou->idle))
+		bh_rouse(container_of(iou->idle.next, iou_bh_t, in_idle));
 	while (!list_empty(&iou->inbox)) {
 		entry_t *entry = entry_at(iou->inbox.next);
 

@@ -21,10 +21,9 @@ SEED ?= 1
 RUNS ?= 10000000
 
 sim-wraps := io_uring_queue_init_params io_uring_queue_exit io_uring_ring_dontfork io_uring_register io_uring_enter2 \
-	eventfd eventfd_read eventfd_write timerfd_create timerfd_settime close clock_gettime nanosleep \
+	eventfd eventfd_read timerfd_create timerfd_settime close clock_gettime nanosleep syscall \
 	pthread_create pthread_join pthread_setcancelstate pthread_sigmask pthread_setname_np sched_getaffinity sched_yield \
-	pthread_mutex_init pthread_mutex_destroy pthread_mutex_lock pthread_mutex_unlock pthread_cond_init \
-	pthread_cond_destroy pthread_cond_wait pthread_cond_signal pthread_cond_broadcast \
+	pthread_mutex_init pthread_mutex_destroy pthread_mutex_lock pthread_mutex_unlock \
 	malloc calloc realloc aligned_alloc posix_memalign free
 sim-link   = $(link) $(if $(findstring fine,$@),-DSIM_FINE) -o $@ $(filter %.c %.o,$^) -I. $(sim-wraps:%=-Wl,--wrap=%) $(libs)
 sim-src   := $(filter-out %_atomics.c,$(wildcard tests/sim*.c))

@@ -72,6 +72,17 @@ static inline bool one_in(unsigned n)
 	return pick(n) == 0;
 }
 
+/* Bytes at random, none of them 0. */
+static inline void dirty(void *memory, size_t size)
+{
+	for (size_t i = 0; i < size; i += sizeof(uint64_t)) {
+		uint64_t bytes = random64() | UINT64_C(0x0101010101010101);
+		size_t n = size - i < sizeof(bytes) ? size - i : sizeof(bytes);
+
+		memcpy((char *)memory + i, &bytes, n);
+	}
+}
+
 void sim_fail(const char *file, int line, const char *format, ...)
 	__attribute__((noreturn, cold, format(printf, 3, 4)));
 void sim_trace(const char *format, ...) __attribute__((cold, format(printf, 1, 2)));
@@ -102,13 +113,17 @@ typedef struct world_t {
 	unsigned faults;       /* how many more calls may fail */
 	unsigned n_faults;     /* how many have */
 	bool thread_refused;   /* pthread_create() was one of them */
+	unsigned n_refused;    /* times in a row that it was, */
+	unsigned n_starts;     /* and was called */
+	uint64_t lost_ns;      /* when a worker's wake-up got lost that has not come yet; or 0 */
 	unsigned drops;        /* how many CQEs may be lost */
 	unsigned n_allocs;     /* memory that iou holds */
 	bool signals;          /* signals may arrive */
 	bool in_signal;        /* one has */
 	bool may_spin;         /* workers may look at the clock */
 	bool posters;          /* the posting threads may start something */
-	bool may_alloc;        /* the call that is going on may allocate */
+	bool may_alloc;        /* the call that is going on may allocate, */
+	bool may_cancel;       /* or is one in which the thread may be cancelled */
 	unsigned step_one_in;  /* how often the others run while the loop thread computes */
 } world_t;
 extern world_t world;
@@ -128,6 +143,12 @@ unsigned thread_number(void);
 void thread_sleep(uint64_t until_ns, const bool *flag);
 /* Workers there are, and those of them that wait for a job. */
 unsigned threads_n_workers(void), threads_n_free(void);
+/* A wake-up that was lost comes after all. */
+void threads_find_lost(void);
+/* Check that the thread cannot be cancelled here, but in a few calls of the loop thread. */
+void thread_cancel_point(const char *function);
+/* Has the loop thread the cancel state that it had? */
+bool threads_may_cancel(void);
 /* Run the others until cond(); the run fails when that cannot come true. */
 void threads_until(bool (*cond)(const void *data), const void *data, const char *what);
 /* Check that no worker is left. */
@@ -172,6 +193,8 @@ void kernel_entered(void);
 /* Is the descriptor readable? The loop thread looks, outside iou. */
 bool kernel_readable(int fd);
 void kernel_close_of_program(int fd);
+/* write(2) as a bare system call, by any thread. */
+long kernel_write(int fd, const void *data, size_t size);
 /* The smallest SQ that there was in this run; and the SQEs that were taken. */
 unsigned kernel_sq_entries_min(void);
 uint64_t kernel_n_taken(void);
@@ -181,6 +204,8 @@ void kernel_check_end(void);
 /* Is an op there which was asked to end, can be, and was not? */
 bool kernel_forgot_cancel(unsigned op);
 bool kernel_holds(unsigned op);
+/* Does iou wait for a timeout of its own, before it delivers what ended as that? */
+bool kernel_fences(uint64_t user_data);
 const char *kernel_where(unsigned op);
 
 /* ---- The model (sim_model.c) ------------------------------------------------------------------------ */

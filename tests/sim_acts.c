@@ -147,14 +147,23 @@ static iou_op_t *take_op(void)
 {
 	iou_op_t *op;
 
-	if (model.n_kept && one_in(2))
-		return model.kept[--model.n_kept];
+	if (model.n_kept && one_in(2)) {
+		op = model.kept[--model.n_kept];
+		memset(op->sqe, 0, sizeof(*op->sqe)); /* helpers to prepare it do not clear all */
+		return op;
+	}
 	op = CALL(true, iou_op_new(model.iou));
 	CHECK(op || errno == ENOMEM, "iou_op_new: %d", errno);
-	if (op)
-		CHECK(op->sqe->opcode == 0 && op->sqe->user_data == 0 && op->sqe->addr == 0 && op->sqe->flags == 0,
-		      "the SQE of a new op is not zeroed");
+	CHECK(!op || sqe_is_zero(op->sqe), "the SQE of a new op is not zeroed");
 	return op;
+}
+
+/* A timer's and a job's SQE is the program's memory: nobody reads or changes it. */
+static void leave_sqe(op_model_t *op)
+{
+	if (one_in(2))
+		dirty(op->op->sqe, sizeof(op->sqe));
+	op->sqe = *op->op->sqe;
 }
 
 void give_env(op_model_t *op)
@@ -240,8 +249,12 @@ static void act_keep(void)
 		return;
 	}
 	op = CALL(true, iou_op_new(model.iou));
-	if (op)
-		model.kept[model.n_kept++] = op;
+	if (!op)
+		return;
+	CHECK(sqe_is_zero(op->sqe), "the SQE of a new op is not zeroed");
+	if (one_in(2)) /* prepared, and perhaps given back */
+		dirty(op->sqe, sizeof(*op->sqe));
+	model.kept[model.n_kept++] = op;
 }
 
 static void queue_timer(op_model_t *op, bool moved)
@@ -249,6 +262,8 @@ static void queue_timer(op_model_t *op, bool moved)
 	uint64_t after_ns = one_in(30) ? NEVER - pick(3) : one_in(8) ? 0 : pick(3000);
 
 	op->period_ns = one_in(3) ? 1 + pick(2000) : one_in(60) ? NEVER : 0;
+	if (!moved)
+		leave_sqe(op);
 	TRACE("iou_op_timer %u: after %llu, period %llu", number_of(op), (unsigned long long)after_ns,
 	      (unsigned long long)op->period_ns);
 	op->timer_seq = ++model.timer_seq;
@@ -287,13 +302,19 @@ static bool queue_job(op_model_t *op)
 	uint64_t before_ns, after_ns = 0;
 	int ret;
 
+	if (world.lost_ns && one_in(2))
+		world.now_ns += RECALL_NS + 1;
 	op->ret = one_in(16) ? -ECANCELED : one_in(8) ? -2000 - (int)pick(100) : (int)pick(100);
 	if (op->op && one_in(8) && !op->has_deadline)
 		give_deadline(op, &after_ns);
+	if (op->op)
+		leave_sqe(op);
 	op->job_seq = ++model.job_seq;
 	op->state = PENDING; /* it may start at once */
 	TRACE("iou_%sasync %u", op->op ? "op_" : "", number_of(op));
 	before_ns = world.now_ns;
+	if (world.lost_ns && before_ns > world.lost_ns + RECALL_NS)
+		world.lost_ns = 0; /* this job's wake-up has to do for both */
 	op->deadline_from_ns = before_ns + after_ns;
 	op->deadline_ns = NEVER;
 	if (op->op)
@@ -328,7 +349,7 @@ static void prepare_handler(struct io_uring_sqe *sqe, void *data)
 {
 	op_model_t *op = data;
 
-	CHECK(sqe->opcode == 0 && sqe->user_data == 0 && sqe->flags == 0, "prep_sqe gets an SQE that is not zeroed");
+	CHECK(sqe_is_zero(sqe), "prep_sqe gets an SQE that is not zeroed");
 	prepare(sqe, op);
 	op->sqe = *sqe;
 }
@@ -356,24 +377,11 @@ bool requeue(op_model_t *old)
 		return false;
 	op->op = old->op;
 	if (old->door == RING)
-		CHECK(op->op->sqe->opcode == old->sqe.opcode && op->op->sqe->fd == old->sqe.fd &&
-			      op->op->sqe->addr == old->sqe.addr && op->op->sqe->len == old->sqe.len,
-		      "the SQE of op %u does not hold what was queued", number_of(old));
-	if (op->door == RING && (old->door != RING || one_in(2))) {
+		CHECK(sqe_is_zero(op->op->sqe), "the SQE of op %u does not stay zero", number_of(old));
+	else
 		memset(op->op->sqe, 0, sizeof(*op->op->sqe));
+	if (op->door == RING)
 		prepare(op->op->sqe, op);
-	} else if (op->door == RING) {
-		op->op->sqe->flags = 0;
-		op->op->sqe->__pad2[0] = number_of(op);
-		if (op->op->sqe->opcode == IORING_OP_READ || op->op->sqe->opcode == IORING_OP_WRITE ||
-		    op->op->sqe->opcode == IORING_OP_SEND_ZC)
-			op->op->sqe->addr = (uintptr_t)op->buffer;
-		else if (op->op->sqe->opcode == IORING_OP_ASYNC_CANCEL || op->op->sqe->opcode == IORING_OP_TIMEOUT ||
-			 op->op->sqe->opcode == IORING_OP_LINK_TIMEOUT ||
-			 op->op->sqe->opcode == IORING_OP_POLL_REMOVE ||
-			 op->op->sqe->opcode == IORING_OP_TIMEOUT_REMOVE)
-			op->op->sqe->opcode = IORING_OP_NOP; /* its key or timespec is dead */
-	}
 	op->env = old->env;
 	op->env_size = old->env_size;
 	if (op->env)
@@ -516,12 +524,13 @@ static bool is_something_ready(void)
 int poll_once(int64_t timeout_ns)
 {
 	bool ready = is_something_ready(), polled = model.config.setup_flags & IORING_SETUP_SQPOLL;
-	uint64_t from_ns = world.now_ns;
+	uint64_t from_ns = world.now_ns, late_ns = world.may_spin ? SPIN_LATE_NS : LATE_NS;
 	driver_t driver;
 	call_t call = call_begin(false);
 	bool faulty;
 	int ret;
 
+	world.may_cancel = true;
 	drive_begin(&driver, false, timeout_ns);
 	TRACE("iou_poll(%lld)", (long long)timeout_ns);
 	ret = iou_poll(model.iou, timeout_ns);
@@ -537,7 +546,7 @@ int poll_once(int64_t timeout_ns)
 		CHECK(ret || !ready, "iou_poll returns 0 while something is ready");
 		/* SQPOLL's thread may take its time */
 		CHECK(ret || timeout_ns < 0 || faulty || polled ||
-			      world.now_ns < from_ns + (uint64_t)timeout_ns + LATE_NS,
+			      world.now_ns < from_ns + (uint64_t)timeout_ns + late_ns,
 		      "iou_poll(%lld) returns after %llu", (long long)timeout_ns,
 		      (unsigned long long)(world.now_ns - from_ns));
 		if (ret == 0 && timeout_ns != 0 && main_things_pending())
@@ -555,6 +564,7 @@ int run(void)
 	bool faulty;
 	int ret;
 
+	world.may_cancel = true;
 	drive_begin(&driver, true, -1);
 	TRACE("iou_run");
 	ret = iou_run(model.iou);
@@ -606,6 +616,7 @@ static void act_flush(void)
 	bool faulty;
 	int ret;
 
+	world.may_cancel = true;
 	chain_ends();
 	TRACE("iou_flush");
 	ret = iou_flush(model.iou);
@@ -684,8 +695,10 @@ static void act_fd(void)
 {
 	unsigned n_faults = world.n_faults, n_rounds = 1 + pick(8), n_idle = 0;
 	call_t call = call_begin(true);
-	int fd = iou_fd(model.iou);
+	int fd;
 
+	world.may_cancel = true;
+	fd = iou_fd(model.iou);
 	if (call_end(call) && fd < 0) {
 		CHECK(fd == -EMFILE || fd == -ENOMEM || fd == -ENFILE || fd == -EPERM, "iou_fd: %d", fd);
 		return;

@@ -100,11 +100,28 @@ static void ring_callback(op_model_t *op, int result, unsigned flags)
 		last_callback(op);
 }
 
+/* As it was queued; but clean in a ring op's last callback, where the op may be prepared again. */
+static void check_sqe(const op_model_t *op, bool last)
+{
+	struct io_uring_sqe want = op->sqe;
+
+	if (op->door == RING && last) {
+		CHECK(sqe_is_zero(op->op->sqe), "the SQE of op %u is not zero in its last callback",
+		      number_of(op));
+		return;
+	}
+	if (op->door == RING)
+		want.user_data = op->op->sqe->user_data; /* iou's */
+	CHECK(memcmp(&want, op->op->sqe, sizeof(want)) == 0, "the SQE of op %u was changed in the op",
+	      number_of(op));
+}
+
 int on_ring(void *data)
 {
 	op_model_t *op = data;
 	bool last = !(op->op->flags & IORING_CQE_F_MORE);
 
+	check_sqe(op, last);
 	ring_callback(op, op->op->result, op->op->flags);
 	after_callback(op, last);
 	return callback_end();
@@ -137,6 +154,7 @@ int on_timer(void *data)
 	bool last = !(flags & IORING_CQE_F_MORE);
 
 	TRACE("callback of timer %u: %d, flags %#x", number, result, flags);
+	check_sqe(op, last);
 	CHECK(op->state == PENDING, "timer %u has a callback after its last", number);
 	callback_begin(op->asked ? CLASS_ENDED : CLASS_TIMER);
 	model.n_timers += !op->asked;
@@ -245,6 +263,7 @@ int on_job(void *data)
 	int result = op->op->result;
 
 	CHECK(op->op->flags == 0, "job %u has flags %#x", number_of(op), op->op->flags);
+	check_sqe(op, true);
 	job_callback(op);
 	if (op->finished)
 		CHECK(result == op->ret, "job %u got %d and not %d", number_of(op), result, op->ret);

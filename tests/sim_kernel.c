@@ -272,6 +272,13 @@ static void work_run(ring_t *ring, bool all)
 		ring->sq_flags &= ~IORING_SQ_TASKRUN;
 }
 
+/* SQPOLL: what io-wq completes does not wait for the task work of the kernel's thread. */
+static bool is_unordered(const ring_t *ring, const req_t *req)
+{
+	return ring->flags & IORING_SETUP_SQPOLL && req->sqe.flags & IOSQE_ASYNC &&
+	       req->sqe.opcode == IORING_OP_ASYNC_CANCEL;
+}
+
 /* The request has a CQE: the last one, but for those with MORE. */
 static void complete(ring_t *ring, req_t *req, int res, unsigned flags, bool now)
 {
@@ -285,7 +292,7 @@ static void complete(ring_t *ring, req_t *req, int res, unsigned flags, bool now
 			req->failed = true;
 	}
 	world.events++;
-	if (now && submitting && (!ring->n_work || one_in(2))) { /* before what is still to be run */
+	if (is_unordered(ring, req) || (now && submitting && (!ring->n_work || one_in(2)))) { /* before what is still to be run */
 		post(ring, &wait);
 		return;
 	}
@@ -752,6 +759,19 @@ bool kernel_forgot_cancel(unsigned op)
 	return req && req->state == RUN && req->ends == FED && req->place != UNSTOPPABLE;
 }
 
+bool kernel_fences(uint64_t user_data)
+{
+	for (unsigned i = 0; i < n_rings; i++) {
+		for (unsigned j = 0; rings[i].open && j < rings[i].n_active; j++) {
+			const req_t *req = rings[i].active[j];
+
+			if (!req->op && req->sqe.opcode == IORING_OP_TIMEOUT && req->sqe.user_data == (user_data | 1))
+				return true;
+		}
+	}
+	return false;
+}
+
 const char *kernel_where(unsigned op)
 {
 	static const char *const names[] = { "linked", "to be started", "running", "over" };
@@ -918,6 +938,7 @@ int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *uring, 
 		n_rings++;
 	ring = &rings[at];
 	memset(ring, 0, offsetof(ring_t, array));
+	memset(ring->sqes, 0, sizeof(ring->sqes));
 	for (unsigned i = 0; i < MAX_SQ; i++) /* as liburing does, from 2.3 on */
 		ring->array[i] = i;
 	ring->open = true;
@@ -1057,6 +1078,42 @@ int __wrap_io_uring_register(unsigned fd, unsigned opcode, const void *arg, unsi
 
 /* ---- Enter ------------------------------------------------------------------------------------ */
 
+/* An SQE of iou's own has what its kind needs, and no more: the slot was dirty. */
+static void check_own(const ring_t *ring, const struct io_uring_sqe *sqe)
+{
+	struct io_uring_sqe want = { .opcode = sqe->opcode, .user_data = sqe->user_data };
+	const struct __kernel_timespec *ts = (const void *)(uintptr_t)sqe->addr;
+
+	switch (sqe->opcode) {
+	case IORING_OP_NOP: /* in place of one that must not run */
+		break;
+	case IORING_OP_POLL_ADD:
+		want.fd = sqe->fd;
+		want.len = sqe->len & IORING_POLL_ADD_MULTI;
+		want.poll32_events = POLLIN;
+		CHECK(file_polls(file_of(sqe->fd)), "iou polls descriptor %d", sqe->fd);
+		break;
+	case IORING_OP_ASYNC_CANCEL:
+		want.fd = -1;
+		want.addr = sqe->addr;
+		want.flags = sqe->flags & IOSQE_ASYNC;
+		break;
+	case IORING_OP_TIMEOUT: /* comes behind a notification: see is_unordered() */
+		want.fd = -1;
+		want.addr = sqe->addr;
+		want.len = 1;
+		CHECK(ring->flags & IORING_SETUP_SQPOLL, "iou starts a timeout on a ring that is not SQPOLL's");
+		CHECK(!ts->tv_sec && ts->tv_nsec == 1, "iou's timeout is of %lld ns", (long long)ts->tv_nsec);
+		break;
+	default:
+		FAIL("iou has no use for an SQE of opcode %u", sqe->opcode);
+	}
+	CHECK(sqe->user_data & 1 || !sqe->user_data, "iou's own SQE, opcode %u, has an op's user_data",
+	      sqe->opcode);
+	CHECK(!memcmp(&want, sqe, sizeof(want)), "iou's own SQE, opcode %u, holds more than it should, flags %#x",
+	      sqe->opcode, sqe->flags);
+}
+
 static req_t *req_take(ring_t *ring, const struct io_uring_sqe *sqe)
 {
 	req_t *req;
@@ -1073,8 +1130,7 @@ static req_t *req_take(ring_t *ring, const struct io_uring_sqe *sqe)
 	if (sqe->flags & IOSQE_CQE_SKIP_SUCCESS && kernel < KERNEL_5_18)
 		req->error = -EINVAL;
 	if (!req->op)
-		CHECK(!(sqe->flags & (IOSQE_IO_LINK | IOSQE_IO_HARDLINK | IOSQE_IO_DRAIN)),
-		      "iou's own SQE, opcode %u, has flags %#x", sqe->opcode, sqe->flags);
+		check_own(ring, sqe);
 	return req;
 }
 
@@ -1156,6 +1212,9 @@ static int submit(ring_t *ring, unsigned to_submit)
 		chain_start(ring, chain.head, chain.bad);
 	}
 	submitting = false;
+	/* Nobody may count on a slot that was taken; but for the last, if it stopped there: was that in a chain? */
+	for (unsigned j = i < to_submit; j < i; j++)
+		dirty(&ring->sqes[(ring->own_sq_head - 1 - j) & ring->sq_mask], sizeof(*ring->sqes));
 	__atomic_store_n(&ring->sq_head, ring->own_sq_head, __ATOMIC_RELEASE);
 	world.events += i;
 	n_taken += i;
@@ -1325,16 +1384,18 @@ int __wrap_eventfd(unsigned count, int flags)
 	return fd;
 }
 
-int __wrap_eventfd_write(int fd, eventfd_t value);
-int __wrap_eventfd_write(int fd, eventfd_t value)
+long kernel_write(int fd, const void *data, size_t size)
 {
+	uint64_t value;
 	file_t *file;
 
 	sim_point();
 	file = file_of(fd);
-	CHECK(file && file->kind == EVENTFD, "eventfd_write on descriptor %d, which is not open", fd);
+	CHECK(file && file->kind == EVENTFD, "write to descriptor %d, which is not open", fd);
+	CHECK(size == sizeof(value), "write of %zu bytes to an eventfd", size);
 	CHECK(on_other_thread() || world.in_signal || fd == model_bell(), "the loop thread wakes itself");
-	TRACE("thread %u: eventfd_write %d", thread_number(), fd);
+	memcpy(&value, data, sizeof(value));
+	TRACE("thread %u: write to %d", thread_number(), fd);
 	world.events++;
 	n_wakes += on_other_thread() || world.in_signal;
 	file_write(file, value);
@@ -1345,7 +1406,7 @@ int __wrap_eventfd_write(int fd, eventfd_t value)
 		errno = EAGAIN;
 		return -1;
 	}
-	return 0;
+	return (long)size;
 }
 
 int __wrap_eventfd_read(int fd, eventfd_t *value);
@@ -1356,6 +1417,7 @@ int __wrap_eventfd_read(int fd, eventfd_t *value)
 	sim_point();
 	file = file_of(fd);
 	CHECK(file_polls(file), "eventfd_read on descriptor %d, which is not open", fd);
+	thread_cancel_point("eventfd_read");
 	TRACE("thread %u: eventfd_read %d: %llu", thread_number(), fd, (unsigned long long)file->count);
 	if (!file->count) {
 		errno = EAGAIN;
@@ -1413,6 +1475,7 @@ int __wrap_close(int fd)
 		return __real_close(fd);
 	CHECK(file, "close of descriptor %d, which is not open", fd);
 	CHECK(!ring_of(fd), "close of the ring's descriptor");
+	thread_cancel_point("close");
 	TRACE("kernel: close %d", fd);
 	file->open = false;
 	return 0;

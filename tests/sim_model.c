@@ -12,13 +12,14 @@ uint64_t total_callbacks, total_calls;
 
 call_t call_begin(bool may_alloc)
 {
-	call_t before = { world.may_alloc, world.n_faults };
+	call_t before = { world.may_alloc, world.may_cancel, world.n_faults };
 
 	total_calls++;
 	world.events++;
 	sim_n_steps++;
 	CHECK(sim_n_steps < 100000, "a run does not come to an end");
 	world.may_alloc = may_alloc;
+	world.may_cancel = false;
 	return before;
 }
 
@@ -26,6 +27,8 @@ call_t call_begin(bool may_alloc)
 bool call_end(call_t before)
 {
 	world.may_alloc = before.may_alloc;
+	world.may_cancel = before.may_cancel;
+	CHECK(threads_may_cancel(), "a call changes the thread's cancel state");
 	return world.n_faults != before.n_faults;
 }
 
@@ -94,6 +97,7 @@ void model_taken(unsigned number, const struct io_uring_sqe *sqe, unsigned previ
 	else
 		CHECK(!op->glued, "op %u was split from its chain", number);
 	op->taken = true;
+	op->user_data = sqe->user_data;
 	if (model.any_drain)
 		check_drain(number);
 }
@@ -209,12 +213,15 @@ static void check_op_at_rest(unsigned number, bool for_ever, uint64_t until_ns)
 		CHECK(op->started || !op->asked, "the loop sleeps while job %u, cancelled, waits", number);
 		CHECK(op->started || !op->has_deadline || op->deadline_ns > world.now_ns || until_ns < world.now_ns + SLACK_NS,
 		      "the deadline of job %u has passed, and the loop sleeps", number);
-		CHECK(op->started || threads_n_free() == 0, "job %u waits while a worker is free", number);
-		CHECK(op->started || world.thread_refused || threads_n_workers() >= most,
+		if (op->started || world.lost_ns)
+			return;
+		CHECK(threads_n_free() == 0, "job %u waits while a worker is free", number);
+		CHECK(world.thread_refused || threads_n_workers() >= most,
 		      "job %u waits while there may be more workers", number);
 		return;
 	}
-	CHECK(op->n_exp_in == op->n_exp_out, "the loop sleeps while a completion of op %u waits", number);
+	CHECK(op->n_exp_in == op->n_exp_out || kernel_fences(op->user_data),
+	      "the loop sleeps while a completion of op %u waits", number);
 	if (!op->taken) {
 		CHECK(!op->asked, "the loop sleeps while op %u, cancelled in the backlog, waits", number);
 		CHECK(!ops[op->chain].cut || ops[op->chain].ambiguous,
@@ -274,6 +281,10 @@ void model_sleeps(bool for_ever, uint64_t until_ns)
 
 void model_rescue(void)
 {
+	if (world.lost_ns) {
+		threads_find_lost();
+		return;
+	}
 	if (kernel_feed())
 		return;
 	for (unsigned i = 1; i <= model.n_ops; i++) {

@@ -17,7 +17,9 @@
 #define MAX_KEPT   4
 #define MAX_CQES   16
 #define SLACK_NS   2000  /* from iou's look at the clock to its sleep */
-#define LATE_NS    20000 /* that a sleep may be late */
+#define LATE_NS    20000 /* that a sleep may be late, */
+#define RECALL_NS  1000000 /* after which a worker that was woken and does not come is taken for lost */
+#define SPIN_LATE_NS 100000 /* while workers that spin move the clock */
 #define LINKS      (IOSQE_IO_LINK | IOSQE_IO_HARDLINK)
 
 /* ---- The model's state ------------------------------------------------------------------------ */
@@ -43,8 +45,8 @@ typedef struct op_model_t {
 	bool has_deadline;
 	uint64_t deadline_from_ns, deadline_ns; /* it may have expired, it must have */
 	/* ring */
-	uint64_t seq;
-	struct io_uring_sqe sqe;
+	uint64_t seq, user_data;
+	struct io_uring_sqe sqe; /* as it was queued; of a timer and a job too */
 	unsigned previous; /* the op it is linked behind, */
 	bool glued;        /* for sure; else the loop may have ended the chain between */
 	unsigned chain;    /* the first op of it */
@@ -148,6 +150,13 @@ static inline bool is_shortage(int error)
 	return error == -EAGAIN || error == -EBUSY || error == -ENOMEM;
 }
 
+static inline bool sqe_is_zero(const struct io_uring_sqe *sqe)
+{
+	static const struct io_uring_sqe zero;
+
+	return memcmp(sqe, &zero, sizeof(zero)) == 0;
+}
+
 static inline unsigned number_of(const op_model_t *op)
 {
 	return (unsigned)(op - ops);
@@ -156,7 +165,7 @@ static inline unsigned number_of(const op_model_t *op)
 /* ---- Calls ------------------------------------------------------------------------------------ */
 
 typedef struct call_t {
-	bool may_alloc;
+	bool may_alloc, may_cancel;
 	unsigned n_faults;
 } call_t;
 

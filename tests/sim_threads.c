@@ -1,21 +1,23 @@
 /* SPDX-License-Identifier: MIT */
 
 /*
- * The fake threads: coroutines, mutexes, conditions, the clock, and memory that can run short.
+ * The fake threads: coroutines, mutexes, futexes, the clock, and memory that can run short.
  *
  * The loop thread is the program's own stack. It steps the others where it calls something wrapped; a
- * stepped one runs until it blocks, or until chance hands back at something that it calls. A mutex's and a
- * condition's state stands in iou's own memory, as with the real ones.
+ * stepped one runs until it blocks, or until chance hands back at something that it calls. A mutex's state
+ * stands in iou's own memory, as with the real ones; a futex is known by its address alone.
  */
 
 #include "sim.h"
 
+#include <linux/futex.h>
 #include <malloc.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -28,7 +30,7 @@
 #define MAX_THREADS (1 + N_POSTERS + 16)
 #define STACK_SIZE  (SIM_ASAN ? 512 * 1024 : 64 * 1024)
 
-enum thread_state { NONE, PARKED, RUNS, WAITS_MUTEX, WAITS_COND, SLEEPS, ENDED };
+enum thread_state { NONE, PARKED, RUNS, WAITS_MUTEX, WAITS_FUTEX, SLEEPS, ENDED };
 
 typedef struct fake_mutex_t {
 	unsigned owner; /* thread number + 1; 0: free */
@@ -37,7 +39,8 @@ typedef struct fake_mutex_t {
 typedef struct thread_t {
 	enum thread_state state;
 	const void *waits_for;
-	bool signalled;
+	bool woken;
+	bool no_cancel; /* PTHREAD_CANCEL_DISABLE */
 	uint64_t until_ns;
 	const bool *flag;
 	void *(*main)(void *data);
@@ -121,6 +124,7 @@ static void thread_prepare(unsigned number, void *(*main)(void *), void *data)
 	thread->main = main;
 	thread->data = data;
 	thread->state = RUNS;
+	thread->no_cancel = false;
 	if (thread->stack)
 		return;
 	thread->stack = __real_aligned_alloc(4096, STACK_SIZE);
@@ -150,8 +154,8 @@ static bool can_run(const thread_t *thread)
 		return true;
 	case WAITS_MUTEX:
 		return ((const fake_mutex_t *)thread->waits_for)->owner == 0;
-	case WAITS_COND:
-		return thread->signalled;
+	case WAITS_FUTEX:
+		return thread->woken;
 	case SLEEPS:
 		return thread->until_ns <= world.now_ns || *thread->flag;
 	default:
@@ -171,7 +175,7 @@ bool threads_step(void)
 		unsigned at = from + i - 1 < n_threads ? from + i - 1 : from + i - n_threads;
 		thread_t *thread = &threads[at];
 
-		if (can_run(thread) || (thread->state == WAITS_COND && one_in(100))) {
+		if (can_run(thread) || (thread->state == WAITS_FUTEX && one_in(100))) { /* for no reason */
 			thread->state = RUNS;
 			switch_to(at);
 			return true;
@@ -256,8 +260,16 @@ unsigned threads_n_free(void)
 	unsigned n = 0;
 
 	for (unsigned i = 1 + N_POSTERS; i < n_threads; i++)
-		n += threads[i].state == WAITS_COND && !threads[i].signalled;
+		n += threads[i].state == WAITS_FUTEX && !threads[i].woken;
 	return n;
+}
+
+void threads_find_lost(void)
+{
+	for (unsigned i = 1 + N_POSTERS; i < n_threads; i++)
+		if (threads[i].state == WAITS_FUTEX)
+			threads[i].woken = true;
+	world.lost_ns = 0;
 }
 
 void threads_until(bool (*cond)(const void *data), const void *data, const char *what)
@@ -311,10 +323,13 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(
 int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*main)(void *), void *data)
 {
 	(void)attr;
+	world.n_starts++;
 	if (fault(10)) {
 		world.thread_refused = true;
+		world.n_refused++;
 		return EAGAIN;
 	}
+	world.n_refused = 0;
 	CHECK(current == 0, "a worker starts a thread");
 	CHECK(n_threads < MAX_THREADS, "%u threads", n_threads);
 	thread_prepare(n_threads, main, data);
@@ -329,6 +344,7 @@ int __wrap_pthread_join(pthread_t thread, void **result)
 {
 	(void)result;
 	CHECK(thread < n_threads && threads[thread].state != NONE, "pthread_join of no thread");
+	thread_cancel_point("pthread_join");
 	threads_until(has_ended, &threads[thread], "pthread_join");
 	threads[thread].state = NONE;
 	return 0;
@@ -337,9 +353,23 @@ int __wrap_pthread_join(pthread_t thread, void **result)
 int __wrap_pthread_setcancelstate(int state, int *old);
 int __wrap_pthread_setcancelstate(int state, int *old)
 {
-	(void)state;
-	(void)old;
+	thread_t *thread = &threads[current];
+
+	if (old)
+		*old = thread->no_cancel ? PTHREAD_CANCEL_DISABLE : PTHREAD_CANCEL_ENABLE;
+	thread->no_cancel = state == PTHREAD_CANCEL_DISABLE;
 	return 0;
+}
+
+void thread_cancel_point(const char *function)
+{
+	if (current || world.in_signal || !world.may_cancel)
+		CHECK(threads[current].no_cancel, "%s() is a cancellation point", function);
+}
+
+bool threads_may_cancel(void)
+{
+	return !threads[0].no_cancel;
 }
 
 int __wrap_pthread_sigmask(int how, const sigset_t *set, sigset_t *old);
@@ -373,14 +403,8 @@ int __real_sched_yield(void);
 int __wrap_sched_yield(void);
 int __wrap_sched_yield(void)
 {
-	if (!world.running) /* a sanitizer's own */
-		return __real_sched_yield();
-	CHECK(++sim_n_steps < 100000, "a run does not come to an end");
-	if (current)
-		thread_yield(RUNS, NULL);
-	else if (!threads_step())
-		kernel_step();
-	return 0;
+	CHECK(!world.running, "sched_yield() waits for nobody of less priority");
+	return __real_sched_yield(); /* a sanitizer's own */
 }
 
 int __real_nanosleep(const struct timespec *time, struct timespec *rest);
@@ -391,8 +415,11 @@ int __wrap_nanosleep(const struct timespec *time, struct timespec *rest)
 		return __real_nanosleep(time, rest);
 	(void)rest;
 	CHECK(current == 0, "a worker sleeps");
+	CHECK(++sim_n_steps < 100000, "a run does not come to an end");
+	thread_cancel_point("nanosleep");
 	world.now_ns += (uint64_t)time->tv_sec * 1000000000 + (uint64_t)time->tv_nsec;
-	sim_n_steps++;
+	if (!threads_step())
+		kernel_step();
 	sim_point();
 	return 0;
 }
@@ -445,66 +472,100 @@ int __wrap_pthread_mutex_unlock(pthread_mutex_t *mutex)
 	return 0;
 }
 
-int __wrap_pthread_cond_init(pthread_cond_t *cond, const pthread_condattr_t *attr);
-int __wrap_pthread_cond_init(pthread_cond_t *cond, const pthread_condattr_t *attr)
+/* ---- System calls that iou makes by number ----------------------------------------------------- */
+
+static bool is_woken(const void *data)
 {
-	(void)cond;
-	(void)attr;
+	return ((const thread_t *)data)->woken;
+}
+
+/* Sleep while the word has that value, or not: it may return early. */
+static int futex_wait(const unsigned *word, unsigned value)
+{
+	thread_t *thread = &threads[current];
+
+	sim_point();
+	if (__atomic_load_n(word, __ATOMIC_SEQ_CST) != value)
+		return EAGAIN;
+	if (one_in(16))
+		return one_in(2) ? EINTR : 0;
+	thread->woken = false;
+	if (current) {
+		thread_yield(WAITS_FUTEX, word);
+		return 0;
+	}
+	thread->state = WAITS_FUTEX;
+	thread->waits_for = word;
+	threads_until(is_woken, thread, "the loop thread's wait for a futex");
+	thread->state = RUNS;
 	return 0;
 }
 
-int __wrap_pthread_cond_destroy(pthread_cond_t *cond);
-int __wrap_pthread_cond_destroy(pthread_cond_t *cond)
+/* Now and then one for a worker gets lost. The word may be gone: its address is but a key. */
+static unsigned futex_wake(const unsigned *word, unsigned most)
 {
-	for (unsigned i = 1; i < n_threads; i++)
-		CHECK(threads[i].state != WAITS_COND || threads[i].waits_for != cond,
-		      "a thread waits for a cond that goes");
-	return 0;
-}
+	unsigned from = pick(n_threads), n = 0;
 
-int __wrap_pthread_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex);
-int __wrap_pthread_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex)
-{
-	CHECK(current, "the loop thread waits for a condition");
-	CHECK(((fake_mutex_t *)mutex)->owner == current + 1, "cond_wait without the mutex");
-	((fake_mutex_t *)mutex)->owner = 0;
-	threads[current].signalled = false;
-	thread_yield(WAITS_COND, cond);
-	mutex_take((fake_mutex_t *)mutex);
-	return 0;
-}
+	sim_point();
+	for (unsigned i = 0; i < n_threads && n < most; i++) {
+		unsigned at = from + i < n_threads ? from + i : from + i - n_threads;
+		thread_t *thread = &threads[at];
 
-static void cond_wake(const pthread_cond_t *cond, bool all)
-{
-	unsigned from = pick(n_threads);
-
-	for (unsigned i = 0; i < n_threads; i++) {
-		thread_t *thread = &threads[(from + i) % n_threads];
-
-		if (thread->state == WAITS_COND && thread->waits_for == cond && !thread->signalled) {
-			thread->signalled = true;
-			if (!all)
-				return;
+		if (thread->state != WAITS_FUTEX || thread->waits_for != word || thread->woken)
+			continue;
+		n++;
+		if (at > N_POSTERS && most == 1 && fault(20)) {
+			TRACE("-- the wake-up of thread %u gets lost", at);
+			world.lost_ns = world.now_ns;
+		} else {
+			thread->woken = true;
 		}
 	}
+	sim_point();
+	return n;
 }
 
-int __wrap_pthread_cond_signal(pthread_cond_t *cond);
-int __wrap_pthread_cond_signal(pthread_cond_t *cond)
+static long futex(const unsigned *word, int what, unsigned value)
 {
-	sim_point();
-	cond_wake(cond, false);
-	sim_point();
-	return 0;
+	int error;
+
+	if (what == FUTEX_WAKE_PRIVATE)
+		return futex_wake(word, value);
+	CHECK(what == FUTEX_WAIT_PRIVATE, "futex operation %d", what);
+	error = futex_wait(word, value);
+	if (!error)
+		return 0;
+	errno = error;
+	return -1;
 }
 
-int __wrap_pthread_cond_broadcast(pthread_cond_t *cond);
-int __wrap_pthread_cond_broadcast(pthread_cond_t *cond)
+/* None of them is a cancellation point. */
+long __wrap_syscall(long number, ...);
+long __wrap_syscall(long number, ...)
 {
-	sim_point();
-	cond_wake(cond, true);
-	sim_point();
-	return 0;
+	const void *at;
+	va_list args;
+	long ret = 0;
+	int n;
+
+	CHECK(world.running, "system call %ld, and nothing runs", number);
+	va_start(args, number);
+	switch (number) {
+	case SYS_futex:
+		at = va_arg(args, const void *);
+		n = va_arg(args, int);
+		ret = futex(at, n, va_arg(args, unsigned));
+		break;
+	case SYS_write:
+		n = va_arg(args, int);
+		at = va_arg(args, const void *);
+		ret = kernel_write(n, at, va_arg(args, size_t));
+		break;
+	default:
+		FAIL("system call %ld", number);
+	}
+	va_end(args);
+	return ret;
 }
 
 /* ---- Clock, chance, memory -------------------------------------------------------------------- */
@@ -516,11 +577,10 @@ int __wrap_clock_gettime(clockid_t clock, struct timespec *ts)
 	if (!world.running)
 		return __real_clock_gettime(clock, ts);
 	CHECK(clock == CLOCK_MONOTONIC, "clock %d is read", clock);
-	CHECK(!current || world.may_spin, "thread %u looks at the clock, and is not to spin", current);
 	sim_point();
 	if (!world.clock_stands && (!world.clock_is_coarse || one_in(16)))
 		world.now_ns += pick(world.tick_ns);
-	if (current && !world.clock_stands) /* a worker spins, which takes its time on a coarse clock too */
+	if (current && world.may_spin && !world.clock_stands) /* which takes its time on a coarse clock too */
 		world.now_ns += pick(1000);
 	ts->tv_sec = (time_t)(world.now_ns / 1000000000);
 	ts->tv_nsec = (long)(world.now_ns % 1000000000);
