@@ -33,15 +33,46 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/resource.h>
 #include <sys/select.h>
+#include <sys/types.h>
+#include <sys/wait.h>
 
-#ifndef AT_FDCWD /* liburing's header needs it, and sigset_t from above, under a strict -std too */
+/*
+ * liburing.h uses names that the C library may hide: glibc under a strict -std, musl without
+ * _GNU_SOURCE. The headers above declare id_t and sigset_t in every mode. Each other type that is
+ * hidden gets a stand-in while liburing.h is read; calls stay the same. SI_USER is hidden
+ * together with siginfo_t, WEXITED with idtype_t, CPU_SETSIZE with musl's cpu_set_t.
+ */
+#ifndef AT_FDCWD
 #define AT_FDCWD (-100)
 #endif
+#ifndef SI_USER
+#define siginfo_t void
+#endif
+#ifndef WEXITED
+#define idtype_t int
+#endif
+#ifndef CPU_SETSIZE
+#define cpu_set_t void
+#endif
+#ifndef loff_t /* musl's is a macro */
+#define loff_t int64_t
+#define IOU_LOFF_T
+#endif
 #include <liburing.h>
+#undef siginfo_t
+#undef idtype_t
+#undef cpu_set_t
+#ifdef IOU_LOFF_T
+#undef loff_t
+#undef IOU_LOFF_T
+#endif
 
 #ifdef __cplusplus
 extern "C" {
