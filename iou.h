@@ -8,7 +8,7 @@
  *     iou_op_t *op = iou_op_new(iou);                          take an op,
  *     io_uring_prep_read(op->sqe, fd, buf, sizeof(buf), 0);    prepare it as with liburing,
  *     iou_op_queue(iou, op, on_read, buf);                     queue it with a closure,
- *     iou_run(iou);                                            and run the loop.
+ *     int ret = iou_run(iou);                                  and run the loop: 0, or -errno.
  *
  * Everything that can be waited for is an op. An op leaves by one of three doors: the ring
  * (iou_op_queue), the worker threads (iou_op_async), the clock (iou_op_timer). It comes home
@@ -23,9 +23,10 @@
  *   Errors    int functions return >= 0, or -errno. Pointer functions return NULL and set errno.
  *             Refused means that nothing happened; accepted means called back exactly once at the end.
  *   NULL      where a pointer is needed gives -EINVAL, NULL (EINVAL), or is misuse, as above.
- *   Misuse    that would corrupt memory writes one line to stderr and aborts: an op queued twice or
- *             after it was given back, an op of another iou, a void call from a foreign thread, an
- *             unhold below zero, iou_free within a callback. These checks are always on.
+ *   Misuse    that would corrupt memory writes one line to stderr and aborts: an op queued twice,
+ *             unprepared or after it was given back, an op of another iou, a void call from a foreign
+ *             thread, an unhold below zero, a deleted bottom half, iou_free within a callback. The line
+ *             names the call, the rule, and the op. These checks are always on.
  *   Times     are CLOCK_MONOTONIC nanoseconds in 64 bits; any value is valid.
  *   Closures  are int (*cb)(void *cb_data). iou never looks behind cb_data. What it points to must
  *             live until the callback is entered for the last time; iou_op_env() makes it the op's own.
@@ -94,7 +95,8 @@ extern "C" {
 typedef struct iou_t iou_t;
 
 /* An operation. It is the program's from iou_op_new() until it is queued, and again in its last
- * callback; between those only `result` and `flags` may be read, in callbacks. */
+ * callback; between those only `result` and `flags` may be read, in callbacks. Programs hold pointers
+ * to ops; they never define, embed or assign an iou_op_t. */
 typedef struct iou_op_t {
 	struct io_uring_sqe *const sqe; /* zeroed; prepare it before queueing. The pointer is iou's */
 	int result;                     /* valid in the callback: >= 0, or -errno */
@@ -133,7 +135,8 @@ typedef struct iou_config_t {
  * Errors: EINVAL (entries 0 in iou_new, config NULL, an unknown flag, a reserved field set);
  * ENOMEM (also RLIMIT_MEMLOCK); EMFILE, ENFILE; EPERM or ENOSYS where io_uring is refused
  * (kernel.io_uring_disabled, seccomp) or older than IORING_FEAT_EXT_ARG (Linux 5.11).
- * An iou that was made can reach its ring. [any thread]
+ * An iou that was made can reach its ring. A call that failed may be tried again: no failure is
+ * remembered. No cancellation point (pthreads(7)). [any thread]
  */
 IOU_API iou_t *iou_new(unsigned entries) IOU_MUST_USE;
 IOU_API iou_t *iou_new_with(const iou_config_t *config) IOU_MUST_USE;
@@ -142,13 +145,19 @@ IOU_API iou_t *iou_new_with(const iou_config_t *config) IOU_MUST_USE;
  * End it. Cancels what is in flight and waits until the kernel has let go of every buffer and each
  * running job has returned: that can take as long as an uncancellable disk read or a job takes.
  * Jobs not started, timers, posts and bottom halves are dropped. No callback is called.
- * Descriptors that ops still return (accept, open, socket) are closed. Afterwards nothing that an op
- * referred to is touched, and iou's descriptors, threads and memory are gone. Holds do not delay it.
+ * Descriptors that ops still return are closed: those of accept, open, socket and pipe, and those that
+ * undelivered messages carry (SCM_RIGHTS; but not those of a multishot IORING_OP_RECVMSG, which lie in a
+ * buffer that only the program knows). Direct descriptors and registered buffers are released.
+ * Afterwards nothing that an op referred to is touched, and iou's descriptors, threads and memory are
+ * gone. Holds do not delay it. It is no cancellation point, and waits for no thread by spinning.
  *
  * By the owner; by any thread where nothing of the program is in flight (else NULL, errno EEXIST,
- * nothing done; while the owner lives on, the kernel keeps the ring's own memory until that thread
- * ends). In a forked child it frees the child's memory and nothing of the parent's. Within a callback
- * of this iou it is misuse. NULL is fine. Always returns NULL. [loop thread, or as said]
+ * nothing done). Where another thread frees an iou that has run, the kernel releases what is registered
+ * on the ring some tens of milliseconds later, and keeps the ring's own memory until its owner ends.
+ * In a forked child it frees the child's memory and nothing of the parent's; within a callback too, which
+ * then must not return (_exit, exec). If another thread than the loop's forked, the child's memory is left to
+ * the end of the process. Within a callback of this iou it is misuse in the parent. NULL is fine. Always
+ * returns NULL. [loop thread, or as said]
  */
 IOU_API iou_t *iou_free(iou_t *iou);
 
@@ -163,7 +172,16 @@ IOU_API int iou_resize(iou_t *iou, unsigned entries) IOU_MUST_USE;
  * The ring, for registering files, buffers and limits on it and for reading its features. The
  * program submits nothing on it, reaps nothing from it, and sends it no messages. Before the first
  * flush, run or poll it is still disabled (IORING_SETUP_R_DISABLED) where the kernel knows that.
- * NULL for NULL. [loop thread]
+ *
+ * It is misuse, which nothing notices, to register on it what iou's own work rests on:
+ * IORING_REGISTER_ENABLE_RINGS, _RESIZE_RINGS, _RING_FDS and their opposites, _CLOCK, _SYNC_CANCEL,
+ * _SEND_MSG_RING, and eventfds once iou_fd() was called.
+ *
+ * Restrictions (IORING_REGISTER_RESTRICTIONS) must allow IORING_OP_POLL_ADD and IORING_OP_ASYNC_CANCEL.
+ * Where they do not, a run or poll that would have to sleep, or to cancel, returns -EACCES after it
+ * delivered what is ready; and if IORING_REGISTER_SYNC_CANCEL is refused too, iou_free() cannot stop what
+ * is in flight: it leaks the ops' memory, and their buffers may be written until the kernel has ended
+ * the ring. NULL for NULL. [loop thread]
  */
 IOU_API struct io_uring *iou_ring(iou_t *iou);
 
@@ -173,7 +191,9 @@ IOU_API struct io_uring *iou_ring(iou_t *iou);
 /*
  * Take an op from the pool: sqe zeroed, no environment, no deadline. It may be prepared now or
  * after any number of rounds. The caller owns it: queue it by one of the doors, or give it back with
- * iou_op_free(). After this call nothing that is done with the op can run out of memory.
+ * iou_op_free(). After this call, neither queueing, timing, cancelling nor completing the op needs
+ * memory. (Two calls can still fail: iou_op_env() for more than 64 bytes, and iou_op_async() if there is
+ * no worker thread yet.)
  * Errors: ENOMEM. The pool grows as needed and is freed by iou_free(). [loop thread]
  */
 IOU_API iou_op_t *iou_op_new(iou_t *iou) IOU_MUST_USE;
@@ -195,9 +215,12 @@ IOU_API void iou_op_free(iou_t *iou, iou_op_t *op);
  * iou_run() or iou_poll() with that value.
  *
  * iou owns sqe->user_data: it is the op's address, so liburing's cancel, poll-update and
- * timeout-update helpers take (__u64)(uintptr_t)op as their key. The rest of the SQE it leaves as it is, by
- * whatever door the op goes: queued again, the op is submitted as it then stands, its flags included.
- * IOSQE_CQE_SKIP_SUCCESS is not passed on.
+ * timeout-update helpers take (__u64)(uintptr_t)op as their key. IOSQE_CQE_SKIP_SUCCESS is not passed on.
+ *
+ * When the last callback of a ring op begins, *op->sqe is all zero, as in a new op: prepare it again
+ * before you queue it again, a multishot op too. (liburing's prepare helpers clear the fields that they do
+ * not use up to version 2.6 only.) In callbacks with IORING_CQE_F_MORE it stands as queued; timers and
+ * jobs leave it alone. To queue an SQE that is all zero is misuse; a prepared NOP has fd -1.
  *
  * Ops queued one after another with IOSQE_IO_LINK or IOSQE_IO_HARDLINK reach the kernel in one
  * submission. The chain ends with the first op without either flag, or at the next flush, poll or
@@ -214,7 +237,8 @@ IOU_API void iou_op_queue(iou_t *iou, iou_op_t *op, int (*cb)(void *cb_data), vo
  */
 IOU_API void *iou_op_env(iou_op_t *op, size_t size) IOU_MUST_USE;
 
-/* The op that owns this environment (the pointer iou_op_env() returned, nothing else). [any thread] */
+/* The op that owns this environment: the pointer that iou_op_env() returned, of an op that was not given back.
+ * Anything else is misuse, which is noticed where a cheap check can see it. [any thread] */
 IOU_API iou_op_t *iou_op_of(const void *env);
 
 /*
@@ -222,6 +246,12 @@ IOU_API iou_op_t *iou_op_of(const void *env);
  * op->result, whatever it is: only cb's own return value can end the loop. Jobs start at once, without the
  * loop running, in the order in which they were queued; their callbacks come in the order in which they
  * finished. `work` may use no [loop thread] call, and nothing stops it once it runs.
+ *
+ * A worker is an ordinary thread named "iou-worker". It inherits CPU affinity and scheduling policy from
+ * the loop's thread. It blocks all signals but those that a fault raises (SIGSEGV, SIGBUS, SIGFPE, SIGILL,
+ * SIGTRAP, SIGSYS), and cannot be cancelled. A job that starts a program sets that program's signal
+ * mask. A child that a job forks and that returns from the job runs no other job; its thread ends, and with
+ * it the child, as by exit(0): leave such a child with _exit().
  * Errors, nothing taken: -EAGAIN where not even one worker could be started; -EINVAL. [loop thread]
  */
 IOU_API int iou_op_async(iou_t *iou, iou_op_t *op, int (*work)(void *work_data), void *work_data,
@@ -265,7 +295,9 @@ IOU_API void iou_op_deadline(iou_t *iou, iou_op_t *op, uint64_t after_ns);
  *              (a chain still open is ended by that: what is queued later belongs to another).
  *   -EALREADY  cannot be stopped now: its job is running, or it waits in the kernel behind another op
  *              of its chain (iou asks again once it starts). Its last callback follows all the same.
- *   -EINVAL    not pending: not queued, or in its last callback. [loop thread]
+ *   -EINVAL    not pending: not queued, or in its last callback.
+ * A cancel that was asked while its op was pending never hits another op. But an op's pointer is dead once
+ * its last callback has returned without queueing it again: it may be another op's by then. [loop thread]
  */
 IOU_API int iou_op_cancel(iou_t *iou, iou_op_t *op);
 
@@ -277,7 +309,8 @@ IOU_API int iou_cancel_all(iou_t *iou);
 /*
  * A completion in the caller's memory. prep_sqe(sqe, opaque) is called at once with a zeroed SQE;
  * handler->cb(handler) once for each CQE with result and flags filled in, as in iou_op_queue(). The
- * handler must live until its last callback is entered. Errors: -ENOMEM, -EINVAL. [loop thread]
+ * handler must live until its last callback is entered; so a loop within its callback, which may deliver
+ * its next completion, leaves that one's result and flags in it. Errors: -ENOMEM, -EINVAL. [loop thread]
  */
 typedef struct iou_handler_t iou_handler_t;
 struct iou_handler_t {
@@ -297,8 +330,18 @@ IOU_API int iou_add_sqe(iou_t *iou, void (*prep_sqe)(struct io_uring_sqe *sqe, v
  * timers, posts and bottom halves, jobs (in line with what ended in iou itself: cancelled timers, and ops
  * cancelled in the backlog), then CQEs. What becomes ready later belongs to the next round.
  *
+ * A round is short, however much has piled up: it delivers, expires and cancels at most 1,024 of each
+ * source and leaves the rest, in order, to the next. It also submits no more than 1,024 ops, or as many as the SQ
+ * holds. Nothing pushes back: a thread that posts faster than the loop delivers uses memory.
+ *
  * Callbacks may call everything but iou_free(), iou_poll() and iou_run() included. The inner loop
- * delivers what the outer one had still to deliver. They return; no longjmp, exception or pthread_exit.
+ * delivers what the outer one had still to deliver, so another completion of the same op may come in
+ * there. Afterwards op->result and op->flags are the outer callback's own again; but the op may have had its
+ * last callback, or be queued again: a program remembers that in its own data. Each level of nesting
+ * takes some 400 bytes of stack beside the callback's own.
+ *
+ * Callbacks return; no longjmp, exception or pthread_exit. Where one forks, the child that returns from
+ * it runs no other callback: its iou_run() or iou_poll() returns -EEXIST.
  */
 
 /* Hand the whole backlog to the kernel without waiting. 0, or -errno with nothing lost: call it (or
@@ -316,8 +359,8 @@ IOU_API int iou_flush(iou_t *iou);
 IOU_API int iou_run(iou_t *iou) IOU_MUST_USE;
 
 /* End the iou_run() calls that are active, nested ones included: no further callback starts in them. With
- * none active, the next returns at once. iou_poll() does not see it. Returns 0; keeps errno.
- * [any thread, signal handlers] */
+ * none active, the next returns at once. iou_poll() does not see it. Returns 0; keeps errno. No
+ * cancellation point. [any thread, signal handlers] */
 IOU_API int iou_quit(iou_t *iou);
 
 /*
@@ -334,6 +377,12 @@ IOU_API int iou_poll(iou_t *iou, int64_t timeout_ns) IOU_MUST_USE;
  * A descriptor that polls readable whenever iou_poll(iou, 0) has something to do: for embedding in
  * epoll, GLib, libuv. Wait for it with poll, epoll or the like (level-triggered), then call iou_poll(iou, 0);
  * neither read nor close it. It stays the same until iou_free(), which closes it. It starts readable.
+ * What callbacks queued is submitted before iou_poll() returns, so that an event now and then costs one
+ * iou_poll() and two io_uring_enter(2).
+ *
+ * Inside a callback too: it may be readable once without need, and is exact after an iou_poll(iou, 0) there.
+ * So a callback may run the program's loop around it until something has happened.
+ *
  * The ring's eventfd registration belongs to iou from the first call on. Wait on this descriptor,
  * not on the ring's own: under DEFER_TASKRUN that one does not wake a sleeping epoll. Under COOP_TASKRUN
  * (kernels before 6.1) the foreign wait can return EINTR without a signal. Errors: -EMFILE, -ENFILE,
@@ -347,7 +396,7 @@ IOU_API iou_t *iou_current(void);
 /*
  * A hold keeps iou_run() from ending for lack of work; holds are counted. A thread that may still post or
  * schedule holds the iou: its iou_unhold() is its last touch, and iou_free() may follow as soon as
- * its effect is seen. An unhold below zero is misuse. [any thread]
+ * its effect is seen. An unhold below zero is misuse. No cancellation points. [any thread]
  */
 IOU_API void iou_hold(iou_t *iou);
 IOU_API void iou_unhold(iou_t *iou);
@@ -355,13 +404,15 @@ IOU_API void iou_unhold(iou_t *iou);
 
 /* ---- From other threads ---------------------------------------------------------------------- */
 
-/* Call cb(cb_data) once, on the loop thread. Posts of one thread arrive in its order. Errors:
- * -ENOMEM, -EINVAL. [any thread] */
+/* Call cb(cb_data) once, on the loop thread. Posts of one thread arrive in its order. No cancellation point.
+ * Not in signal handlers, since it may allocate: schedule a bottom half there. Errors: -ENOMEM, -EINVAL.
+ * [any thread] */
 IOU_API int iou_post(iou_t *iou, int (*cb)(void *cb_data), void *cb_data) IOU_MUST_USE;
 
 /*
  * A bottom half: a post that is made once and scheduled often. Scheduling takes no lock and no memory,
- * makes a system call only where the loop sleeps, and keeps errno.
+ * makes a system call only where the loop sleeps, and keeps errno. None of these calls is a cancellation
+ * point. To schedule, cancel or delete one that was deleted is misuse, noticed as long as iou has it.
  */
 typedef struct iou_bh_t iou_bh_t;
 
@@ -377,8 +428,9 @@ IOU_API void iou_bh_schedule(iou_bh_t *bh);
  * place that it has in line. [any thread] */
 IOU_API void iou_bh_schedule_idle(iou_bh_t *bh);
 
-/* Unschedule it. On the loop thread: it does not run. From another thread: it does not run unless
- * it was about to. [any thread] */
+/* Unschedule it. On the loop thread (before the first run: on any): it does not run, and when it is scheduled
+ * again it goes to the end of the line. From another thread: it does not run unless it was about to, and
+ * keeps its place in line. [any thread] */
 IOU_API void iou_bh_cancel(iou_bh_t *bh);
 
 /* Free it. At any time, in its own callback too; after this returned on the loop thread its callback
