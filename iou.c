@@ -2832,6 +2832,13 @@ static int deliver_all(iou_t *iou, round_t *round, bool quits)
 	return round_deliver(iou, round);
 }
 
+/* There are CQEs, so the kernel has made iou_fd() readable, and need not do so again before it was read. */
+static void bell_rang(iou_t *iou)
+{
+	atomic_store_explicit(&iou->sleeping, AWAKE, memory_order_relaxed);
+	io_uring_cq_eventfd_toggle(&iou->ring.io, false);
+}
+
 /* The kernel refuses what the library needs to sleep, or to cancel: that is a round's result where it had nothing better. */
 static int refused_take(iou_t *iou, int ret)
 {
@@ -2855,7 +2862,7 @@ static int round_run(iou_t *iou, bool quits, uint64_t until_ns)
 		ret = -EBADR;
 	if (likely(ret >= 0) || is_ready(iou)) {
 		if (unlikely(iou->fd >= 0) && cq_ready(iou))
-			atomic_store_explicit(&iou->sleeping, AWAKE, memory_order_relaxed); /* the kernel has made iou_fd() readable */
+			bell_rang(iou);
 		current_iou = iou;
 		ret = deliver_all(iou, &round, quits);
 		if (unlikely(round.stage))
@@ -2903,11 +2910,28 @@ static void clock_set(iou_t *iou)
 	iou->clock_due_ns = due_ns;
 }
 
+/* Does a poll have something to do, that nothing will tell of later? */
+static bool has_more(iou_t *iou)
+{
+	return may_fill(iou) || iou->ring.io.sq.sqe_tail != sq_head(iou) || !list_empty(&iou->idle) || is_ready(iou) ||
+	       sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
+}
+
+/* Of completions that another eventfd's write (6.18) or a timerfd (6.12) brings about, only the first makes the ring signal
+ * its eventfd. So that is registered anew whenever it was signalled, if something is to come by it. */
+static void bell_renew(iou_t *iou)
+{
+	unsigned ring_fd = (unsigned)iou->ring.io.ring_fd;
+
+	io_uring_register(ring_fd, IORING_UNREGISTER_EVENTFD, NULL, 0);
+	iou->deaf = io_uring_register(ring_fd, IORING_REGISTER_EVENTFD, &iou->fd, 1) < 0;
+	iou->stale = iou->deaf;
+}
+
 /* At the end of each call that may have left or found something to do, where iou_fd() is in use: submit what is queued,
  * and make the descriptor readable, or see to it that whatever comes will. */
 static void rest(iou_t *iou)
 {
-	struct io_uring *io = &iou->ring.io;
 	eventfd_t n_rung = 0;
 	bool news;
 
@@ -2915,23 +2939,21 @@ static void rest(iou_t *iou)
 		fill(iou, false);
 		enter(iou, SUBMIT, 0); /* an error is the next poll's to tell */
 	}
+	if (atomic_load(&iou->sleeping) == AWAKE && has_more(iou))
+		return; /* it is readable */
 	eventfd_read(iou->fd, &n_rung);
 	news = n_rung > iou->rang || iou->n_reaped != iou->n_rested; /* the kernel has signalled, or might have */
 	iou->n_rested = iou->n_reaped;
 	iou->stale |= news;
 	if (iou->ring.flags & IORING_SETUP_DEFER_TASKRUN && iou->stale &&
 	    (n_ring(iou) || iou->deaf || next_due_ns(iou) != NEVER)) {
-		/* Of completions that another eventfd's write (6.18) or a timerfd (6.12) brings about, only the first signals. */
-		io_uring_register((unsigned)io->ring_fd, IORING_UNREGISTER_EVENTFD, NULL, 0);
-		iou->deaf = io_uring_register((unsigned)io->ring_fd, IORING_REGISTER_EVENTFD, &iou->fd, 1) < 0;
-		iou->stale = iou->deaf;
+		bell_renew(iou);
 		news = true;
 	}
 	clock_set(iou);
+	io_uring_cq_eventfd_toggle(&iou->ring.io, true); /* before doze(), which is a fence, and has_more() */
 	/* Where no flag tells of what is left in the kernel, the program polls once more, until nothing comes. */
-	iou->rang = iou->deaf || (news && iou->ring.must_get) || may_fill(iou) || io->sq.sqe_tail != sq_head(iou) ||
-		    !list_empty(&iou->idle) || is_ready(iou) ||
-		    sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW) || !doze(iou, RESTING);
+	iou->rang = iou->deaf || (news && iou->ring.must_get) || !doze(iou, RESTING) || has_more(iou);
 	if (iou->rang) {
 		atomic_store(&iou->sleeping, AWAKE);
 		event_ring(iou->fd);
@@ -3664,6 +3686,11 @@ int iou_poll(iou_t *iou, int64_t timeout_ns)
 	do
 		ret = round_run(iou, false, until_ns);
 	while (ret == 0 && until_ns && is_pending(iou) && (until_ns == NEVER || now_ns() < until_ns));
+	if (unlikely(iou->fd >= 0) && ret > 0 && may_fill(iou)) { /* what callbacks queued, and what that comes to at once */
+		int more = round_run(iou, false, 0);
+
+		ret = more < 0 ? more : ret + more;
+	}
 	end_loop(iou);
 	return ret;
 }
