@@ -89,6 +89,12 @@
 #ifndef IORING_ENTER_NO_IOWAIT
 #define IORING_ENTER_NO_IOWAIT (1U << 7)
 #endif
+#ifndef IORING_FEAT_REG_REG_RING
+#define IORING_FEAT_REG_REG_RING (1U << 13)
+#endif
+#ifndef IORING_REGISTER_USE_REGISTERED_RING
+#define IORING_REGISTER_USE_REGISTERED_RING (1U << 31)
+#endif
 #ifndef SCM_PIDFD
 #define SCM_PIDFD 0x04
 #endif
@@ -2921,10 +2927,13 @@ static bool has_more(iou_t *iou)
  * its eventfd. So that is registered anew whenever it was signalled, if something is to come by it. */
 static void bell_renew(iou_t *iou)
 {
-	unsigned ring_fd = (unsigned)iou->ring.io.ring_fd;
+	const ring_t *ring = &iou->ring;
+	bool by_index = ring->enter_flags && ring->io.features & IORING_FEAT_REG_REG_RING; /* a quarter cheaper */
+	unsigned fd = (unsigned)(by_index ? ring->enter_fd : ring->io.ring_fd);
+	unsigned flag = by_index ? IORING_REGISTER_USE_REGISTERED_RING : 0;
 
-	io_uring_register(ring_fd, IORING_UNREGISTER_EVENTFD, NULL, 0);
-	iou->deaf = io_uring_register(ring_fd, IORING_REGISTER_EVENTFD, &iou->fd, 1) < 0;
+	io_uring_register(fd, IORING_UNREGISTER_EVENTFD | flag, NULL, 0);
+	iou->deaf = io_uring_register(fd, IORING_REGISTER_EVENTFD | flag, &iou->fd, 1) < 0;
 	iou->stale = iou->deaf;
 }
 
