@@ -226,7 +226,10 @@ int job_main(void *data)
 		thread_sleep(NEVER, &op->released);
 		break;
 	case 2:
+		model.n_gifts++;
+		model.n_giving++;
 		post_from(3, false);
+		model.n_giving--;
 		break;
 	case 3:
 		if (op->op && !op->env)
@@ -435,6 +438,7 @@ void signal_arrives(void)
 	bh_model_t *bh = &model.bhs[pick(MAX_BHS)];
 	unsigned n_runs = model.n_runs;
 
+	model.n_gifts++;
 	errno = 4711;
 	if (one_in(2)) {
 		TRACE("signal: iou_quit");
@@ -447,8 +451,7 @@ void signal_arrives(void)
 	CHECK(errno == 4711, "iou_quit() or iou_bh_schedule() changed errno");
 }
 
-/* What the other threads do. */
-void poster_act(unsigned number)
+static void poster_do(unsigned number)
 {
 	bh_model_t *bh = &model.bhs[pick(MAX_BHS)];
 	unsigned what = model.order == UNHOLD ? 3 : model.order == POST ? 0 : pick(5);
@@ -488,4 +491,13 @@ void poster_act(unsigned number)
 	default:
 		post_from(number, needed);
 	}
+}
+
+/* What the other threads do. */
+void poster_act(unsigned number)
+{
+	model.n_gifts++;
+	model.n_giving++;
+	poster_do(number);
+	model.n_giving--;
 }

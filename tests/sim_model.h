@@ -127,6 +127,7 @@ typedef struct model_t {
 	int fd;
 	bool embedded;        /* the program has a loop of its own */
 	int job_error;        /* of a short job whose completion runs */
+	unsigned n_gifts, n_giving; /* calls of others that may give the loop something; those not returned */
 	enum { ANYTHING, UNHOLD, POST } order; /* to a posting thread */
 	unsigned last_post[4], next_post[4];
 	unsigned n_ops, n_posts, n_kept;
