@@ -7,8 +7,8 @@
  *     op pool ── iou_op_queue ──► backlog ──► SQ ──► kernel ──► CQ ───────────────┐
  *       ▲    ├── iou_op_async ──► pool.jobs ──► workers ──► pool.done ──────────┐│
  *       │    │   cancelled in iou, or a chain too long ───────────────► ended ◄──┘┤  round_run(): one item
- *       │    ├── iou_op_timer ──► timers (a heap, deadlines too) ─────────────────┤  off its queue, one
- *       │    │   iou_post, iou_bh_schedule ──► inbox_top ──► inbox, idle ─────────┤  callback
+ *       │    ├── iou_op_timer ──► timers (a heap; deadlines have another) ────────┤  off its queue, one
+ *       │    │   iou_post, iou_bh_schedule ──► mail ──► inbox, idle ──────────────┤  callback
  *       └────┴──────────────────────── the callback returned ◄────────────────────┘
  *
  * An op has one state, and is on one list (op->node) at most:
@@ -17,7 +17,7 @@
  *     OWNED    none                   program's   RING     none, or lane or asked   iou's and the kernel's
  *     LAST     none; in its last      program's   HELD     none, or lane            iou's
  *              callback                           JOB      none; pool.jobs or .done  iou's (a worker has a job_t)
- *                                                 TIMER    none; in the heap        iou's
+ *                                                 TIMER    none; in a heap          iou's
  *                                                 ENDED    ended                    iou's
  *
  * What a job or a timer keeps lies in the place of its op's node. Most ops come and go by the two cache lines of op_t, with
@@ -26,8 +26,8 @@
  * An op carries its own SQE, copied into the SQ when there is room. So the SQ is never full for the program,
  * ops may be prepared early, abandoned or queued again, and chains enter whole.
  *
- * Rounds. Each source is a FIFO with a count of what ever went in or out, and a round's bound is that count
- * when it began. One item is taken off (a CQE is counted as reaped), then its callback is called.
+ * Rounds. Each source is a FIFO with a count of all that ever went in or out. A round takes what was there when it began,
+ * at most ROUND_MAX of each source. One item is taken off (a CQE is counted as reaped), then its callback is called.
  * So an error, a quit or a nested loop in the middle loses nothing and repeats nothing.
  *
  * Sleeping. Only enter() sleeps, and only after doze() has set `sleeping` and looked at everything that another
@@ -41,6 +41,10 @@
  * says where the request is:
  *     NONE ──► LANE (to be sent) ──► SENT ──► ASKED (the kernel answered; where it found nothing, sent again later)
  *     NONE ──► WANTED (behind another op of its chain: the kernel cannot find it) ──► LANE once it starts
+ *
+ * Other loops. iou_fd() is an eventfd which the ring signals. Outside of enter(), `sleeping` says how it stands: AWAKE, it
+ * is readable (or not in use); RESTING, nothing is to be done, and whoever changes that rings it. That holds in callbacks
+ * too. rest() brings it about, at the end of each poll.
  *
  * Threads. All of iou_t is the loop thread's, but for the atomics, what pool.lock and bhs_lock guard (see pool_t), and the
  * fields that never change after iou_new. Locks are never nested, and no user code runs under one.
