@@ -1691,26 +1691,30 @@ static bool is_called(pool_t *pool)
 	return called_ns && now_ns() - called_ns < RECALL_NS;
 }
 
-/* With the lock held, so that a worker that is counted as idle does sleep: wake one. */
-static void worker_call(pool_t *pool)
+/* With the lock held, so that a worker that is counted as idle does sleep: call one, unless that was done. True: wake it
+ * once the lock is free, which is the first thing that it wants. */
+static bool worker_call(pool_t *pool)
 {
 	if (!atomic_load(&pool->n_idle) || is_called(pool))
-		return;
+		return false;
 	atomic_store(&pool->called_ns, now_ns());
 	atomic_fetch_add(&pool->n_calls, 1);
+	return true;
+}
+
+static void worker_wake(pool_t *pool)
+{
 	futex_wake(&pool->n_calls, 1);
 }
 
-/* With the lock held, and a job there. */
-static job_t job_take(pool_t *pool)
+/* With the lock held, and a job there. True: wake a worker for the next one, as above. */
+static bool job_take(pool_t *pool, job_t *job)
 {
 	uint64_t n_taken = atomic_load_explicit(&pool->n_taken, memory_order_relaxed);
-	job_t job = *job_at(pool, n_taken);
 
+	*job = *job_at(pool, n_taken);
 	atomic_store_explicit(&pool->n_taken, n_taken + 1, memory_order_relaxed);
-	if (unlikely(atomic_load(&pool->n_idle)) && has_job(pool))
-		worker_call(pool);
-	return job;
+	return unlikely(atomic_load(&pool->n_idle)) && has_job(pool) && worker_call(pool);
 }
 
 /* Before sleeping: look for a job for about as long as being woken for it would take. */
@@ -1727,7 +1731,7 @@ static void worker_spin(pool_t *pool)
 /* The next job, once there is one. False: it is time to go. The worker was counted as looking, and is no more. */
 static bool worker_wait(pool_t *pool, job_t *job)
 {
-	bool stop;
+	bool stop, call = false;
 
 	if (pool->spins)
 		worker_spin(pool);
@@ -1747,8 +1751,10 @@ static bool worker_wait(pool_t *pool, job_t *job)
 	}
 	stop = atomic_load(&pool->stop);
 	if (!stop)
-		*job = job_take(pool);
+		call = job_take(pool, job);
 	pthread_mutex_unlock(&pool->lock);
+	if (call)
+		worker_wake(pool);
 	return !stop;
 }
 
@@ -1756,7 +1762,7 @@ static bool worker_wait(pool_t *pool, job_t *job)
 static bool worker_swap(pool_t *pool, job_t *job, int result)
 {
 	uint64_t n_done;
-	bool more;
+	bool more, call = false;
 
 	pthread_mutex_lock(&pool->lock);
 	more = has_job(pool);
@@ -1766,8 +1772,10 @@ static bool worker_swap(pool_t *pool, job_t *job, int result)
 	pool->done[n_done & (pool->size - 1)] = (done_t){job->op, result};
 	atomic_store(&pool->n_done, n_done + 1);
 	if (more)
-		*job = job_take(pool);
+		call = job_take(pool, job);
 	pthread_mutex_unlock(&pool->lock);
+	if (call)
+		worker_wake(pool);
 	return more;
 }
 
@@ -1900,6 +1908,7 @@ static bool pool_reserve(pool_t *pool, size_t n_ops)
 static int job_queue(pool_t *pool, op_t *op, void *work_data)
 {
 	uint64_t n_queued;
+	bool call;
 
 	if (unlikely(!pool->n_threads) && pool_add_worker(pool) < 0)
 		return -EAGAIN;
@@ -1911,8 +1920,10 @@ static int job_queue(pool_t *pool, op_t *op, void *work_data)
 	atomic_store(&pool->n_queued, n_queued + 1);
 	if (atomic_load(&pool->n_idle) && !atomic_load(&pool->n_looking) && !is_called(pool)) {
 		pthread_mutex_lock(&pool->lock);
-		worker_call(pool);
+		call = worker_call(pool);
 		pthread_mutex_unlock(&pool->lock);
+		if (call)
+			worker_wake(pool);
 	}
 	if (unlikely(pool->n_threads < pool->max) && lacks_worker(pool))
 		pool_widen(pool);
