@@ -832,6 +832,7 @@ static const char *it_completes_before_its_cancel(void)
 	iou_op_t *op = scene_read(scene.zero, 0, 0);
 
 	flush(the_iou);
+	WAIT_UNTIL((io_uring_get_events(iou_ring(the_iou)), io_uring_cq_ready(iou_ring(the_iou)) > 0));
 	ck_assert_int_eq(iou_op_cancel(the_iou, op), 0);
 	return NULL;
 }
