@@ -690,7 +690,7 @@ END_TEST
 
 /* ---- The SQE in callbacks -------------------------------------------------------------------- */
 
-/* Set the fields that liburing 2.7 and later sets in each operation. The others keep their values. */
+/* Set only the fields that liburing 2.7 and later sets in each operation. */
 static void prep_sparingly(struct io_uring_sqe *sqe, int opcode, int fd, const void *addr,
 			   unsigned len)
 {
