@@ -91,7 +91,7 @@ for cc in $compilers; do
 	[ "$refused" = "$(seq -s ' ' 7 18)" ] || { cat "$dir/out"; fail "$cc refuses lines $refused of ignore.c, not 7 to 18"; }
 done
 
-# ---- An op's SQE is prepared, not replaced -----------------------------------------------------------------
+# ---- An op's SQE is prepared, not replaced ---------------------------------------------------
 cat >"$dir/replace.c" <<'END'
 #include "iou.h"
 void replace(iou_op_t *op, struct io_uring_sqe *sqe);
@@ -109,7 +109,8 @@ for cc in $compilers $compilers_cxx; do
 	replace=$dir/replace.c
 	case $cc in *++) replace=$dir/replace.cc ;; esac
 	quietly "$cc" -I. -Wall -Wextra -fsyntax-only "$replace"
-	! "$cc" -I. -DREPLACE -fsyntax-only "$replace" >"$dir/out" 2>&1 || fail "$cc lets op->sqe be replaced"
+	! "$cc" -I. -DREPLACE -fsyntax-only "$replace" >"$dir/out" 2>&1 ||
+		fail "$cc lets op->sqe be replaced"
 done
 
 # ---- The two files beside a tool: cc tool.c iou.c -luring -pthread --------------------------------------

@@ -146,7 +146,7 @@ struct io_uring_sqe *call_op(iou_t *iou, call_t *call, int id);
 /* Queue the call's op on the ring with on_call. */
 void call_queue(iou_t *iou, call_t *call);
 
-/* Prepare the op as a NOP and queue it on the ring; an op that comes home from there is prepared again. */
+/* Prepare the op as a NOP and queue it on the ring: the first time, and again in a callback. */
 void nop_queue(iou_t *iou, iou_op_t *op, int (*cb)(void *cb_data), void *cb_data);
 
 /* A callback, or a job, that does nothing and returns 0. */

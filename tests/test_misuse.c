@@ -138,14 +138,14 @@ static void deadline_on_a_job(void)
 	iou_op_deadline(the_iou, the_op, 1);
 }
 
-/* ---- An op that is not prepared, or not again ------------------------------------------------- */
+/* ---- An op that is not prepared, or not again ------------------------------------------------ */
 
 static void queue_unprepared(void)
 {
 	iou_op_queue(the_iou, the_op, on_nothing, NULL);
 }
 
-/* Of all fields, iou owns this one. */
+/* user_data is iou's own: to set it is no preparing. */
 static void queue_with_user_data_alone(void)
 {
 	the_op->sqe->user_data = 1;
@@ -607,7 +607,7 @@ START_TEST(an_op_is_freed_in_its_last_callback)
 }
 END_TEST
 
-/* Least of all: a NOP, and an SQE with a single bit. */
+/* An SQE with a single field set is prepared. */
 START_TEST(an_op_is_hardly_prepared)
 {
 	call_t calls[3];

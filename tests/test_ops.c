@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 
-/* Ops on the ring: taking and giving back, order, the backlog, callbacks one for each CQE, queueing again, SQEs, keys. */
+/* Ops on the ring: taking and giving back, order, the backlog, a callback for each CQE, queueing
+ * again, the SQE in callbacks, keys. */
 
 #include "helper.h"
 
@@ -689,8 +690,9 @@ END_TEST
 
 /* ---- The SQE in callbacks -------------------------------------------------------------------- */
 
-/* What liburing 2.7 and later sets in each operation; the rest stays as it was. */
-static void prep_sparingly(struct io_uring_sqe *sqe, int opcode, int fd, const void *addr, unsigned len)
+/* Set only the fields that liburing 2.7 and later sets in each operation. */
+static void prep_sparingly(struct io_uring_sqe *sqe, int opcode, int fd, const void *addr,
+			   unsigned len)
 {
 	sqe->opcode = (__u8)opcode;
 	sqe->fd = fd;
@@ -699,8 +701,9 @@ static void prep_sparingly(struct io_uring_sqe *sqe, int opcode, int fd, const v
 	sqe->len = len;
 }
 
-/* An op that looks at its SQE in its callbacks: as it was queued while more follow, all zero in the last one. There it is
- * prepared and queued again: a read of one byte, which what was left over from before would spoil. */
+/* An op whose callbacks look at its SQE: while more follow it stands as queued, in the last one it
+ * is all zero. There the op is queued again, to read one byte. Fields that kept old values would
+ * make that read fail. */
 typedef struct ending_t {
 	call_t call, again;
 	struct io_uring_sqe queued;
@@ -816,7 +819,7 @@ static const char *its_chain_fails(void)
 	return NULL;
 }
 
-/* The answer to the cancel comes behind its CQE, which is held until then. */
+/* The op's CQE comes before the answer to the cancel. iou holds it until that answer is there. */
 static const char *it_is_cancelled_in_the_ring(void)
 {
 	iou_op_t *op = scene_read(scene.never, 0, 0);
@@ -826,17 +829,19 @@ static const char *it_is_cancelled_in_the_ring(void)
 	return NULL;
 }
 
-/* It is there, with its result, when the cancel is sent. */
+/* The op has completed, with its own result, when the cancel is sent. */
 static const char *it_completes_before_its_cancel(void)
 {
 	iou_op_t *op = scene_read(scene.zero, 0, 0);
 
 	flush(the_iou);
+	WAIT_UNTIL((io_uring_get_events(iou_ring(the_iou)),
+		    io_uring_cq_ready(iou_ring(the_iou)) > 0));
 	ck_assert_int_eq(iou_op_cancel(the_iou, op), 0);
 	return NULL;
 }
 
-/* The answer says that it runs; its CQE comes later. */
+/* The answer to the cancel says that the op is running. The op's CQE comes later. */
 static const char *it_is_cancelled_in_io_wq(void)
 {
 	iou_op_t *op = scene_op();
@@ -891,9 +896,9 @@ static const char *a_multishot_receive(void)
 	scene_queue(op, IOSQE_BUFFER_SELECT);
 	for (int i = 1; i <= 2; i++) {
 		put(scene.fds[1], "x", 1);
-		POLL_UNTIL(the_iou, scene.endings[0].call.n == i);
+		POLL_UNTIL(the_iou, scene.endings[0].call.n >= i);
 	}
-	put(scene.fds[1], "x", 1); /* no buffer is left */
+	put(scene.fds[1], "x", 1); /* no buffer is left (6.1 ends it before) */
 	return NULL;
 }
 
@@ -976,7 +981,8 @@ typedef struct opener_t {
 
 static int on_opener(void *data);
 
-/* Each leaves something in the SQE that the next would take for its own: open flags, events. */
+/* Some steps set a field (open flags, poll events) that the next step's operation would take as its
+ * own flags. */
 static void opener_queue(opener_t *opener)
 {
 	struct io_uring_sqe *sqe = opener->op->sqe;
@@ -1053,7 +1059,7 @@ static int on_kept(void *data)
 	return 0;
 }
 
-/* _i: the way. What is prepared first is queued after a timer or a job. */
+/* _i: the way. An op is prepared, goes by a timer or a job, and is queued as it was prepared. */
 START_TEST(timers_and_jobs_leave_the_sqe_alone)
 {
 	iou_t *iou = the_iou = new_iou_with(&(iou_config_t){.workers = 1});
@@ -1094,7 +1100,7 @@ START_TEST(timers_and_jobs_leave_the_sqe_alone)
 }
 END_TEST
 
-/* In its last callback: prepare it, and leave it at that. */
+/* In its last callback the op is prepared, and not queued. */
 static int on_left(void *data)
 {
 	call_t *call = data;
@@ -1105,7 +1111,7 @@ static int on_left(void *data)
 	return 0;
 }
 
-/* By whatever door it went last, given back by its callback's return or by iou_op_free(). */
+/* By each door, and given back by the callback's return or by iou_op_free(). */
 START_TEST(an_op_that_was_prepared_in_vain_is_blank)
 {
 	the_iou = new_iou(2);
@@ -1434,7 +1440,8 @@ Suite *ops_suite(void)
 	TEST_CASE(suite, "cqes", a_multishot_op_is_called_for_each_cqe, a_multishot_op_ends_and_is_queued_again,
 		  a_zero_copy_send_ends_with_its_notification);
 	TEST_CASE(suite, "again", an_op_is_queued_again_by_any_door, one_op_is_enough);
-	tcase = TEST_CASE(suite, "sqe", an_op_changes_its_operation, an_op_that_was_prepared_in_vain_is_blank);
+	tcase = TEST_CASE(suite, "sqe", an_op_changes_its_operation,
+			  an_op_that_was_prepared_in_vain_is_blank);
 	tcase_add_loop_test(tcase, a_last_callback_finds_a_blank_sqe, 0, N_ENDS);
 	tcase_add_loop_test(tcase, timers_and_jobs_leave_the_sqe_alone, 0, N_WAYS);
 	TEST_CASE(suite, "keys", a_poll_is_updated_by_its_key, a_timeout_is_updated_by_its_key,

@@ -257,7 +257,8 @@ static int on_accepted(void *data);
 
 static void queue_accept(acceptor_t *acceptor)
 {
-	io_uring_prep_multishot_accept(acceptor->op->sqe, acceptor->listener, NULL, NULL, SOCK_CLOEXEC);
+	io_uring_prep_multishot_accept(acceptor->op->sqe, acceptor->listener, NULL, NULL,
+				       SOCK_CLOEXEC);
 	iou_op_queue(the_iou, acceptor->op, on_accepted, acceptor);
 }
 
