@@ -3399,7 +3399,7 @@ static __attribute__((noinline)) bool sqe_is_zero(op_t *op)
 	return memcmp(&op->sqe, &zero, sizeof(zero)) == 0;
 }
 
-/* Is it a new op's SQE, or one that was not prepared again in the last callback? (volatile: a load that is wider than
+/* False: it is a new op's SQE, or one that was not prepared again in the last callback. (volatile: a load that is wider than
  * what the program has just stored would wait for that.) */
 static inline bool sqe_is_prepared(op_t *op)
 {
@@ -3631,6 +3631,7 @@ int iou_add_sqe(iou_t *iou, void (*prep_sqe)(struct io_uring_sqe *sqe, void *opa
 	env = iou_op_env(op, sizeof(*env)); /* small */
 	*env = handler;
 	prep_sqe(op->sqe, opaque);
+	MUST(sqe_is_prepared((op_t *)op), "prep_sqe left the SQE zero (a NOP's fd is -1)");
 	iou_op_queue(iou, op, on_handler, op);
 	return 0;
 }

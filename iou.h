@@ -307,7 +307,7 @@ IOU_API int iou_op_cancel(iou_t *iou, iou_op_t *op);
 IOU_API int iou_cancel_all(iou_t *iou);
 
 /*
- * A completion in the caller's memory. prep_sqe(sqe, opaque) is called at once with a zeroed SQE;
+ * A completion in the caller's memory. prep_sqe(sqe, opaque) is called at once, and prepares a zeroed SQE;
  * handler->cb(handler) once for each CQE with result and flags filled in, as in iou_op_queue(). The
  * handler must live until its last callback is entered; so a loop within its callback, which may deliver
  * its next completion, leaves that one's result and flags in it. Errors: -ENOMEM, -EINVAL. [loop thread]
