@@ -23,10 +23,12 @@
 #include "iou.h"
 
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -35,6 +37,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -42,11 +45,22 @@
 
 #define MSEC UINT64_C(1000000)
 
+#ifndef SYS_futex
+#define SYS_futex SYS_futex_time64
+#endif
+
 /* ---- What to inject --------------------------------------------------------------------------- */
 
-enum kind { ALLOC, THREAD, MMAP, MADVISE, AFFINITY, EVENTFD, TIMERFD, SETUP, REGISTER, ENTER, N_KINDS };
+enum kind {
+	ALLOC, THREAD, MMAP, MADVISE, AFFINITY, EVENTFD, TIMERFD, SETUP, REGISTER, ENTER,
+	MULTISHOT, /* a multishot poll of the library's own: the kernel does not know that */
+	SLEEP,     /* futex(2) returns early */
+	CALL,      /* futex(2) wakes nobody: only in the scenario about that */
+	N_KINDS, NOTHING
+};
 static const char *const kind_names[N_KINDS] = {
 	"alloc", "thread", "mmap", "madvise", "affinity", "eventfd", "timerfd", "setup", "register", "enter",
+	"multishot", "sleep", "call",
 };
 
 /* OTHER: every other one from there. HOLD: from then on until the program has tried in vain; STUCK: for good. */
@@ -72,6 +86,7 @@ typedef struct report_t {
 static injection_t injection = {.kind = N_KINDS};
 static report_t *report;
 static atomic_uint n_called[N_KINDS];
+static enum kind only = N_KINDS; /* what a scenario is about that is not for the other kinds */
 static atomic_bool armed, lifted;
 static atomic_int n_blocks, n_workers;
 static const char *scenario_name = "";
@@ -99,7 +114,7 @@ static int fault(enum kind kind)
 	static const unsigned lengths[N_MODES] = {1, 3, 12, -1U, -1U, -1U};
 	unsigned n;
 
-	if (!atomic_load(&armed))
+	if (!atomic_load(&armed) || (kind != only && (only != N_KINDS || kind == CALL)))
 		return 0;
 	n = atomic_fetch_add(&n_called[kind], 1) + 1;
 	if (kind != injection.kind || atomic_load(&lifted) || n < injection.nth ||
@@ -163,9 +178,11 @@ void *__real_mmap(void *address, size_t size, int prot, int flags, int fd, off_t
 int __real_madvise(void *address, size_t size, int advice);
 int __real_sched_getaffinity(pid_t pid, size_t size, cpu_set_t *cpus);
 int __real_eventfd(unsigned count, int flags);
-int __real_eventfd_write(int fd, eventfd_t value);
+long __real_syscall(long number, ...);
+int __real_nanosleep(const struct timespec *time, struct timespec *left);
 int __real_timerfd_create(int clock, int flags);
 int __real_io_uring_queue_init_params(unsigned entries, struct io_uring *ring, struct io_uring_params *params);
+void __real_io_uring_queue_exit(struct io_uring *ring);
 int __real_io_uring_register(unsigned fd, unsigned opcode, void *arg, unsigned n);
 int __real_io_uring_enter2(unsigned fd, unsigned n, unsigned min, unsigned flags, sigset_t *arg, size_t size);
 
@@ -267,17 +284,111 @@ WRAP(int, eventfd(unsigned count, int flags))
 	FAIL_OR(EVENTFD, -1, __real_eventfd(count, flags));
 }
 
-/* Always as where its counter is full: it is readable, and says EAGAIN. */
-WRAP(int, eventfd_write(int fd, eventfd_t value))
+static pthread_t main_thread;
+static atomic_bool loop_sleeps;  /* in io_uring_enter(2) */
+static atomic_bool owner_waits;  /* in futex(2), in iou_free() */
+static atomic_int n_idle;        /* workers in futex(2) */
+static bool visitors_linger;
+
+/* The condition comes about soon, or never. */
+#define AWAIT(cond) \
+	do { \
+		for (int i_ = 0; i_ < 50000 && !(cond); i_++) \
+			__real_nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL); \
+	} while (0)
+
+static long sleep_on(void *word, unsigned value, const struct timespec *time)
 {
-	__real_eventfd_write(fd, value);
+	bool owner = pthread_equal(pthread_self(), main_thread);
+	int error = fault(SLEEP);
+	long ret;
+
+	if (owner)
+		atomic_store(&owner_waits, true);
+	if (error) {
+		errno = error;
+		return -1;
+	}
+	atomic_fetch_add(&n_idle, !owner);
+	ret = __real_syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, time);
+	atomic_fetch_sub(&n_idle, !owner);
+	return ret;
+}
+
+/* Who wakes more than one ends a pool, and could not try again. */
+static long wake_up(void *word, int n)
+{
+	return n == 1 && fault(CALL) ? 0 : __real_syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, n);
+}
+
+/* As where the counter of an eventfd is full: it is readable, and says EAGAIN. */
+static long write_to(int fd, const void *data, size_t size)
+{
+	__real_syscall(SYS_write, fd, data, size);
+	if (visitors_linger)
+		AWAIT(atomic_load(&owner_waits));
 	errno = EAGAIN;
 	return -1;
+}
+
+WRAP(long, syscall(long number, ...))
+{
+	va_list list;
+	void *word;
+	long ret;
+	int first, op;
+
+	va_start(list, number);
+	if (number == SYS_futex) {
+		word = va_arg(list, void *);
+		op = va_arg(list, int);
+		EXPECT(op == FUTEX_WAIT_PRIVATE || op == FUTEX_WAKE_PRIVATE);
+		first = va_arg(list, int);
+		if (op == FUTEX_WAKE_PRIVATE)
+			ret = wake_up(word, first);
+		else
+			ret = sleep_on(word, (unsigned)first, va_arg(list, struct timespec *));
+	} else {
+		EXPECT(number == SYS_write);
+		first = va_arg(list, int);
+		word = va_arg(list, void *);
+		ret = write_to(first, word, va_arg(list, size_t));
+	}
+	va_end(list);
+	return ret;
 }
 
 WRAP(int, timerfd_create(int clock, int flags))
 {
 	FAIL_OR(TIMERFD, -1, __real_timerfd_create(clock, flags));
+}
+
+/* The rings there are, for what is in their SQs. */
+static struct io_uring_sq sqs[4];
+static int sq_fds[4];
+
+static void sq_note(const struct io_uring *ring)
+{
+	unsigned i = 0;
+
+	while (sq_fds[i])
+		EXPECT(++i < sizeof(sq_fds) / sizeof(*sq_fds));
+	sqs[i] = ring->sq;
+	if (!(ring->flags & IORING_SETUP_SQPOLL)) /* whose thread might be faster */
+		sq_fds[i] = ring->ring_fd;
+}
+
+/* Before they are submitted: a multishot poll gets one flag more, which the kernel does not know. */
+static void spoil_polls(struct io_uring_sq *sq)
+{
+	for (unsigned i = *sq->khead; i != *sq->ktail; i++) {
+		struct io_uring_sqe *sqe = &sq->sqes[i & sq->ring_mask];
+
+		if (sqe->opcode != IORING_OP_POLL_ADD || sqe->len != IORING_POLL_ADD_MULTI)
+			continue;
+		if (sqe->user_data % 2 && fault(MULTISHOT)) /* an op's is its address */
+			sqe->len |= 1U << 31;
+	}
 }
 
 WRAP(int, io_uring_queue_init_params(unsigned entries, struct io_uring *ring, struct io_uring_params *params))
@@ -289,7 +400,17 @@ WRAP(int, io_uring_queue_init_params(unsigned entries, struct io_uring *ring, st
 	ret = __real_io_uring_queue_init_params(entries, ring, params);
 	params->features &= error ? ~IORING_FEAT_EXT_ARG : ~rings[on_ring].lacks;
 	ring->features = params->features;
+	if (ret == 0)
+		sq_note(ring);
 	return ret;
+}
+
+WRAP(void, io_uring_queue_exit(struct io_uring *ring))
+{
+	for (unsigned i = 0; i < sizeof(sq_fds) / sizeof(*sq_fds); i++)
+		if (sq_fds[i] == ring->ring_fd)
+			sq_fds[i] = 0;
+	__real_io_uring_queue_exit(ring);
 }
 
 WRAP(int, io_uring_register(unsigned fd, unsigned opcode, const void *arg, unsigned n))
@@ -304,6 +425,10 @@ WRAP(int, io_uring_enter2(unsigned fd, unsigned n, unsigned min, unsigned flags,
 	/* A signal is seen only by who waits. */
 	int error = injection.error == EINTR && !min ? 0 : fault(ENTER);
 
+	for (unsigned i = 0; i < sizeof(sq_fds) / sizeof(*sq_fds); i++)
+		if (sq_fds[i])
+			spoil_polls(&sqs[i]);
+	atomic_store(&loop_sleeps, min > 0);
 	if (error == HALF) /* as where the kernel has no memory for the request in the middle */
 		return n < 2 ? -EAGAIN : __real_io_uring_enter2(fd, n / 2, 0, flags & ~IORING_ENTER_GETEVENTS, arg, size);
 	if (error == NO_WAIT) { /* as a signal just after the last SQE was taken */
@@ -361,6 +486,10 @@ static bool is_explained(int error)
 		return error == ENOMEM;
 	case THREAD:
 		return error == EAGAIN;
+	case MULTISHOT:
+	case SLEEP:
+	case CALL:
+		return false;
 	case ENTER:
 		return error == (injection.error == HALF || injection.error == NO_WAIT ? EAGAIN : injection.error);
 	case N_KINDS: /* strace injects, and looks at the exit status only */
@@ -426,6 +555,12 @@ static int on_handler(iou_handler_t *handler)
 	return on_item((item_t *)(void *)((char *)handler - offsetof(item_t, handler)));
 }
 
+/* What failed once is tried again, and a failure kept for ever is none that passed. */
+static bool fails_once(void)
+{
+	return injection.kind != N_KINDS && injection.mode == ONCE;
+}
+
 /* Try until it is there, or the program must do without. */
 static iou_t *make(const iou_config_t *config)
 {
@@ -435,7 +570,7 @@ static iou_t *make(const iou_config_t *config)
 			EXPECT(injection.error != TOO_OLD || injection.mode == ONCE || injection.nth > 1);
 			return the_iou;
 		}
-		EXPECT(is_explained(errno));
+		EXPECT(is_explained(errno) && !(i && fails_once()));
 	}
 	return NULL;
 }
@@ -444,6 +579,18 @@ static iou_t *make_of(unsigned entries)
 {
 	return make(&(iou_config_t){.entries = entries, .workers = 3, .setup_flags = rings[on_ring].setup_flags,
 				    .spin_ns = rings[on_ring].spin_ns});
+}
+
+/* The descriptor for a surrounding loop, or a negative number where the program must do without. */
+static int fd_of(iou_t *iou)
+{
+	int fd = -1;
+
+	for (int i = 0; i < 40 && fd < 0; i++) {
+		fd = iou_fd(iou);
+		EXPECT(fd >= 0 || (is_explained(-fd) && !(i && fails_once())));
+	}
+	return fd;
 }
 
 /* An op and its item; NULL where there is no memory. */
@@ -732,6 +879,12 @@ static void scenario_jobs(void)
 		job(iou, slow_work);
 		finish(iou);
 	}
+	for (int i = 0; i < 40 && n_workers < 3; i++) { /* one that could not be started is tried again */
+		for (int j = 0; j < 6; j++)
+			job(iou, slow_work);
+		finish(iou);
+	}
+	EXPECT(n_workers == 3 || injection.kind != THREAD || injection.mode >= HOLD);
 	end(iou);
 }
 
@@ -786,21 +939,95 @@ static void scenario_threads(void)
 	end(iou);
 }
 
+static void *visit(void *data)
+{
+	atomic_bool *inside = data;
+
+	AWAIT(atomic_load(&loop_sleeps));
+	atomic_store(inside, true);
+	errno = 0;
+	iou_unhold(the_iou); /* stays in its write until the main thread waits for it */
+	EXPECT(errno == 0);
+	atomic_store(inside, false);
+	return NULL;
+}
+
+/* iou_free() waits for another thread's last call to end, asleep. */
+static void scenario_visitors(void)
+{
+	only = SLEEP;
+	for (int i = 0; i < 4; i++) {
+		iou_t *iou = make_of(4);
+		atomic_bool inside = false;
+		pthread_t thread;
+
+		if (!iou)
+			return;
+		atomic_store(&loop_sleeps, false);
+		atomic_store(&owner_waits, false);
+		visitors_linger = true;
+		iou_hold(iou);
+		EXPECT(__real_pthread_create(&thread, NULL, visit, &inside) == 0);
+		finish(iou);
+		EXPECT(atomic_load(&inside) && !atomic_load(&owner_waits));
+		end(iou);
+		EXPECT(atomic_load(&owner_waits));
+		EXPECT(__real_pthread_join(thread, NULL) == 0);
+		visitors_linger = ending = false;
+	}
+}
+
+/* A poll that could not be multishot: after some that were not, it is tried again. */
+static void scenario_rewatch(void)
+{
+	iou_t *iou;
+	iou_stats_t stats = {0};
+
+	only = MULTISHOT;
+	iou = make_of(4);
+	for (int i = 0; i < 1000 && stats.wakeups < 80; i++) {
+		job(iou, slow_work); /* the loop sleeps and is woken */
+		finish(iou);
+		iou_stats(iou, &stats);
+	}
+	EXPECT(stats.wakeups >= 80);
+	EXPECT(report->n_faults == 0 || n_called[MULTISHOT] > 1);
+	end(iou);
+}
+
+/* One of the calls for a worker gets lost: its job may be late, but the next one calls again. */
+static void scenario_lost(void)
+{
+	iou_t *iou;
+
+	only = NOTHING;
+	iou = make_of(4);
+	while (n_workers < 3)
+		job(iou, slow_work);
+	finish(iou);
+	only = CALL;
+	for (int i = 0; i < 3; i++) {
+		AWAIT(atomic_load(&n_idle) == n_workers);
+		job(iou, slow_work);
+		while (!all_ended())
+			if (iou_poll(iou, (int64_t)MSEC * 5) == 0)
+				job(iou, slow_work);
+	}
+	end(iou);
+}
+
 /* In another's loop: poll(2) on iou_fd(). */
 static void scenario_embed(void)
 {
 	iou_t *iou = make_of(4);
 	char bytes[8];
-	int fds[2], fd = -1;
+	int fds[2], fd;
 	iou_stats_t stats;
 
 	if (!iou)
 		return;
 	EXPECT(pipe2(fds, O_CLOEXEC) == 0);
-	for (int i = 0; i < 40 && fd < 0; i++) {
-		fd = iou_fd(iou);
-		EXPECT(fd >= 0 || is_explained(-fd));
-	}
+	fd = fd_of(iou);
 	for (int i = 0; i < 6; i++)
 		nop(iou, 0);
 	for (int i = 0; i < 3; i++)
@@ -840,15 +1067,12 @@ static void scenario_burst(void)
 	enum { N_READS = 50 };
 	iou_t *iou = make_of(64);
 	char bytes[N_READS];
-	int fds[2], fd = -1;
+	int fds[2], fd;
 
 	if (!iou)
 		return;
 	EXPECT(pipe2(fds, O_CLOEXEC) == 0);
-	for (int i = 0; i < 40 && fd < 0; i++) {
-		fd = iou_fd(iou);
-		EXPECT(fd >= 0 || is_explained(-fd));
-	}
+	fd = fd_of(iou);
 	for (int i = 0; i < N_READS; i++)
 		read_from(iou, fds[0], &bytes[i], 0);
 	flush(iou);
@@ -1057,12 +1281,13 @@ static const struct {
 	{"ring", scenario_ring},         {"cancel", scenario_cancel}, {"jobs", scenario_jobs},
 	{"threads", scenario_threads},   {"embed", scenario_embed},   {"free", scenario_free},
 	{"overflow", scenario_overflow}, {"nested", scenario_nested}, {"resize", scenario_resize},
-	{"burst", scenario_burst},
+	{"burst", scenario_burst},       {"lost", scenario_lost},     {"visitors", scenario_visitors},
+	{"rewatch", scenario_rewatch},
 	{"handed", scenario_handed},     {"owned", scenario_owned},   {"sqpoll", scenario_sqpoll},
 };
 #define N_SCENARIOS (sizeof(scenarios) / sizeof(*scenarios))
 /* Those before make their ring as they are told to. */
-#define N_ON_ANY_RING 10
+#define N_ON_ANY_RING 13
 
 
 /* ---- Going through them ---------------------------------------------------------------------- */
@@ -1084,6 +1309,7 @@ __attribute__((noreturn)) static void run_scenario(unsigned which)
 	bool may_leak = injection.kind == ENTER && (injection.mode >= HOLD || injection.error == EBADR);
 
 	scenario_name = scenarios[which].name;
+	main_thread = pthread_self();
 	signal(SIGALRM, on_alarm);
 	alarm(getenv("IOU_FAULTS_TIMEOUT") ? (unsigned)atoi(getenv("IOU_FAULTS_TIMEOUT")) : 120);
 	atomic_store(&armed, true);
@@ -1126,10 +1352,11 @@ static const struct {
 #define M(mode) (1U << (mode))
 #define ALL (M(ONCE) | M(FEW) | M(MANY) | M(HOLD) | M(STUCK))
 	{ALLOC, ENOMEM, M(ONCE) | M(FEW) | M(OTHER) | M(HOLD) | M(STUCK)},
-	{THREAD, EAGAIN, M(ONCE) | M(HOLD) | M(STUCK)},
+	{THREAD, EAGAIN, M(ONCE) | M(FEW) | M(OTHER) | M(HOLD) | M(STUCK)},
 	{THREAD, ENOMEM, M(ONCE)},
-	{MMAP, ENOMEM, M(ONCE) | M(STUCK)},
-	{MADVISE, EINVAL, M(ONCE)},
+	{MMAP, ENOMEM, M(ONCE) | M(FEW) | M(STUCK)},
+	{MADVISE, EINVAL, M(ONCE) | M(FEW) | M(STUCK)},
+	{MADVISE, ENOMEM, M(ONCE)},
 	{AFFINITY, EINVAL, M(ONCE)},
 	{EVENTFD, EMFILE, M(ONCE) | M(FEW) | M(STUCK)},
 	{EVENTFD, ENFILE, M(ONCE)},
@@ -1157,6 +1384,10 @@ static const struct {
 	{ENTER, EBADR, M(ONCE) | M(FEW)},
 	{ENTER, EBADF, M(STUCK)},
 	{ENTER, EPERM, M(STUCK)},
+	{MULTISHOT, EINVAL, M(ONCE) | M(FEW) | M(OTHER) | M(STUCK)}, /* an older kernel */
+	{SLEEP, EINTR, M(ONCE) | M(FEW) | M(MANY) | M(OTHER)},
+	{SLEEP, EAGAIN, M(ONCE)},
+	{CALL, EINVAL, M(ONCE) | M(FEW)}, /* no error: it is not made */
 };
 
 typedef struct sums_t {

@@ -54,8 +54,8 @@ check-sim: check-sim-part
 
 # ---- check-faults: each call to the outside fails, tests/faults.c ---------------------------------------
 fault-wraps := malloc calloc aligned_alloc posix_memalign free pthread_create pthread_join mmap madvise \
-	sched_getaffinity eventfd eventfd_write timerfd_create io_uring_queue_init_params io_uring_register \
-	io_uring_enter2 nanosleep
+	sched_getaffinity eventfd syscall timerfd_create io_uring_queue_init_params io_uring_queue_exit \
+	io_uring_register io_uring_enter2 nanosleep
 
 $(B)/tests/faults: tests/faults.c $(B)/iou.o
 	$(call say,CC)
