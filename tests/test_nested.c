@@ -4,8 +4,10 @@
 
 #include "helper.h"
 
+#include <errno.h>
 #include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 
 #define N_EACH 2
 #define N_ITEMS (N_EACH * N_KINDS)
@@ -436,6 +438,291 @@ START_TEST(an_op_is_queued_again_and_ends_inside_its_callback)
 }
 END_TEST
 
+/* ---- What an op's callback finds is its own, whatever comes inside it ------------------------------ */
+
+/* How a callback waits for what is to come inside it. */
+enum wait { BY_POLL, BY_TIMED_POLL, BY_LOOKING, BY_RUN, N_WAITS };
+
+/* An op whose callbacks nest: what each of them found is looked at again and again until it returns. */
+typedef struct own_t {
+	iou_op_t *op;
+	enum wait wait;
+	int n;              /* callbacks so far */
+	int fds[2];
+	int doors[3];       /* by which it goes, level by level */
+	int results[8];     /* what each level found */
+	unsigned flags[8];
+	char bytes[4];
+} own_t;
+
+/* A job whose result is the byte, which it takes. */
+static int on_byte(void *byte)
+{
+	return __atomic_exchange_n((char *)byte, 0, __ATOMIC_ACQ_REL);
+}
+
+static void check_own(const own_t *own, int level)
+{
+	ck_assert_int_eq(own->op->result, own->results[level]);
+	ck_assert_uint_eq(own->op->flags, own->flags[level]);
+}
+
+/* Once per callback, first of all. Returns its level. */
+static int own_begin(own_t *own)
+{
+	int level = own->n++;
+
+	ck_assert_int_lt(level, 8);
+	own->results[level] = own->op->result;
+	own->flags[level] = own->op->flags;
+	return level;
+}
+
+/* The next callback of the op comes, and with it all that are inside that one. */
+static void own_wait(own_t *own, int level)
+{
+	check_own(own, level);
+	while (own->n == level + 1) {
+		if (own->wait == BY_RUN)
+			run(the_iou);
+		else
+			ck_assert_int_ge(iou_poll(the_iou, own->wait == BY_POLL ? -1 : own->wait == BY_LOOKING ? 0 :
+								   (int64_t)(20 * SECOND)), 0);
+		check_own(own, level);
+	}
+}
+
+/* From a multishot poll to a job, a timer, the ring, the backlog: all ends in the innermost of seven callbacks. */
+static int on_own_step(void *data)
+{
+	own_t *own = data;
+	int level = own_begin(own);
+
+	switch (level) {
+	case 0: /* more, then another event */
+		ck_assert_int_eq(shutdown(own->fds[1], SHUT_WR), 0);
+		break;
+	case 1: /* more, then the last */
+		ck_assert_int_eq(iou_op_cancel(the_iou, own->op), 0);
+		break;
+	case 2:
+		ck_assert_uint_eq(own->flags[level], 0);
+		ck_assert_int_eq(own->results[level], -ECANCELED);
+		own->bytes[0] = 42;
+		start_job(the_iou, own->op, on_byte, own->bytes, on_own_step, own);
+		break;
+	case 3:
+		ck_assert_int_eq(own->results[level], 42);
+		iou_op_timer(the_iou, own->op, 0, 0, on_own_step, own);
+		break;
+	case 4:
+		ck_assert_int_eq(own->results[level], 1);
+		io_uring_prep_write(own->op->sqe, own->fds[0], own->bytes, 4, 0);
+		iou_op_queue(the_iou, own->op, on_own_step, own);
+		break;
+	case 5: /* ends in iou itself */
+		ck_assert_int_eq(own->results[level], 4);
+		nop_queue(the_iou, own->op, on_own_step, own);
+		ck_assert_int_eq(iou_op_cancel(the_iou, own->op), 0);
+		break;
+	default:
+		ck_assert_int_eq(own->results[level], -ECANCELED);
+		return 0;
+	}
+	own_wait(own, level);
+	return 0;
+}
+
+/* _i: how they wait. */
+START_TEST(each_callback_keeps_its_result)
+{
+	own_t own = {.wait = (enum wait)_i};
+
+	the_iou = new_iou(8);
+	new_socketpair(own.fds);
+	own.op = new_op(the_iou);
+	io_uring_prep_poll_multishot(own.op->sqe, own.fds[0], POLLIN | POLLRDHUP);
+	iou_op_queue(the_iou, own.op, on_own_step, &own);
+	flush(the_iou);
+	ck_assert_int_eq(write(own.fds[1], "x", 1), 1);
+	run(the_iou);
+	ck_assert_int_eq(own.n, 7);
+	ck_assert_uint_eq(own.flags[0] & own.flags[1], IORING_CQE_F_MORE);
+	ck_assert_int_eq(own.results[0], POLLIN);
+	ck_assert_int_eq(own.results[1], POLLIN | POLLRDHUP);
+	close_pair(own.fds);
+	done(the_iou);
+}
+END_TEST
+
+enum { RING_DOOR, JOB_DOOR, TIMER_DOOR, N_DOORS };
+
+static int on_doors(void *data);
+
+/* The results of the three doors differ: 3, 77 and 1. */
+static void go_by(own_t *own, int door)
+{
+	if (door == RING_DOOR) {
+		ck_assert_int_eq(write(own->fds[1], "abc", 3), 3);
+		io_uring_prep_read(own->op->sqe, own->fds[0], own->bytes, 3, 0);
+		iou_op_queue(the_iou, own->op, on_doors, own);
+	} else if (door == JOB_DOOR) {
+		own->bytes[3] = 77;
+		start_job(the_iou, own->op, on_byte, &own->bytes[3], on_doors, own);
+	} else {
+		iou_op_timer(the_iou, own->op, 0, 0, on_doors, own);
+	}
+}
+
+static int on_doors(void *data)
+{
+	static const int results[] = {[RING_DOOR] = 3, [JOB_DOOR] = 77, [TIMER_DOOR] = 1};
+	own_t *own = data;
+	int level = own_begin(own);
+
+	ck_assert_int_eq(own->results[level], results[own->doors[level]]);
+	if (level < 2) {
+		go_by(own, own->doors[level + 1]);
+		own_wait(own, level);
+	} else if (own->wait == BY_RUN) {
+		iou_op_free(the_iou, own->op); /* is the outermost's to give back: it takes effect then */
+	}
+	return 0;
+}
+
+/* An op that ends by one door, is queued again by another and ends in its own callback, and that once more. _i: how
+ * they wait. */
+START_TEST(each_door_leaves_the_outer_result)
+{
+	the_iou = new_iou(8);
+	for (int i = 0; i < N_DOORS * N_DOORS * N_DOORS; i++) {
+		own_t own = {.wait = (enum wait)_i, .doors = {i / 9, i / 3 % 3, i % 3}};
+
+		new_pipe(own.fds);
+		own.op = new_op(the_iou);
+		go_by(&own, own.doors[0]);
+		run(the_iou);
+		ck_assert_int_eq(own.n, 3);
+		close_pair(own.fds);
+	}
+	done(the_iou);
+}
+END_TEST
+
+/* Calls that deliver nothing: the op's next end is known to iou, and its callback still runs. */
+static int on_look_around(void *data)
+{
+	own_t *own = data;
+	int level = own_begin(own);
+
+	if (level == 0) { /* a periodic timer, cancelled: ended in iou */
+		ck_assert_uint_eq(own->flags[0], IORING_CQE_F_MORE);
+		ck_assert_int_eq(iou_op_cancel(the_iou, own->op), 0);
+	} else if (level == 1) { /* a job, which has come back */
+		own->bytes[0] = 42;
+		start_job(the_iou, own->op, on_byte, own->bytes, on_look_around, own);
+		WAIT_UNTIL(__atomic_load_n(&own->bytes[0], __ATOMIC_ACQUIRE) == 0);
+		WAIT_UNTIL(iou_cancel_all(the_iou) == 0 && get_stats(the_iou).jobs == 1); /* it collects what is done */
+	} else if (level == 2) { /* in the backlog, cancelled */
+		nop_queue(the_iou, own->op, on_look_around, own);
+		ck_assert_int_eq(iou_cancel_all(the_iou), 0);
+	} else if (level == 3) { /* a chain that is too long: it ends as it is submitted */
+		for (int i = 0; i < 9; i++) {
+			iou_op_t *op = i ? new_op(the_iou) : own->op;
+
+			io_uring_prep_nop(op->sqe);
+			op->sqe->flags |= i < 8 ? IOSQE_IO_LINK : 0;
+			iou_op_queue(the_iou, op, i ? on_nothing : on_look_around, i ? NULL : own);
+		}
+		flush(the_iou);
+	} else {
+		ck_assert_int_eq(own->results[level], -E2BIG);
+		return 0;
+	}
+	check_own(own, level);
+	own_wait(own, level);
+	return 0;
+}
+
+START_TEST(what_ends_in_iou_leaves_the_result)
+{
+	own_t own = {.wait = BY_POLL};
+
+	the_iou = new_iou(8);
+	own.op = new_op(the_iou);
+	iou_op_timer(the_iou, own.op, 0, SECOND, on_look_around, &own);
+	run(the_iou);
+	ck_assert_int_eq(own.n, 5);
+	ck_assert_int_eq(own.results[1], -ECANCELED);
+	ck_assert_int_eq(own.results[2], 42);
+	ck_assert_int_eq(own.results[3], -ECANCELED);
+	done(the_iou);
+}
+END_TEST
+
+static int on_late_tick(void *data)
+{
+	own_t *own = data;
+	int level = own_begin(own);
+
+	ck_assert_uint_eq(own->flags[level], level < 3 ? IORING_CQE_F_MORE : 0);
+	if (level == 2)
+		iou_op_timer(the_iou, own->op, 0, 0, on_late_tick, own); /* the next is the last */
+	if (level < 3)
+		own_wait(own, level);
+	return 0;
+}
+
+/* The first tick tells of many expirations, those inside it of few. */
+START_TEST(a_late_tick_keeps_its_count)
+{
+	own_t own = {.wait = BY_TIMED_POLL};
+	uint64_t began_ns = now_ns();
+
+	the_iou = new_iou(8);
+	own.op = new_op(the_iou);
+	iou_op_timer(the_iou, own.op, 0, 5 * MSEC, on_late_tick, &own);
+	WAIT_UNTIL(now_ns() - began_ns > 40 * MSEC);
+	run(the_iou);
+	ck_assert_int_eq(own.n, 4);
+	ck_assert_int_ge(own.results[0], 8);
+	done(the_iou);
+}
+END_TEST
+
+static int on_sent(void *data)
+{
+	own_t *own = data;
+	int level = own_begin(own);
+
+	if (own->flags[level] & IORING_CQE_F_MORE)
+		own_wait(own, level); /* for the notification */
+	return 0;
+}
+
+START_TEST(a_zero_copy_send_keeps_its_result)
+{
+	own_t own = {.wait = BY_POLL};
+
+	the_iou = new_iou(8);
+	if (!have_op(the_iou, IORING_OP_SEND_ZC)) {
+		iou_free(the_iou);
+		SKIP("needs IORING_OP_SEND_ZC (6.0)");
+	}
+	new_tcp_pair(own.fds);
+	own.op = new_op(the_iou);
+	io_uring_prep_send_zc(own.op->sqe, own.fds[0], "data", 4, 0, 0);
+	iou_op_queue(the_iou, own.op, on_sent, &own);
+	run(the_iou);
+	ck_assert_int_eq(own.n, 2);
+	ck_assert_int_eq(own.results[0], 4);
+	ck_assert_uint_eq(own.flags[0], IORING_CQE_F_MORE);
+	ck_assert_uint_eq(own.flags[1], IORING_CQE_F_NOTIF);
+	close_pair(own.fds);
+	done(the_iou);
+}
+END_TEST
+
 /* ---- Several ious, and other threads ----------------------------------------------------------- */
 
 static iou_t *other_iou;
@@ -556,7 +843,7 @@ END_TEST
 Suite *nested_suite(void)
 {
 	Suite *suite = suite_create("nested");
-	TCase *deep;
+	TCase *deep, *own;
 
 	TEST_CASE(suite, "rest", inner_poll_delivers_the_rest, inner_run_delivers_the_rest,
 		  inner_errors_end_the_inner_loop);
@@ -567,6 +854,10 @@ Suite *nested_suite(void)
 	tcase_add_loop_test(deep, a_kind_nests_in_itself, 0, N_KINDS);
 	TEST_CASE(suite, "one op", callbacks_of_one_op_nest, a_periodic_timer_ticks_in_its_own_callback,
 		  an_op_is_queued_again_and_ends_inside_its_callback);
+	own = TEST_CASE(suite, "result", what_ends_in_iou_leaves_the_result, a_late_tick_keeps_its_count,
+			a_zero_copy_send_keeps_its_result);
+	tcase_add_loop_test(own, each_callback_keeps_its_result, 0, N_WAITS);
+	tcase_add_loop_test(own, each_door_leaves_the_outer_result, 0, N_WAITS);
 	TEST_CASE(suite, "others", another_iou_runs_in_a_callback, inner_loops_leave_wakeups_alone);
 	return suite;
 }
