@@ -111,6 +111,8 @@ static bool strays; /* as 6.18 does: see req_t.strays */
 static bool signals_once; /* as 6.12.117 and 6.18 do: of task work that another descriptor's readiness brings about */
 static unsigned sq_entries_min;
 static uint64_t n_taken, n_wakes;
+static unsigned n_entered; /* SQEs that the last enter was to submit, */
+static bool entered_short; /* and did not all */
 static unsigned storm; /* enters that are still to fail */
 
 /* ---- Files ------------------------------------------------------------------------------------ */
@@ -803,6 +805,16 @@ unsigned kernel_sq_entries_min(void)
 	return sq_entries_min;
 }
 
+unsigned kernel_n_entered(void)
+{
+	return n_entered < sq_entries_min ? n_entered : sq_entries_min;
+}
+
+bool kernel_enter_was_short(void)
+{
+	return entered_short;
+}
+
 uint64_t kernel_n_taken(void)
 {
 	return n_taken;
@@ -1329,6 +1341,8 @@ int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned min_complet
 		return -EBADFD;
 	CHECK(!min_complete || kernel < KERNEL_6_15 || flags & ENTER_NO_IOWAIT, "a sleep counts as waiting for a disk");
 	TRACE("kernel: enter, submits %u, waits for %u, flags %#x", to_submit, min_complete, flags);
+	n_entered = to_submit;
+	entered_short = true;
 	kernel_entered();
 	if (flags & IORING_ENTER_SQ_WAKEUP) {
 		ring->sq_asleep = false;
@@ -1347,6 +1361,7 @@ int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned min_complet
 		model_supply_is_short(true);
 		return ret;
 	}
+	entered_short = false;
 	if (flags & IORING_ENTER_GETEVENTS) {
 		uint64_t before_ns = world.now_ns;
 
