@@ -204,6 +204,8 @@ unsigned kernel_sq_entries_min(void);
 unsigned kernel_n_entered(void);
 bool kernel_enter_was_short(void);
 uint64_t kernel_n_taken(void);
+/* Cancels of iou's own. */
+uint64_t kernel_n_cancels(void);
 /* Times that another thread, or a signal, wrote an eventfd. */
 uint64_t kernel_n_wakes(void);
 void kernel_check_end(void);

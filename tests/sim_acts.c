@@ -297,9 +297,26 @@ static void act_timer(void)
 		queue_timer(op, false);
 }
 
+/* A job that waits because each worker has one, and there might be more; or NULL. */
+static const op_model_t *job_lacks_worker(void)
+{
+	const op_model_t *waiting = NULL;
+	unsigned n_running = 0;
+
+	for (unsigned i = 1; i <= model.n_ops; i++) {
+		if (ops[i].state != PENDING || (ops[i].door != JOB && ops[i].door != SHORT_JOB))
+			continue;
+		n_running += ops[i].started && !ops[i].finished;
+		if (!ops[i].started && !ops[i].asked && !ops[i].has_deadline)
+			waiting = &ops[i];
+	}
+	return n_running == threads_n_workers() && n_running < workers_most() ? waiting : NULL;
+}
+
 static bool queue_job(op_model_t *op)
 {
-	unsigned workers = threads_n_workers();
+	const op_model_t *waiting = job_lacks_worker();
+	unsigned workers = threads_n_workers(), n_starts = world.n_starts;
 	uint64_t before_ns, after_ns = 0;
 	int ret;
 
@@ -323,6 +340,12 @@ static bool queue_job(op_model_t *op)
 	else
 		ret = CALL(true, iou_async(model.iou, job_main, op, on_short_job, op));
 	op->deadline_ns = world.now_ns + after_ns;
+	/* After failures in a row it is tried again less and less often. */
+	if (n_starts != world.n_starts)
+		model.n_chances = 0;
+	else if (ret == 0 && waiting && !waiting->started && job_lacks_worker() == waiting)
+		CHECK(++model.n_chances < 1U << (world.n_refused ? world.n_refused - 1 : 0),
+		      "job %u waits, and one more worker is not tried again", number_of(waiting));
 	CHECK(ret == 0 || (ret == -EAGAIN && !workers) || (ret == -ENOMEM && !op->op), "iou_async: %d", ret);
 	CHECK(ret == 0 || !op->started, "job %u was refused, and runs", number_of(op));
 	op->state = GONE;
@@ -554,6 +577,7 @@ int poll_once(int64_t timeout_ns)
 	unsigned n_gifts = model.n_gifts;
 	bool ready = is_something_ready(), polled = model.config.setup_flags & IORING_SETUP_SQPOLL;
 	uint64_t from_ns = world.now_ns, late_ns = world.may_spin ? SPIN_LATE_NS : LATE_NS;
+	uint64_t n_cancels = kernel_n_cancels();
 	driver_t driver;
 	call_t call = call_begin(false);
 	bool faulty;
@@ -582,6 +606,9 @@ int poll_once(int64_t timeout_ns)
 			CHECK(timeout_ns > 0 && world.now_ns >= from_ns + (uint64_t)timeout_ns,
 			      "iou_poll(%lld) returns 0 too early", (long long)timeout_ns);
 	}
+	n_cancels = kernel_n_cancels() - n_cancels;
+	CHECK(timeout_ns || driver.nested || driver.flushed || polled || n_cancels <= 2 * ROUND_MAX, "a round sends %llu cancels",
+	      (unsigned long long)n_cancels);
 	if (model.fd >= 0 && !faulty && !polled && !model.broken && !kernel_enter_was_short() &&
 	    kernel_n_entered() < ROUND_MAX) /* else there may be more cancels */
 		check_submitted("iou_poll, with iou_fd() in use,", kernel_sq_entries_min() - kernel_n_entered());
@@ -649,6 +676,8 @@ static void act_flush(void)
 	int ret;
 
 	world.may_cancel = true;
+	if (model.driver)
+		model.driver->flushed = true;
 	chain_ends();
 	TRACE("iou_flush");
 	ret = iou_flush(model.iou);

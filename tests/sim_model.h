@@ -102,7 +102,8 @@ typedef struct driver_t {
 	struct driver_t *up;
 	unsigned id, depth;
 	bool is_run;
-	bool nested; /* another was called from a callback of this one */
+	bool nested; /* another was called from a callback of this one; */
+	bool flushed; /* or iou_flush() was */
 	int64_t timeout_ns;
 	int n_calls;
 	unsigned n_of[4]; /* of each class */
@@ -145,6 +146,7 @@ typedef struct model_t {
 	unsigned n_ops, n_posts, n_kept;
 	iou_op_t *kept[MAX_KEPT];
 	bh_model_t bhs[MAX_BHS];
+	unsigned n_chances; /* to start one more worker that were let go by */
 	uint64_t actions; /* allowed ones, as bits */
 } model_t;
 
@@ -205,6 +207,8 @@ bool call_end(call_t before);
 bool deadline_may_be_over(const op_model_t *op);
 /* Is it known which ops are together in the chain of this first one? Not, where some may have ended in iou. */
 bool chain_is_clear(const op_model_t *first);
+/* Workers that there may be. */
+unsigned workers_most(void);
 /* Is something pending that keeps iou_run() going? */
 bool is_pending(void);
 /* What the loop thread itself knows to be pending. */
