@@ -25,22 +25,27 @@ sim-wraps := io_uring_queue_init_params io_uring_queue_exit io_uring_ring_dontfo
 	pthread_create pthread_join pthread_setcancelstate pthread_sigmask pthread_setname_np sched_getaffinity sched_yield \
 	pthread_mutex_init pthread_mutex_destroy pthread_mutex_lock pthread_mutex_unlock \
 	malloc calloc realloc aligned_alloc posix_memalign free
-sim-link   = $(link) $(if $(findstring fine,$@),-DSIM_FINE) -o $@ $(filter %.c %.o,$^) -I. $(sim-wraps:%=-Wl,--wrap=%) $(libs)
+sim-link   = $(link) $(if $(findstring fine,$@),-DSIM_FINE) $(if $(findstring -,$(@F)),-DROUND_MAX=3) -o $@ $(filter %.c %.o,$^) -I. $(sim-wraps:%=-Wl,--wrap=%) $(libs)
 sim-src   := $(filter-out %_atomics.c,$(wildcard tests/sim*.c))
 
 $(B)/tests/sim: $(sim-src) $(B)/iou.o $(wildcard tests/sim*.h)
 	$(call say,CC)
 	$(Q)mkdir -p $(@D) && $(sim-link)
 
-# The same with iou.c taken apart at each atomic operation, and with slabs so small that each run uses some again.
-small := sed 's/^\#define SLAB_SIZE .*/\#define SLAB_SIZE 128/'
+# The same with slabs so small that each run uses some again, and rounds that are over after three of each source; and
+# with iou.c taken apart at each atomic operation too.
+small := sed -e 's/^\#define SLAB_SIZE .*/\#define SLAB_SIZE 128/' -e 's/^\#define ROUND_MAX .*/\#define ROUND_MAX 3/'
+$(B)/tests/sim-small: $(sim-src) $(B)/tests/iou-small.o $(wildcard tests/sim*.h)
+	$(call say,CC)
+	$(Q)$(sim-link)
+
 $(B)/tests/sim-fine: $(sim-src) tests/sim_atomics.c $(B)/tests/iou-fine.o $(wildcard tests/sim*.h)
 	$(call say,CC)
 	$(Q)$(sim-link)
 
-$(B)/tests/iou-fine.o: iou.c iou.h $(B)/flags
+$(B)/tests/iou-small.o $(B)/tests/iou-fine.o: iou.c iou.h $(B)/flags
 	$(call say,CC)
-	$(Q)mkdir -p $(@D) && $(small) $< | $(compile) -fsanitize=thread -x c -c -o $@ -
+	$(Q)mkdir -p $(@D) && $(small) $< | $(compile) $(if $(findstring fine,$@),-fsanitize=thread) -x c -c -o $@ -
 
 .PHONY: check-sim check-sim-part
 check-sim-part: $(B)/tests/$(or $(GRAIN),sim)

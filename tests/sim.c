@@ -51,7 +51,8 @@ void sim_fail(const char *file, int line, const char *format, ...)
 	vfprintf(stderr, format, args);
 	fprintf(stderr, " (%s:%d)\n", file, line);
 	fprintf(stderr, "sim: replay it with: make check-sim SEED=%llu RUNS=1 TRACE=1%s%s\n",
-		(unsigned long long)sim_seed, SIM_ASAN ? " SAN=address" : "", SIM_FINE ? " GRAIN=sim-fine" : "");
+		(unsigned long long)sim_seed, SIM_ASAN ? " SAN=address" : "",
+		SIM_FINE ? " GRAIN=sim-fine" : ROUND_MAX < 1024 ? " GRAIN=sim-small" : "");
 	va_end(args);
 	fflush(stdout);
 	_exit(1);

@@ -45,6 +45,10 @@
 #define SIM_FINE 0
 #endif
 
+#ifndef ROUND_MAX /* as in iou.c, where it is less in some builds */
+#define ROUND_MAX 1024
+#endif
+
 /* ---- Chance, failure, trace ------------------------------------------------------------------ */
 
 extern uint64_t sim_random;  /* the generator's state: a counter, mixed on the way out */
@@ -195,9 +199,13 @@ bool kernel_readable(int fd);
 void kernel_close_of_program(int fd);
 /* write(2) as a bare system call, by any thread. */
 long kernel_write(int fd, const void *data, size_t size);
-/* The smallest SQ that there was in this run; and the SQEs that were taken. */
+/* The smallest SQ that there was in this run; the SQEs that the last enter was to submit; and all that were taken. */
 unsigned kernel_sq_entries_min(void);
+unsigned kernel_n_entered(void);
+bool kernel_enter_was_short(void);
 uint64_t kernel_n_taken(void);
+/* Cancels of iou's own. */
+uint64_t kernel_n_cancels(void);
 /* Times that another thread, or a signal, wrote an eventfd. */
 uint64_t kernel_n_wakes(void);
 void kernel_check_end(void);

@@ -267,6 +267,7 @@ static void queue_timer(op_model_t *op, bool moved)
 	TRACE("iou_op_timer %u: after %llu, period %llu", number_of(op), (unsigned long long)after_ns,
 	      (unsigned long long)op->period_ns);
 	op->timer_seq = ++model.timer_seq;
+	memset(op->overtaken, 0, sizeof(op->overtaken));
 	op->driver = model.driver ? model.driver->id : 0;
 	op->due_from_ns = world.now_ns + after_ns < after_ns ? NEVER : world.now_ns + after_ns;
 	world.clock_stands = true;
@@ -296,9 +297,26 @@ static void act_timer(void)
 		queue_timer(op, false);
 }
 
+/* A job that waits because each worker has one, and there might be more; or NULL. */
+static const op_model_t *job_lacks_worker(void)
+{
+	const op_model_t *waiting = NULL;
+	unsigned n_running = 0;
+
+	for (unsigned i = 1; i <= model.n_ops; i++) {
+		if (ops[i].state != PENDING || (ops[i].door != JOB && ops[i].door != SHORT_JOB))
+			continue;
+		n_running += ops[i].started && !ops[i].finished;
+		if (!ops[i].started && !ops[i].asked && !ops[i].has_deadline)
+			waiting = &ops[i];
+	}
+	return n_running == threads_n_workers() && n_running < workers_most() ? waiting : NULL;
+}
+
 static bool queue_job(op_model_t *op)
 {
-	unsigned workers = threads_n_workers();
+	const op_model_t *waiting = job_lacks_worker();
+	unsigned workers = threads_n_workers(), n_starts = world.n_starts;
 	uint64_t before_ns, after_ns = 0;
 	int ret;
 
@@ -322,6 +340,12 @@ static bool queue_job(op_model_t *op)
 	else
 		ret = CALL(true, iou_async(model.iou, job_main, op, on_short_job, op));
 	op->deadline_ns = world.now_ns + after_ns;
+	/* After failures in a row it is tried again less and less often. */
+	if (n_starts != world.n_starts)
+		model.n_chances = 0;
+	else if (ret == 0 && waiting && !waiting->started && job_lacks_worker() == waiting)
+		CHECK(++model.n_chances < 1U << (world.n_refused ? world.n_refused - 1 : 0),
+		      "job %u waits, and one more worker is not tried again", number_of(waiting));
 	CHECK(ret == 0 || (ret == -EAGAIN && !workers) || (ret == -ENOMEM && !op->op), "iou_async: %d", ret);
 	CHECK(ret == 0 || !op->started, "job %u was refused, and runs", number_of(op));
 	op->state = GONE;
@@ -495,12 +519,19 @@ static void drive_begin(driver_t *driver, bool is_run, int64_t timeout_ns)
 			      .last_queued = last_queued };
 	if (model.driver)
 		model.driver->nested = true;
+	driver->depth = model.driver ? model.driver->depth + 1 : 1;
+	if (driver->depth > model.most_depth)
+		model.most_depth = driver->depth;
 	model.driver = driver;
 }
 
 static void drive_end(driver_t *driver)
 {
 	model.driver = driver->up;
+	model.n_dead -= model.n_dead < ROUND_MAX ? model.n_dead : ROUND_MAX;
+	if (model.calling)
+		CHECK(model.calling->op->result == model.calling->result && model.calling->op->flags == model.calling->flags,
+		      "a callback's result and flags are another's after a nested call");
 	if (driver->is_run && !driver->n_calls && (model.quit_is_set || model.quits_of_others))
 		model.last_queued = driver->last_queued; /* it may have returned before its first round */
 	model.boundary = true;
@@ -512,7 +543,8 @@ static bool is_something_ready(void)
 	for (unsigned i = 1; i <= model.n_ops; i++)
 		if (ops[i].state == PENDING && ops[i].door == TIMER && (ops[i].asked || ops[i].due_ns <= world.now_ns))
 			return true;
-	if (model.n_giving) /* what was given before and after may wait for that */
+	/* what was given before and after a gift that is not complete may wait for that */
+	if (model.n_giving || model.n_dead >= ROUND_MAX)
 		return false;
 	for (unsigned i = 0; i < model.n_posts; i++)
 		if (!posts[i].thread && posts[i].accepted && !posts[i].delivered)
@@ -523,11 +555,29 @@ static bool is_something_ready(void)
 	return false;
 }
 
+/* All that is queued has been submitted, where nothing stands against it: n_left places, too few for a chain. */
+static void check_submitted(const char *function, unsigned n_left)
+{
+	for (unsigned i = 1; i <= model.n_ops && !model.any_drain; i++) {
+		const op_model_t *op = &ops[i], *first = &ops[op->chain];
+
+		if (!is_ring(op) || op->state != PENDING || op->taken)
+			continue;
+		if (first->n_chain > n_left && n_left < kernel_sq_entries_min())
+			return; /* and what is behind it */
+		if (op->asked || deadline_may_be_over(op) || first->cut || first->ambiguous || !chain_is_clear(first) ||
+		    first->n_chain > kernel_sq_entries_min())
+			continue;
+		FAIL("%s returns, and op %u is not submitted", function, i);
+	}
+}
+
 int poll_once(int64_t timeout_ns)
 {
 	unsigned n_gifts = model.n_gifts;
 	bool ready = is_something_ready(), polled = model.config.setup_flags & IORING_SETUP_SQPOLL;
 	uint64_t from_ns = world.now_ns, late_ns = world.may_spin ? SPIN_LATE_NS : LATE_NS;
+	uint64_t n_cancels = kernel_n_cancels();
 	driver_t driver;
 	call_t call = call_begin(false);
 	bool faulty;
@@ -556,6 +606,12 @@ int poll_once(int64_t timeout_ns)
 			CHECK(timeout_ns > 0 && world.now_ns >= from_ns + (uint64_t)timeout_ns,
 			      "iou_poll(%lld) returns 0 too early", (long long)timeout_ns);
 	}
+	n_cancels = kernel_n_cancels() - n_cancels;
+	CHECK(timeout_ns || driver.nested || driver.flushed || polled || n_cancels <= 2 * ROUND_MAX, "a round sends %llu cancels",
+	      (unsigned long long)n_cancels);
+	if (model.fd >= 0 && !faulty && !polled && !model.broken && !kernel_enter_was_short() &&
+	    kernel_n_entered() < ROUND_MAX) /* else there may be more cancels */
+		check_submitted("iou_poll, with iou_fd() in use,", kernel_sq_entries_min() - kernel_n_entered());
 	return ret;
 }
 
@@ -620,20 +676,16 @@ static void act_flush(void)
 	int ret;
 
 	world.may_cancel = true;
+	if (model.driver)
+		model.driver->flushed = true;
 	chain_ends();
 	TRACE("iou_flush");
 	ret = iou_flush(model.iou);
 	TRACE("iou_flush: %d", ret);
 	faulty = call_end(call);
 	CHECK(ret == 0 || (faulty && is_shortage(ret)) || (model.broken && ret == -EBADR), "iou_flush: %d", ret);
-	for (unsigned i = 1; ret == 0 && i <= model.n_ops; i++) {
-		const op_model_t *op = &ops[i], *first = &ops[op->chain];
-
-		if (is_ring(op) && op->state == PENDING && !op->taken && !op->asked && !deadline_may_be_over(op))
-			CHECK(model.any_drain || first->cut || first->ambiguous || !chain_is_clear(first) ||
-				      first->n_chain > kernel_sq_entries_min(),
-			      "iou_flush returns 0, and op %u is not submitted", i);
-	}
+	if (ret == 0)
+		check_submitted("iou_flush", kernel_sq_entries_min());
 }
 
 static void act_resize(void)
@@ -677,7 +729,7 @@ static bool wait_for_fd(int fd)
 
 		if (n++ > 20)
 			return false;
-		if (kernel_step() || threads_step())
+		if ((one_in(4) && poster_start(false)) || kernel_step() || threads_step())
 			continue;
 		if (!model.broken)
 			check_at_rest(false, NEVER);
@@ -694,6 +746,7 @@ static bool wait_for_fd(int fd)
 	return true;
 }
 
+/* The program waits on iou_fd(), outside of iou or in a callback; it does other things between. */
 static void act_fd(void)
 {
 	unsigned n_faults = world.n_faults, n_rounds = 1 + pick(8), n_idle = 0;
@@ -710,13 +763,12 @@ static void act_fd(void)
 		return; /* registering is refused */
 	CHECK(fd >= FD_FAKE && (model.fd < 0 || model.fd == fd), "iou_fd: %d", fd);
 	model.fd = fd;
-	if (model.driver) { /* nobody waits within a callback */
-		poll_once(0);
-		return;
-	}
-	while (n_rounds-- && wait_for_fd(fd))
+	while (n_rounds-- && wait_for_fd(fd)) {
 		if (poll_once(0) < 0)
 			return;
+		if (one_in(4))
+			act();
+	}
 	if (model.config.setup_flags & IORING_SETUP_SQPOLL)
 		return; /* readable until the kernel's thread has taken what is queued */
 	while (kernel_readable(fd) && poll_once(0) == 0)
@@ -738,11 +790,7 @@ static void act_hold(void)
 
 static unsigned depth(void)
 {
-	unsigned n = 0;
-
-	for (driver_t *up = model.driver; up; up = up->up)
-		n++;
-	return n;
+	return model.driver ? model.driver->depth : 0;
 }
 
 void act(void)
@@ -753,7 +801,7 @@ void act(void)
 		return;
 	if (!(model.actions >> what & 1))
 		return;
-	if (model.embedded && !model.driver && what >= 24 && what <= 28 && !one_in(8))
+	if (model.embedded && what >= 24 && what <= 28 && !one_in(model.driver ? 2 : 8))
 		what = 31; /* wait on iou_fd() in place of polls and runs */
 	model.budget--;
 	if (one_in(8))

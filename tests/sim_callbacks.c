@@ -21,6 +21,12 @@ static void callback_begin(int class)
 	CHECK(!driver->is_run || !model.quit_is_set, "a callback runs after iou_quit()");
 	CHECK(iou_current() == model.iou, "iou_current() in a callback");
 	driver->n_calls++;
+	driver->n_of[class]++;
+	CHECK(driver->is_run || driver->n_of[class] <= ROUND_MAX, "a round delivers more than %d of source %d", ROUND_MAX,
+	      class);
+	for (unsigned i = 1; i <= model.n_ops; i++)
+		if (ops[i].door == TIMER && ops[i].state == PENDING && !ops[i].asked && ops[i].due_ns <= world.now_ns)
+			ops[i].overtaken[class]++;
 	if (!driver->is_run && !driver->nested) {
 		CHECK(class >= driver->class, "the order of sources in a round: %d after %d", class, driver->class);
 		driver->class = class;
@@ -38,6 +44,12 @@ static int callback_end(void)
 	if (ret < 0)
 		driver->error = ret;
 	return ret;
+}
+
+static void calling_begin(calling_t *calling, const iou_op_t *op)
+{
+	*calling = (calling_t){ model.calling, op, op->result, op->flags };
+	model.calling = calling;
 }
 
 static void act_inside(void)
@@ -121,9 +133,13 @@ int on_ring(void *data)
 	op_model_t *op = data;
 	bool last = !(op->op->flags & IORING_CQE_F_MORE);
 
+	calling_t calling;
+
 	check_sqe(op, last);
-	ring_callback(op, op->op->result, op->op->flags);
+	calling_begin(&calling, op->op);
+	ring_callback(op, calling.result, calling.flags);
 	after_callback(op, last);
+	model.calling = calling.up;
 	return callback_end();
 }
 
@@ -135,6 +151,17 @@ int on_handler(iou_handler_t *handler)
 	ring_callback(op, handler->result, handler->flags);
 	after_callback(op, last);
 	return callback_end();
+}
+
+/* A due timer waits for some rounds at most: one that had begun, at each depth, and those that timers before it fill. */
+static void check_overtaken(op_model_t *op)
+{
+	unsigned n_rounds = 2 + model.most_depth + op->overtaken[CLASS_TIMER] / ROUND_MAX;
+
+	for (unsigned i = CLASS_POST; i <= CLASS_CQE; i++)
+		CHECK(op->overtaken[i] <= n_rounds * ROUND_MAX, "timer %u is due, and waits for %u callbacks of source %u",
+		      number_of(op), op->overtaken[i], i);
+	memset(op->overtaken, 0, sizeof(op->overtaken));
 }
 
 /* Due before another that is delivered, and not by a hair that we cannot see. */
@@ -152,7 +179,9 @@ int on_timer(void *data)
 	int result = op->op->result;
 	unsigned number = number_of(op), flags = op->op->flags;
 	bool last = !(flags & IORING_CQE_F_MORE);
+	calling_t calling;
 
+	calling_begin(&calling, op->op);
 	TRACE("callback of timer %u: %d, flags %#x", number, result, flags);
 	check_sqe(op, last);
 	CHECK(op->state == PENDING, "timer %u has a callback after its last", number);
@@ -169,6 +198,7 @@ int on_timer(void *data)
 				      !due_before(&ops[i], op),
 			      "timer %u comes before timer %u", number, i);
 		CHECK(op->period_ns || result == 1, "timer %u got %d expirations", number, result);
+		check_overtaken(op);
 		CHECK(!op->driver || op->driver != model.driver->id || model.driver->is_run,
 		      "timer %u runs in the round in which it was started", number);
 		op->driver = 0;
@@ -190,6 +220,7 @@ int on_timer(void *data)
 	if (last)
 		last_callback(op);
 	after_callback(op, last);
+	model.calling = calling.up;
 	return callback_end();
 }
 
@@ -264,7 +295,9 @@ int on_job(void *data)
 {
 	op_model_t *op = data;
 	int result = op->op->result;
+	calling_t calling;
 
+	calling_begin(&calling, op->op);
 	CHECK(op->op->flags == 0, "job %u has flags %#x", number_of(op), op->op->flags);
 	check_sqe(op, true);
 	job_callback(op);
@@ -273,6 +306,7 @@ int on_job(void *data)
 	else
 		check_cancelled(op, result);
 	after_callback(op, true);
+	model.calling = calling.up;
 	return callback_end();
 }
 
@@ -394,6 +428,7 @@ static void bh_cancel(bh_model_t *bh)
 	/* what others schedule from here on may be cancelled or not */
 	bh->may_run = bh->n_running > 0;
 	bh->by_other = bh->once_more = false;
+	model.n_dead++;
 	CALL_VOID(false, iou_bh_cancel(bh->bh));
 	model.n_pending -= bh->scheduled;
 	bh->scheduled = false;
@@ -421,6 +456,7 @@ void act_bh(void)
 			break;
 		TRACE("iou_bh_delete %u", (unsigned)(bh - model.bhs));
 		model.n_pending -= bh->scheduled;
+		model.n_dead++;
 		gone = bh->bh;
 		bh->bh = NULL; /* no thread uses it from here on */
 		CALL_VOID(false, iou_bh_delete(gone));

@@ -110,7 +110,9 @@ static bool refuse_register, submitting;
 static bool strays; /* as 6.18 does: see req_t.strays */
 static bool signals_once; /* as 6.12.117 and 6.18 do: of task work that another descriptor's readiness brings about */
 static unsigned sq_entries_min;
-static uint64_t n_taken, n_wakes;
+static uint64_t n_taken, n_wakes, n_cancels;
+static unsigned n_entered; /* SQEs that the last enter was to submit, */
+static bool entered_short; /* and did not all */
 static unsigned storm; /* enters that are still to fail */
 
 /* ---- Files ------------------------------------------------------------------------------------ */
@@ -400,8 +402,10 @@ static int cancel(ring_t *ring, const req_t *by)
 	bool all = flags & (IORING_ASYNC_CANCEL_ALL | IORING_ASYNC_CANCEL_ANY);
 	int ret = -ENOENT, n = 0;
 
-	if (!by->op)
+	if (!by->op) {
+		n_cancels++;
 		model_cancel_seen(by->sqe.addr);
+	}
 	if (is_cancel && flags && kernel < KERNEL_5_19)
 		return -EINVAL;
 	if (flags & ~(IORING_ASYNC_CANCEL_ALL | IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_FD |
@@ -803,9 +807,24 @@ unsigned kernel_sq_entries_min(void)
 	return sq_entries_min;
 }
 
+unsigned kernel_n_entered(void)
+{
+	return n_entered < sq_entries_min ? n_entered : sq_entries_min;
+}
+
+bool kernel_enter_was_short(void)
+{
+	return entered_short;
+}
+
 uint64_t kernel_n_taken(void)
 {
 	return n_taken;
+}
+
+uint64_t kernel_n_cancels(void)
+{
+	return n_cancels;
 }
 
 uint64_t kernel_n_wakes(void)
@@ -815,7 +834,7 @@ uint64_t kernel_n_wakes(void)
 
 void kernel_reset(void)
 {
-	n_taken = n_wakes = 0;
+	n_taken = n_wakes = n_cancels = 0;
 	for (unsigned i = 0; i < n_rings; i++)
 		rings[i].open = false;
 	for (unsigned i = 0; i < n_files_used; i++)
@@ -1329,6 +1348,8 @@ int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned min_complet
 		return -EBADFD;
 	CHECK(!min_complete || kernel < KERNEL_6_15 || flags & ENTER_NO_IOWAIT, "a sleep counts as waiting for a disk");
 	TRACE("kernel: enter, submits %u, waits for %u, flags %#x", to_submit, min_complete, flags);
+	n_entered = to_submit;
+	entered_short = true;
 	kernel_entered();
 	if (flags & IORING_ENTER_SQ_WAKEUP) {
 		ring->sq_asleep = false;
@@ -1347,6 +1368,7 @@ int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned min_complet
 		model_supply_is_short(true);
 		return ret;
 	}
+	entered_short = false;
 	if (flags & IORING_ENTER_GETEVENTS) {
 		uint64_t before_ns = world.now_ns;
 

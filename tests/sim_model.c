@@ -196,9 +196,13 @@ static bool behind_drain(unsigned number)
 	return false;
 }
 
+unsigned workers_most(void)
+{
+	return model.config.workers ? model.config.workers : 2; /* __wrap_sched_getaffinity() */
+}
+
 static void check_op_at_rest(unsigned number, bool for_ever, uint64_t until_ns)
 {
-	unsigned most = model.config.workers ? model.config.workers : 2; /* __wrap_sched_getaffinity() */
 	const op_model_t *op = &ops[number];
 
 	if (op->door == TIMER) {
@@ -216,7 +220,7 @@ static void check_op_at_rest(unsigned number, bool for_ever, uint64_t until_ns)
 		if (op->started || world.lost_ns)
 			return;
 		CHECK(threads_n_free() == 0, "job %u waits while a worker is free", number);
-		CHECK(world.thread_refused || threads_n_workers() >= most,
+		CHECK(world.thread_refused || threads_n_workers() >= workers_most(),
 		      "job %u waits while there may be more workers", number);
 		return;
 	}

@@ -64,6 +64,7 @@ typedef struct op_model_t {
 	/* timer */
 	uint64_t due_from_ns, due_ns, period_ns, timer_seq;
 	unsigned driver; /* in whose callback it was started */
+	unsigned overtaken[4]; /* by callbacks of each class since it was due */
 	/* environment */
 	unsigned char *env;
 	unsigned env_size;
@@ -88,14 +89,24 @@ typedef struct bh_model_t {
 	bool once_more;     /* which then does not count for it */
 } bh_model_t;
 
+/* A callback of an op that is running: what the op says is its own, but in callbacks of the same op that are nested. */
+typedef struct calling_t {
+	struct calling_t *up;
+	const iou_op_t *op;
+	int result;
+	unsigned flags;
+} calling_t;
+
 /* An iou_run() or iou_poll() that is active. */
 typedef struct driver_t {
 	struct driver_t *up;
-	unsigned id;
+	unsigned id, depth;
 	bool is_run;
-	bool nested; /* another was called from a callback of this one */
+	bool nested; /* another was called from a callback of this one; */
+	bool flushed; /* or iou_flush() was */
 	int64_t timeout_ns;
 	int n_calls;
+	unsigned n_of[4]; /* of each class */
 	int error; /* what a callback returned */
 	int class; /* of the last callback */
 	unsigned last_queued;
@@ -108,7 +119,8 @@ typedef struct model_t {
 	iou_config_t config;
 	bool freeing;
 	driver_t *driver;
-	unsigned n_drivers;
+	unsigned n_drivers, most_depth;
+	calling_t *calling;
 	unsigned budget;    /* actions left */
 	unsigned n_pending; /* ops */
 	uint64_t seq, job_seq, timer_seq, last_taken_seq, last_start_seq, finish_seq, last_finish_seq;
@@ -128,11 +140,13 @@ typedef struct model_t {
 	bool embedded;        /* the program has a loop of its own */
 	int job_error;        /* of a short job whose completion runs */
 	unsigned n_gifts, n_giving; /* calls of others that may give the loop something; those not returned */
+	unsigned n_dead; /* bottom halves deleted or cancelled, which take a place in a round all the same */
 	enum { ANYTHING, UNHOLD, POST } order; /* to a posting thread */
 	unsigned last_post[4], next_post[4];
 	unsigned n_ops, n_posts, n_kept;
 	iou_op_t *kept[MAX_KEPT];
 	bh_model_t bhs[MAX_BHS];
+	unsigned n_chances; /* to start one more worker that were let go by */
 	uint64_t actions; /* allowed ones, as bits */
 } model_t;
 
@@ -193,6 +207,8 @@ bool call_end(call_t before);
 bool deadline_may_be_over(const op_model_t *op);
 /* Is it known which ops are together in the chain of this first one? Not, where some may have ended in iou. */
 bool chain_is_clear(const op_model_t *first);
+/* Workers that there may be. */
+unsigned workers_most(void);
 /* Is something pending that keeps iou_run() going? */
 bool is_pending(void);
 /* What the loop thread itself knows to be pending. */
