@@ -117,6 +117,7 @@
 #define NS_PER_SEC    UINT64_C(1000000000)
 #define NS_PER_MS     UINT64_C(1000000)
 #define LONGEST_NS    ((uint64_t)INT64_MAX / 4)  /* a wait, so that the kernel's sums do not overflow */
+#define SECONDS_MAX   (sizeof(time_t) < 8 ? (uint64_t)INT32_MAX : (uint64_t)INT64_MAX) /* of a timespec */
 #define LINKS         (IOSQE_IO_LINK | IOSQE_IO_HARDLINK)
 #define OURS          (IOSQE_IO_DRAIN | IOSQE_CQE_SKIP_SUCCESS) /* not passed on */
 #define SLAB_SIZE     4096
@@ -267,7 +268,7 @@ typedef struct op_t {
 	uint8_t env;         /* enum op_env; not with the others, since a worker may write it */
 	uint8_t index;       /* in its chunk */
 	uint32_t heap_index; /* 0: not in the heap */
-	struct io_uring_sqe sqe;
+	_Alignas(64) struct io_uring_sqe sqe;
 } op_t;
 
 typedef struct extra_t {
@@ -296,7 +297,7 @@ typedef struct chunk_t {
 } chunk_t;
 
 typedef struct heap_entry_t {
-	uint64_t due_ns;
+	_Alignas(16) uint64_t due_ns; /* on 32 bits too, four are a cache line */
 	op_t *op;
 } heap_entry_t;
 
@@ -497,8 +498,9 @@ struct iou_t {
 };
 
 _Static_assert(sizeof(op_t) == 128, "two cache lines");
-_Static_assert(sizeof(op_t) + sizeof(extra_t) == 224, "an op, its environment and its heap entry are 240 bytes");
+_Static_assert(sizeof(op_t) + sizeof(extra_t) <= 224, "an op, its environment and its heap entry are 240 bytes at most");
 _Static_assert(offsetof(extra_t, small_env) == offsetof(extra_t, op) + sizeof(op_t *), "iou_op_of()");
+_Static_assert(__atomic_always_lock_free(sizeof(uint64_t), 0), "signal handlers use such atomics");
 _Static_assert(CHUNK_OPS - 1 <= UINT8_MAX, "an op's index in its chunk");
 _Static_assert(sizeof(slab_t) <= SLAB_SIZE && SLAB_ENTRIES < SLAB_SIZE, "a slab, and a count within its alignment");
 
@@ -2920,13 +2922,14 @@ static int own(iou_t *iou)
 /* The timerfd behind iou_fd() is set to what is due next. */
 static void clock_set(iou_t *iou)
 {
-	uint64_t due_ns = next_due_ns(iou);
+	uint64_t due_ns = next_due_ns(iou), seconds = due_ns / NS_PER_SEC;
 	struct itimerspec at = {0};
 
 	if (due_ns == iou->clock_due_ns)
 		return;
-	if (due_ns != NEVER)
-		at.it_value = (struct timespec){(time_t)(due_ns / NS_PER_SEC), (long)(due_ns % NS_PER_SEC)};
+	if (due_ns != NEVER) /* where time_t has 32 bits, the far ones too early: then the loop looks again */
+		at.it_value = (struct timespec){(time_t)(seconds < SECONDS_MAX ? seconds : SECONDS_MAX),
+						(long)(due_ns % NS_PER_SEC)};
 	timerfd_settime(iou->clock.fd, TFD_TIMER_ABSTIME, &at, NULL);
 	iou->clock_due_ns = due_ns;
 }
