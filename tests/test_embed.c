@@ -308,6 +308,31 @@ START_TEST(it_is_quiet_between_ticks)
 }
 END_TEST
 
+/* Seconds that 32 bits do not hold, with a sign or without: a timer that moves there is seen neither at once nor when it
+ * was due before. */
+START_TEST(far_timers_leave_it_quiet)
+{
+	call_t call;
+	host_t host;
+
+	new_host(&host);
+	for (int bits = 30; bits <= 34; bits++) {
+		do { /* on a busy machine it may be due before it is moved */
+			call_op(host.iou, &call, 0);
+			iou_op_timer(host.iou, call.op, 50 * MSEC, 0, on_call, &call);
+			settle(&host);
+		} while (call.n);
+		iou_op_timer(host.iou, call.op, (UINT64_C(1) << bits) * SECOND + 50 * MSEC, 0, on_call, &call);
+		settle(&host);
+		ck_assert_msg(wait_for(&host, 100) == 0, "readable with a timer that is due in 2^%d s", bits);
+		ck_assert_int_eq(iou_op_cancel(host.iou, call.op), 0);
+		TURN_UNTIL(&host, call.n);
+		ck_assert_int_eq(call.result, -ECANCELED);
+	}
+	end_host(&host);
+}
+END_TEST
+
 /* ---- Readable and quiet ------------------------------------------------------------------------ */
 
 START_TEST(it_is_quiet_when_idle)
@@ -883,7 +908,8 @@ Suite *embed_suite(void)
 	TCase *tcase;
 
 	tcase = TEST_CASE(suite, "sources", it_submits_what_callbacks_queue, an_eventfd_of_the_program_wakes,
-			  it_becomes_readable_when_a_timer_is_due, it_is_quiet_between_ticks);
+			  it_becomes_readable_when_a_timer_is_due, it_is_quiet_between_ticks,
+			  far_timers_leave_it_quiet);
 	tcase_add_loop_test(tcase, it_drives_each_kind, 0, N_KINDS);
 	for (int kind = 0; kind < N_KINDS; kind++)
 		if (kind != ENDED)

@@ -265,8 +265,9 @@ END_TEST
 /* ---- Extreme values -------------------------------------------------------------------------- */
 
 static const uint64_t extremes[] = {
-	0, 1, 999999999, SECOND - 1, (uint64_t)INT32_MAX, (uint64_t)UINT32_MAX + 1, (uint64_t)INT64_MAX - 1,
-	(uint64_t)INT64_MAX, (uint64_t)INT64_MAX + 1, UINT64_MAX - 1, UINT64_MAX,
+	0, 1, 999999999, SECOND - 1, (uint64_t)INT32_MAX, (uint64_t)UINT32_MAX + 1,
+	((uint64_t)INT32_MAX + 1) * SECOND, ((uint64_t)UINT32_MAX + 1) * SECOND, /* no seconds of 32 bits */
+	(uint64_t)INT64_MAX - 1, (uint64_t)INT64_MAX, (uint64_t)INT64_MAX + 1, UINT64_MAX - 1, UINT64_MAX,
 };
 #define N_EXTREMES ((int)(sizeof(extremes) / sizeof(extremes[0])))
 
