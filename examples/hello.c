@@ -66,7 +66,7 @@ int main(int argc, char **argv)
 		read_more(text);
 		result = iou_run(iou);
 	}
-	if (result == 0 && fflush(stdout) != 0) {
+	if (result == 0 && (fflush(stdout) != 0 || ferror(stdout))) {
 		path = "standard output";
 		result = -errno;
 	}

@@ -27,6 +27,7 @@
  */
 
 #define _GNU_SOURCE
+#define _FILE_OFFSET_BITS 64 /* sizes, and a struct dirent as the kernel's, on 32 bits too */
 #include "iou.h"
 
 #include <dirent.h>
@@ -504,13 +505,13 @@ static void read_on(struct lane *lane, struct batch *batch)
 
 	lane->names.size = 0;
 	do {
-		ssize_t n = getdents64(batch->fd, lane->buffer, DIR_BUFFER);
+		ssize_t n = syscall(SYS_getdents64, batch->fd, lane->buffer, DIR_BUFFER);
 
 		if (n < 0)
 			complain(&lane->messages, batch->dir, NULL, errno);
 		batch->more = n > 0;
 		for (char *p = lane->buffer; p < lane->buffer + n;) {
-			struct dirent64 *entry = (struct dirent64 *)p;
+			struct dirent *entry = (struct dirent *)p;
 			const char *name = entry->d_name;
 			int type = entry->d_type;
 
