@@ -1477,7 +1477,7 @@ int __wrap_timerfd_settime(int fd, int flags, const struct itimerspec *new_value
 		errno = EINVAL;
 		return -1;
 	}
-	if (new_value->it_value.tv_sec > INT64_MAX / 1000000000)
+	if ((uint64_t)new_value->it_value.tv_sec > INT64_MAX / 1000000000)
 		ns = NEVER - 1;
 	TRACE("kernel: timerfd %d is set to %llu%s", fd, (unsigned long long)ns,
 	      flags & TFD_TIMER_ABSTIME ? "" : " from now");
