@@ -325,6 +325,15 @@ int on_short_job(void *data)
 
 /* ---- Posts and bottom halves ------------------------------------------------------------------ */
 
+/* Posts and bottom halves of the loop thread come in its order. */
+static void check_place(unsigned place)
+{
+	if (!place)
+		return;
+	CHECK(place > model.last_place, "a post or bottom half comes after one that was given later");
+	model.last_place = place;
+}
+
 static int on_post(void *data)
 {
 	post_model_t *post = data;
@@ -338,6 +347,7 @@ static int on_post(void *data)
 	CHECK(!post->driver || post->driver != model.driver->id || model.driver->is_run,
 	      "post %u runs in the round in which it was made", (unsigned)(post - posts));
 	model.last_post[post->thread] = post->seq;
+	check_place(post->place);
 	post->delivered = true;
 	if (post->accepted)
 		model.n_pending--;
@@ -359,6 +369,7 @@ void post_from(unsigned thread, bool needed)
 	if (!thread && model.driver)
 		post->driver = model.driver->id;
 	post->seq = ++model.next_post[thread];
+	post->place = thread ? 0 : ++model.next_place;
 	TRACE("thread %u: iou_post %u", thread_number(), (unsigned)(post - posts));
 	ret = thread ? iou_post(model.iou, on_post, post) : CALL(true, iou_post(model.iou, on_post, post));
 	if (ret == -ENOMEM) {
@@ -380,6 +391,8 @@ static int on_bh(void *data)
 	callback_begin(CLASS_POST);
 	model.n_posts_called++;
 	CHECK(bh->may_run || bh->once_more, "bottom half %u runs, and is not scheduled", number);
+	check_place(bh->place);
+	bh->place = 0;
 	bh->once_more = bh->may_run && bh->by_other;
 	bh->by_other = bh->n_running > 0;
 	model.n_pending -= bh->scheduled;
@@ -392,6 +405,7 @@ static int on_bh(void *data)
 
 static void bh_schedule(bh_model_t *bh, bool idle, bool from_signal)
 {
+	bool queued = bh->may_run || bh->once_more || bh->by_other || bh->n_running;
 	unsigned n_ended = bh->n_ended;
 
 	TRACE("thread %u: iou_bh_schedule%s %u", thread_number(), idle ? "_idle" : "", (unsigned)(bh - model.bhs));
@@ -411,6 +425,8 @@ static void bh_schedule(bh_model_t *bh, bool idle, bool from_signal)
 		CALL_VOID(false, iou_bh_schedule(bh->bh));
 	}
 	CHECK(errno == 4711, "iou_bh_schedule() changed errno to %d", errno);
+	if (!queued && !idle && !bh->by_other && n_ended == bh->n_ended)
+		bh->place = ++model.next_place;
 	bh->n_running--;
 	bh->n_calls--;
 	/* where it ran, or was cancelled, before this returned, nobody can tell */
@@ -429,6 +445,7 @@ static void bh_cancel(bh_model_t *bh)
 	bh->may_run = bh->n_running > 0;
 	bh->by_other = bh->once_more = false;
 	model.n_dead++;
+	bh->place = 0;
 	CALL_VOID(false, iou_bh_cancel(bh->bh));
 	model.n_pending -= bh->scheduled;
 	bh->scheduled = false;
@@ -450,6 +467,8 @@ void act_bh(void)
 	switch (pick(6)) {
 	case 0:
 		bh_cancel(bh);
+		if (one_in(2)) /* to the end of the line */
+			bh_schedule(bh, false, false);
 		break;
 	case 1:
 		if (bh->n_calls)

@@ -75,6 +75,7 @@ typedef struct post_model_t {
 	unsigned thread, seq;
 	bool begun, accepted, delivered;
 	unsigned driver; /* in whose callback it was made */
+	unsigned place;
 } post_model_t;
 
 typedef struct bh_model_t {
@@ -85,6 +86,7 @@ typedef struct bh_model_t {
 	bool scheduled;     /* must run (once) */
 	bool idle;          /* only when nothing else is */
 	bool may_run;       /* a schedule began since it last ran */
+	unsigned place;     /* in line, among what the loop thread gave; 0: not known */
 	bool by_other;      /* by another thread: that may have come between iou's decision to run it and the run, */
 	bool once_more;     /* which then does not count for it */
 } bh_model_t;
@@ -142,7 +144,7 @@ typedef struct model_t {
 	unsigned n_gifts, n_giving; /* calls of others that may give the loop something; those not returned */
 	unsigned n_dead; /* bottom halves deleted or cancelled, which take a place in a round all the same */
 	enum { ANYTHING, UNHOLD, POST } order; /* to a posting thread */
-	unsigned last_post[4], next_post[4];
+	unsigned last_post[4], next_post[4], last_place, next_place;
 	unsigned n_ops, n_posts, n_kept;
 	iou_op_t *kept[MAX_KEPT];
 	bh_model_t bhs[MAX_BHS];
