@@ -290,25 +290,22 @@ START_TEST(ops_are_submitted_by_shares)
 }
 END_TEST
 
-/* The SQ would have room for all. _i: cancelled by the program, or by deadlines */
+/* The SQ would have room for all. Fewer are sent where the kernel takes long to find their ops.
+ * _i: cancelled by the program, or by deadlines */
 START_TEST(cancels_are_sent_by_shares)
 {
-	uint64_t n_most = 0;
+	const int n = 2 * N_PILED;
 	int fds[2];
 
-	new_pile(4096, N_PILED);
+	new_pile(4096, n);
 	new_socketpair(fds);
-	pile_up_reads(N_PILED, fds[0], _i);
+	pile_up_reads(n, fds[0], _i);
 	flush(the_iou);
 	if (!_i)
 		ck_assert_int_eq(iou_cancel_all(the_iou), 0);
-	while (n_pending(the_iou)) {
-		uint64_t n = submitted_in_a_round();
-
-		n_most = n > n_most ? n : n_most;
-	}
-	ck_assert_uint_eq(n_most, SHARE);
-	for (int i = 0; i < N_PILED; i++)
+	while (n_pending(the_iou))
+		ck_assert_uint_le(submitted_in_a_round(), SHARE);
+	for (int i = 0; i < n; i++)
 		if (calls[i].n != 1 || calls[i].result != (_i ? -ETIME : -ECANCELED))
 			ck_abort_msg("read %d: %d calls, result %d", i, calls[i].n, calls[i].result);
 	close_pair(fds);
