@@ -516,7 +516,7 @@ static void drive_begin(driver_t *driver, bool is_run, int64_t timeout_ns)
 
 	chain_ends();
 	*driver = (driver_t){ .up = model.driver, .id = ++model.n_drivers, .is_run = is_run, .timeout_ns = timeout_ns,
-			      .last_queued = last_queued };
+			      .n_rounds = !is_run && model.fd < 0 ? 1 : 2, .last_queued = last_queued };
 	if (model.driver)
 		model.driver->nested = true;
 	driver->depth = model.driver ? model.driver->depth + 1 : 1;
@@ -607,10 +607,10 @@ int poll_once(int64_t timeout_ns)
 			      "iou_poll(%lld) returns 0 too early", (long long)timeout_ns);
 	}
 	n_cancels = kernel_n_cancels() - n_cancels;
-	CHECK(timeout_ns || driver.nested || driver.flushed || polled || world.n_faults || n_cancels <= 2 * ROUND_MAX,
+	CHECK(timeout_ns || driver.nested || driver.flushed || polled || world.n_faults || n_cancels <= 3 * CANCELS_MAX,
 	      "a round sends %llu cancels", (unsigned long long)n_cancels);
 	if (model.fd >= 0 && !faulty && !polled && !model.broken && !kernel_enter_was_short() &&
-	    kernel_n_entered() < ROUND_MAX) /* else there may be more cancels */
+	    !n_cancels) /* else there may be more of them, which come first */
 		check_submitted("iou_poll, with iou_fd() in use,", kernel_sq_entries_min() - kernel_n_entered());
 	return ret;
 }
@@ -763,6 +763,8 @@ static void act_fd(void)
 		return; /* registering is refused */
 	CHECK(fd >= FD_FAKE && (model.fd < 0 || model.fd == fd), "iou_fd: %d", fd);
 	model.fd = fd;
+	for (driver_t *up = model.driver; up; up = up->up)
+		up->n_rounds = 2;
 	while (n_rounds-- && wait_for_fd(fd)) {
 		if (poll_once(0) < 0)
 			return;

@@ -22,13 +22,15 @@ static void callback_begin(int class)
 	CHECK(iou_current() == model.iou, "iou_current() in a callback");
 	driver->n_calls++;
 	driver->n_of[class]++;
-	CHECK(driver->is_run || driver->n_of[class] <= ROUND_MAX, "a round delivers more than %d of source %d", ROUND_MAX,
-	      class);
+	CHECK(driver->is_run || driver->n_of[class] <= driver->n_rounds * ROUND_MAX,
+	      "a round delivers more than %d of source %d", ROUND_MAX, class);
 	for (unsigned i = 1; i <= model.n_ops; i++)
 		if (ops[i].door == TIMER && ops[i].state == PENDING && !ops[i].asked && ops[i].due_ns <= world.now_ns)
 			ops[i].overtaken[class]++;
 	if (!driver->is_run && !driver->nested) {
-		CHECK(class >= driver->class, "the order of sources in a round: %d after %d", class, driver->class);
+		driver->n_wraps += class < driver->class;
+		CHECK(driver->n_wraps < driver->n_rounds, "the order of sources in a round: %d after %d", class,
+		      driver->class);
 		driver->class = class;
 	}
 	model.boundary = true;
@@ -199,7 +201,7 @@ int on_timer(void *data)
 			      "timer %u comes before timer %u", number, i);
 		CHECK(op->period_ns || result == 1, "timer %u got %d expirations", number, result);
 		check_overtaken(op);
-		CHECK(!op->driver || op->driver != model.driver->id || model.driver->is_run,
+		CHECK(!op->driver || op->driver != model.driver->id || model.driver->n_rounds > 1,
 		      "timer %u runs in the round in which it was started", number);
 		op->driver = 0;
 	}
@@ -344,7 +346,7 @@ static int on_post(void *data)
 	model.n_posts_called++;
 	CHECK(post->thread > 2 || post->seq > model.last_post[post->thread],
 	      "post %u comes out of order", (unsigned)(post - posts));
-	CHECK(!post->driver || post->driver != model.driver->id || model.driver->is_run,
+	CHECK(!post->driver || post->driver != model.driver->id || model.driver->n_rounds > 1,
 	      "post %u runs in the round in which it was made", (unsigned)(post - posts));
 	model.last_post[post->thread] = post->seq;
 	check_place(post->place);

@@ -26,6 +26,8 @@
 /* What liburing 2.3's header does not know yet. */
 #define FEAT_NO_IOWAIT      (1U << 17)
 #define ENTER_NO_IOWAIT     (1U << 7)
+#define FEAT_REG_REG_RING   (1U << 13)
+#define USE_REGISTERED_RING (1U << 31)
 
 /* Kernels by what they know. */
 enum { KERNEL_5_10, KERNEL_5_11, KERNEL_5_18, KERNEL_5_19, KERNEL_6_0, KERNEL_6_1, KERNEL_6_15, N_KERNELS };
@@ -166,12 +168,21 @@ static void files_expire(void)
 
 /* ---- CQEs ------------------------------------------------------------------------------------- */
 
-static void ring_signal(ring_t *ring)
+/* By task work that another descriptor's readiness brought about, or not. */
+static void ring_signal_for(ring_t *ring, bool by_event)
 {
 	file_t *file = ring->eventfd >= 0 ? file_of(ring->eventfd) : NULL;
 
-	if (file)
+	if (!file || __atomic_load_n(&ring->cq_flags, __ATOMIC_SEQ_CST) & IORING_CQ_EVENTFD_DISABLED)
+		return;
+	if (!by_event || !signals_once || !ring->has_signalled)
 		file_write(file, 1);
+	ring->has_signalled |= by_event;
+}
+
+static void ring_signal(ring_t *ring)
+{
+	ring_signal_for(ring, false);
 }
 
 static unsigned cq_ready(ring_t *ring)
@@ -302,11 +313,8 @@ static void complete(ring_t *ring, req_t *req, int res, unsigned flags, bool now
 	ring->work[ring->n_work++] = wait;
 	if (ring->flags & IORING_SETUP_TASKRUN_FLAG)
 		ring->sq_flags |= IORING_SQ_TASKRUN;
-	if (ring->flags & IORING_SETUP_DEFER_TASKRUN) {
-		if (req->ends != EVENT || !signals_once || !ring->has_signalled)
-			ring_signal(ring);
-		ring->has_signalled |= req->ends == EVENT;
-	}
+	if (ring->flags & IORING_SETUP_DEFER_TASKRUN)
+		ring_signal_for(ring, req->ends == EVENT);
 }
 
 /* ---- Chains ----------------------------------------------------------------------------------- */
@@ -986,7 +994,7 @@ int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *uring, 
 	if (kernel >= KERNEL_5_18)
 		params->features |= IORING_FEAT_CQE_SKIP | IORING_FEAT_LINKED_FILE;
 	if (kernel >= KERNEL_6_15)
-		params->features |= FEAT_NO_IOWAIT;
+		params->features |= FEAT_NO_IOWAIT | FEAT_REG_REG_RING;
 	ring_map(ring, uring);
 	uring->features = params->features;
 	return 0;
@@ -996,6 +1004,14 @@ static ring_t *ring_of(int fd)
 {
 	for (unsigned i = 0; i < n_rings; i++)
 		if (rings[i].open && rings[i].fd == fd)
+			return &rings[i];
+	return NULL;
+}
+
+static ring_t *ring_at_index(unsigned index)
+{
+	for (unsigned i = 0; i < n_rings; i++)
+		if (rings[i].open && rings[i].registered == index)
 			return &rings[i];
 	return NULL;
 }
@@ -1053,12 +1069,15 @@ static int register_ring_fd(ring_t *ring, void *arg)
 int __wrap_io_uring_register(unsigned fd, unsigned opcode, const void *arg, unsigned n_args);
 int __wrap_io_uring_register(unsigned fd, unsigned opcode, const void *arg, unsigned n_args)
 {
-	ring_t *ring = ring_of((int)fd);
+	bool by_index = kernel >= KERNEL_6_15 && opcode & USE_REGISTERED_RING;
+	ring_t *ring = by_index ? ring_at_index(fd) : ring_of((int)fd);
 	int ret = -EINVAL;
 
 	CHECK(!on_other_thread(), "a worker registers");
 	if (!ring)
 		return -EBADF;
+	if (by_index)
+		opcode &= ~USE_REGISTERED_RING;
 	if (refuse_register)
 		return -EPERM;
 	kernel_entered();
@@ -1329,17 +1348,12 @@ int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned min_complet
 			   size_t size)
 {
 	static const int shortages[] = { -EAGAIN, -EBUSY, -ENOMEM };
-	ring_t *ring = NULL;
+	ring_t *ring = flags & IORING_ENTER_REGISTERED_RING ? ring_at_index(fd) : ring_of((int)fd);
 	int ret = 0, waited;
 
 	CHECK(++sim_n_steps < 100000, "a run does not come to an end");
 	sim_point();
 	CHECK(!on_other_thread(), "a worker or another thread enters the ring");
-	for (unsigned i = 0; flags & IORING_ENTER_REGISTERED_RING && i < n_rings; i++)
-		if (rings[i].open && rings[i].registered == fd)
-			ring = &rings[i];
-	if (!(flags & IORING_ENTER_REGISTERED_RING))
-		ring = ring_of((int)fd);
 	CHECK(ring, "enter on descriptor %u, which is no ring", fd);
 	if (flags & ~(IORING_ENTER_GETEVENTS | IORING_ENTER_SQ_WAKEUP | IORING_ENTER_SQ_WAIT | IORING_ENTER_EXT_ARG |
 		      IORING_ENTER_REGISTERED_RING | (kernel >= KERNEL_6_15 ? ENTER_NO_IOWAIT : 0)))

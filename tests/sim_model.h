@@ -18,6 +18,7 @@
 #define MAX_CQES   16
 #define SLACK_NS   2000  /* from iou's look at the clock to its sleep */
 #define LATE_NS    20000 /* that a sleep may be late, */
+#define CANCELS_MAX (ROUND_MAX < 8 ? 8 : ROUND_MAX) /* sent at once; each poll may do so three times */
 #define RECALL_NS  1000000 /* after which a worker that was woken and does not come is taken for lost */
 #define SPIN_LATE_NS 100000 /* while workers that spin move the clock */
 #define LINKS      (IOSQE_IO_LINK | IOSQE_IO_HARDLINK)
@@ -108,9 +109,11 @@ typedef struct driver_t {
 	bool flushed; /* or iou_flush() was */
 	int64_t timeout_ns;
 	int n_calls;
-	unsigned n_of[4]; /* of each class */
+	unsigned n_rounds; /* of iou_poll(): with iou_fd() in use it may make two, where callbacks queued something */
+	unsigned n_of[4];  /* calls of each class */
 	int error; /* what a callback returned */
-	int class; /* of the last callback */
+	int class; /* of the last callback, */
+	unsigned n_wraps; /* and how often it was less than that of the one before */
 	unsigned last_queued;
 } driver_t;
 
