@@ -5,11 +5,13 @@
 #include "helper.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <grp.h>
 #include <poll.h>
 #include <sched.h>
 #include <semaphore.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <time.h>
 
@@ -291,6 +293,118 @@ START_TEST(workers_block_signals)
 	ck_assert_int_eq(sigtimedwait(&set, NULL, &(struct timespec){0}), SIGUSR1);
 	pthread_sigmask(SIG_SETMASK, &mask, NULL);
 	sigaction(SIGUSR1, &before, NULL);
+	done(iou);
+}
+END_TEST
+
+/* Those that a fault of the job's own raises. */
+static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
+#define N_FAULTS ((int)(sizeof(faults) / sizeof(faults[0])))
+
+static int count_blocked_faults(void *data)
+{
+	sigset_t set;
+
+	(void)data;
+	pthread_sigmask(SIG_BLOCK, NULL, &set);
+	for (int i = 0; i < N_FAULTS; i++)
+		if (sigismember(&set, faults[i]))
+			return -faults[i];
+	return 0;
+}
+
+/* Whatever is blocked where a worker is started. */
+START_TEST(workers_let_faults_through)
+{
+	iou_t *iou = new_pool(1);
+	sigset_t all, before;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	ck_assert_int_eq(iou_async(iou, count_blocked_faults, NULL, on_nothing, NULL), 0);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	run(iou);
+	done(iou);
+}
+END_TEST
+
+static char *bad_page;
+static size_t page_size;
+static int handled_sig;
+static pid_t handled_by;
+
+/* What a program does that maps pages on demand. */
+static void on_bad_page(int sig)
+{
+	__atomic_store_n(&handled_sig, sig, __ATOMIC_RELAXED);
+	handled_by = gettid();
+	EXPECT(mmap(bad_page, page_size, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) ==
+	       bad_page);
+}
+
+static int touch_bad_page(void *data)
+{
+	*(volatile char *)bad_page = 1;
+	return note_tid(data);
+}
+
+static void handle(int sig, void (*handler)(int sig), struct sigaction *before)
+{
+	ck_assert_int_eq(sigaction(sig, &(struct sigaction){.sa_handler = handler}, before), 0);
+}
+
+/* _i: a page that may not be touched (SIGSEGV), or that its file does not reach to (SIGBUS) */
+START_TEST(a_page_fault_in_a_job_is_handled)
+{
+	struct sigaction before;
+	iou_t *iou = new_pool(1);
+	int fd = -1;
+
+	page_size = (size_t)sysconf(_SC_PAGESIZE);
+	if (_i) {
+		write_file(scratch_path("empty"), "", 0);
+		fd = open(scratch_path("empty"), O_RDWR | O_CLOEXEC);
+		ck_assert_int_ge(fd, 0);
+	}
+	bad_page = mmap(NULL, page_size, _i ? PROT_READ | PROT_WRITE : PROT_NONE,
+			_i ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS, fd, 0);
+	ck_assert_ptr_ne(bad_page, MAP_FAILED);
+	handle(faults[_i], on_bad_page, &before);
+	ck_assert_int_eq(iou_async(iou, touch_bad_page, NULL, on_nothing, NULL), 0);
+	run(iou);
+	ck_assert_int_eq(handled_sig, faults[_i]);
+	ck_assert_int_eq(handled_by, worker_tid);
+	ck_assert_int_ne(handled_by, gettid());
+	sigaction(faults[_i], &before, NULL);
+	munmap(bad_page, page_size);
+	if (fd >= 0)
+		close(fd);
+	done(iou);
+}
+END_TEST
+
+static void on_raised(int sig)
+{
+	__atomic_store_n(&handled_sig, sig, __ATOMIC_RELAXED);
+}
+
+static int raise_it(void *data)
+{
+	return raise(*(const int *)data);
+}
+
+/* _i: which of them, sent by the worker to itself */
+START_TEST(a_fault_in_a_job_is_handled)
+{
+	struct sigaction before;
+	iou_t *iou = new_pool(1);
+	int sig = faults[_i];
+
+	handle(sig, on_raised, &before);
+	ck_assert_int_eq(iou_async(iou, raise_it, &sig, on_nothing, NULL), 0);
+	run(iou);
+	ck_assert_int_eq(__atomic_load_n(&handled_sig, __ATOMIC_RELAXED), sig);
+	sigaction(sig, &before, NULL);
 	done(iou);
 }
 END_TEST
@@ -748,14 +862,28 @@ END_TEST
 
 static void become_nobody(void)
 {
+	if (geteuid() != 0)
+		return; /* a user has limits already */
 	EXPECT(setgroups(0, NULL) == 0);
 	EXPECT(setresgid(65534, 65534, 65534) == 0);
 	EXPECT(setresuid(65534, 65534, 65534) == 0);
 }
 
-static void limit_threads(void)
+static struct rlimit threads_before;
+
+static void forbid_threads(void)
 {
-	EXPECT(setrlimit(RLIMIT_NPROC, &(struct rlimit){0, 0}) == 0);
+	struct rlimit none;
+
+	EXPECT(getrlimit(RLIMIT_NPROC, &threads_before) == 0);
+	none = threads_before;
+	none.rlim_cur = 0;
+	EXPECT(setrlimit(RLIMIT_NPROC, &none) == 0);
+}
+
+static void allow_threads(void)
+{
+	EXPECT(setrlimit(RLIMIT_NPROC, &threads_before) == 0);
 }
 
 static void no_first_worker(void *data)
@@ -769,12 +897,14 @@ static void no_first_worker(void *data)
 	become_nobody();
 	iou = iou_new(4);
 	EXPECT(iou != NULL);
-	limit_threads();
+	forbid_threads();
 	op = iou_op_new(iou);
 	EXPECT(op != NULL);
 	iou_op_deadline(iou, op, 10 * MSEC);
-	EXPECT(iou_op_async(iou, op, on_nothing, NULL, on_call, &call) == -EAGAIN);
-	EXPECT(iou_async(iou, on_nothing, NULL, on_call, &call) == -EAGAIN);
+	for (int i = 0; i < 20; i++) {
+		EXPECT(iou_op_async(iou, op, on_nothing, NULL, on_call, &call) == -EAGAIN);
+		EXPECT(iou_async(iou, on_nothing, NULL, on_call, &call) == -EAGAIN);
+	}
 	EXPECT(n_pending(iou) == 0);
 	EXPECT(iou_run(iou) == 0);
 	EXPECT(call.n == 0);
@@ -784,41 +914,79 @@ static void no_first_worker(void *data)
 	iou_op_queue(iou, op, on_call, &call);
 	EXPECT(iou_run(iou) == 0);
 	EXPECT(call.n == 1 && call.result == -ETIME);
+	allow_threads(); /* the next call tries again */
+	call.op = NULL;
+	EXPECT(iou_async(iou, on_nothing, NULL, on_call, &call) == 0);
+	EXPECT(iou_run(iou) == 0);
+	EXPECT(call.n == 2);
 	EXPECT(iou_free(iou) == NULL);
 }
 
 START_TEST(no_worker_is_an_error)
 {
-	if (geteuid() != 0)
-		SKIP("needs root, to become a user with few threads");
 	in_good_child(no_first_worker, NULL);
 }
 END_TEST
 
-static void no_second_worker(void *data)
+enum { MOST_WORKERS = 4 };
+
+/* Jobs that each want a worker: they run on those there are, and start one more if they can. */
+static void want_workers(iou_t *iou, gate_t *gate)
 {
-	iou_t *iou;
 	call_t call = {0};
 
-	(void)data;
-	become_nobody();
-	iou = iou_new_with(&(iou_config_t){.entries = 4, .workers = 4});
-	EXPECT(iou != NULL);
-	EXPECT(iou_async(iou, on_nothing, NULL, on_call, &call) == 0);
-	limit_threads();
-	for (int i = 0; i < 100; i++)
-		EXPECT(iou_async(iou, on_nothing, NULL, on_call, &call) == 0);
+	for (int i = 0; i < MOST_WORKERS; i++)
+		EXPECT(iou_async(iou, gate_job, gate, on_call, &call) == 0);
+	unblock_workers(gate, MOST_WORKERS);
 	EXPECT(iou_run(iou) == 0);
-	EXPECT(call.n == 101);
-	EXPECT(n_threads("iou-worker") == 1);
+	EXPECT(call.n == MOST_WORKERS);
+	n_order = 0;
+}
+
+/* Of how many workers, and in how many batches of jobs. */
+typedef struct shortage_t {
+	int n_workers, n_times;
+} shortage_t;
+
+static void no_more_workers(void *data)
+{
+	const shortage_t *shortage = data;
+	gate_t gate;
+	iou_t *iou;
+	int n_tries = 0;
+
+	become_nobody();
+	gate_init(&gate);
+	iou = iou_new_with(&(iou_config_t){.entries = 4, .workers = MOST_WORKERS});
+	EXPECT(iou != NULL);
+	for (int i = 0; i < shortage->n_workers; i++)
+		EXPECT(iou_async(iou, gate_job, &gate, on_nothing, NULL) == 0);
+	for (int i = 0; i < shortage->n_workers; i++)
+		gate_wait(&gate);
+	forbid_threads();
+	unblock_workers(&gate, shortage->n_workers);
+	EXPECT(iou_run(iou) == 0);
+	for (int i = 0; i < shortage->n_times; i++)
+		want_workers(iou, &gate);
+	EXPECT(n_threads("iou-worker") == shortage->n_workers);
+	allow_threads();
+	/* After failures in a row it is tried at every 1024th chance at the least; each batch has one or more. */
+	while (n_threads("iou-worker") < MOST_WORKERS && n_tries < 2 * 1024 * MOST_WORKERS) {
+		want_workers(iou, &gate);
+		n_tries++;
+	}
+	EXPECT(n_threads("iou-worker") == MOST_WORKERS);
+	EXPECT(shortage->n_times > 1 || n_tries <= 8);
 	EXPECT(iou_free(iou) == NULL);
 }
 
-START_TEST(one_worker_carries_on)
+/* Those there are carry on, and the pool grows to its size later. _i: how many there are; once and often */
+START_TEST(the_pool_grows_after_a_shortage)
 {
-	if (geteuid() != 0)
-		SKIP("needs root, to become a user with few threads");
-	in_good_child(no_second_worker, NULL);
+	shortage_t once = {_i, 1}, often = {_i, 100};
+
+	in_good_child(no_more_workers, &once);
+	in_good_child(no_more_workers, &often);
 }
 END_TEST
 
@@ -829,8 +997,10 @@ Suite *async_suite(void)
 
 	threads = TEST_CASE(suite, "threads", threads_are_started_when_needed, no_job_waits_while_a_worker_is_free,
 			    default_is_a_worker_for_each_cpu, many_workers_are_allowed, workers_spin_only_where_told,
-			    workers_block_signals,
-			    no_worker_is_an_error, one_worker_carries_on);
+			    workers_block_signals, workers_let_faults_through, no_worker_is_an_error);
+	tcase_add_loop_test(threads, a_page_fault_in_a_job_is_handled, 0, 2);
+	tcase_add_loop_test(threads, a_fault_in_a_job_is_handled, 0, N_FAULTS);
+	tcase_add_loop_test(threads, the_pool_grows_after_a_shortage, 1, MOST_WORKERS);
 	tcase_add_loop_test(threads, a_job_finds_the_worker_that_falls_asleep, 0, 4);
 	TEST_CASE(suite, "order", jobs_start_in_order, completions_come_in_the_order_of_finishing,
 		  finished_jobs_wait_in_order, jobs_start_without_the_loop, order_outlasts_cancelled_jobs,

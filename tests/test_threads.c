@@ -4,7 +4,9 @@
 
 #include "helper.h"
 
+#include <dirent.h>
 #include <errno.h>
+#include <sched.h>
 #include <sys/socket.h>
 #include <time.h>
 
@@ -624,6 +626,278 @@ START_TEST(a_loop_that_sleeps_is_not_freed_by_another_thread)
 }
 END_TEST
 
+/* ---- Threads that were cancelled ------------------------------------------------------------- */
+
+/* What any thread may call, each while the loop sleeps. */
+static void call_post(iou_bh_t **bhs) { (void)bhs; post(the_iou, on_nothing, NULL); }
+static void call_bh_new(iou_bh_t **bhs) { bhs[1] = new_bh(the_iou, on_nothing, NULL); }
+static void call_schedule(iou_bh_t **bhs) { iou_bh_schedule(bhs[0]); }
+static void call_schedule_idle(iou_bh_t **bhs) { iou_bh_schedule_idle(bhs[0]); }
+static void call_bh_cancel(iou_bh_t **bhs) { iou_bh_schedule(bhs[0]); iou_bh_cancel(bhs[0]); }
+static void call_bh_delete(iou_bh_t **bhs) { iou_bh_delete(bhs[1]); }
+static void call_hold(iou_bh_t **bhs) { (void)bhs; iou_hold(the_iou); }
+static void call_quit(iou_bh_t **bhs) { (void)bhs; iou_quit(the_iou); }
+static void call_unhold(iou_bh_t **bhs) { (void)bhs; iou_unhold(the_iou); }
+
+static void (*const any_thread[])(iou_bh_t **) = {call_post, call_bh_new, call_schedule, call_schedule_idle,
+						  call_bh_cancel, call_bh_delete, call_hold, call_unhold, call_quit,
+						  call_unhold};
+#define N_ANY_THREAD ((int)(sizeof(any_thread) / sizeof(any_thread[0])))
+
+static pid_t loop_tid;
+static int n_survived; /* calls that returned */
+static bool it_ended;
+
+static void note_end(void *data)
+{
+	(void)data;
+	__atomic_store_n(&it_ended, true, __ATOMIC_RELEASE);
+}
+
+/* From here to the other one, a cancelled thread ends at the next cancellation point. */
+static void allow_cancel(void)
+{
+	int ignored;
+
+	pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &ignored);
+}
+
+static void defer_cancel(void)
+{
+	int ignored;
+
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &ignored);
+}
+
+static void *call_while_cancelled(void *data)
+{
+	iou_bh_t *bhs[2] = {data, NULL};
+
+	pthread_cleanup_push(note_end, NULL);
+	defer_cancel();
+	pthread_cancel(pthread_self()); /* as another thread might */
+	for (int i = 0; i < N_ANY_THREAD; i++) {
+		WAIT_UNTIL(loop_sleeps(loop_tid));
+		allow_cancel();
+		any_thread[i](bhs);
+		defer_cancel();
+		n_survived++;
+	}
+	allow_cancel();
+	pthread_testcancel();
+	pthread_cleanup_pop(0);
+	return NULL;
+}
+
+static void end_cancelled(pthread_t thread)
+{
+	void *result;
+
+	ck_assert_int_eq(pthread_join(thread, &result), 0);
+	ck_assert_ptr_eq(result, PTHREAD_CANCELED);
+}
+
+/* A cancelled thread ends in none of them, and the loop learns of each. */
+START_TEST(calls_are_no_cancellation_points)
+{
+	pthread_t thread;
+
+	the_iou = new_iou(4);
+	loop_tid = gettid();
+	iou_hold(the_iou);
+	thread = start_thread(call_while_cancelled, new_bh(the_iou, on_nothing, NULL));
+	while (!__atomic_load_n(&it_ended, __ATOMIC_ACQUIRE))
+		ck_assert_int_ge(iou_poll(the_iou, (int64_t)SECOND), 0);
+	end_cancelled(thread);
+	ck_assert_int_eq(n_survived, N_ANY_THREAD);
+	ck_assert_uint_ge(get_stats(the_iou).wakeups, N_ANY_THREAD - 3); /* not for bh_new, two holds */
+	ck_assert_int_eq(iou_run(the_iou), 0); /* spends the quit */
+	done(the_iou);
+}
+END_TEST
+
+/* A job that is over when this thread sleeps. */
+static int outlast(void *data)
+{
+	pid_t *tid = data;
+
+	WAIT_UNTIL(thread_sleeps(*tid));
+	return 0;
+}
+
+static void *live_while_cancelled(void *data)
+{
+	const unsigned refused = IORING_SETUP_DEFER_TASKRUN; /* without SINGLE_ISSUER, or by older kernels */
+	int *fds = data;
+	pid_t tid = gettid();
+	call_t calls[2];
+	iou_t *iou;
+
+	pthread_cancel(pthread_self());
+	EXPECT(!iou_new_with(&(iou_config_t){.setup_flags = refused})); /* it closes what it had */
+	iou = iou_new(4);
+	EXPECT(iou && iou_resize(iou, 8) == 0);
+	defer_cancel();
+	call_read(iou, &calls[0], 0, fds[0]);
+	call_read(iou, &calls[1], 1, fds[0]);
+	calls[1].op->sqe->flags |= IOSQE_ASYNC;
+	EXPECT(iou_async(iou, outlast, &tid, on_nothing, NULL) == 0);
+	EXPECT(iou_flush(iou) == 0);
+	allow_cancel();
+	iou_free(iou);
+	n_survived++;
+	pthread_testcancel();
+	return NULL;
+}
+
+/* Nor in those that make an iou and that end it, whatever they wait for. */
+START_TEST(an_iou_begins_and_ends_in_a_cancelled_thread)
+{
+	int fds[2];
+
+	new_pipe(fds);
+	end_cancelled(start_thread(live_while_cancelled, fds));
+	ck_assert_int_eq(n_survived, 1);
+	close_pair(fds);
+}
+END_TEST
+
+/* ---- Under a real-time policy ---------------------------------------------------------------- */
+
+/* This thread, and those that it starts, on one CPU. */
+static cpu_set_t all_cpus, one_cpu;
+
+static void share_a_cpu(void)
+{
+	EXPECT(sched_getaffinity(0, sizeof(all_cpus), &all_cpus) == 0);
+	CPU_ZERO(&one_cpu);
+	CPU_SET(sched_getcpu(), &one_cpu);
+	EXPECT(sched_setaffinity(0, sizeof(one_cpu), &one_cpu) == 0);
+}
+
+/* Then no other one runs as long as this one does not sleep; or, if that goes on for a second or so, until the kernel
+ * takes the CPU away from it for a while. False: not allowed. */
+static bool outrank_others(void)
+{
+	const struct sched_param first = {.sched_priority = 1};
+
+	return pthread_setschedparam(pthread_self(), SCHED_FIFO, &first) == 0;
+}
+
+static void rank_as_others(void)
+{
+	EXPECT(pthread_setschedparam(pthread_self(), SCHED_OTHER, &(struct sched_param){0}) == 0);
+}
+
+static bool may_outrank_others(void)
+{
+	bool may = outrank_others();
+
+	rank_as_others();
+	return may;
+}
+
+static void *unhold_when_it_sleeps(void *iou)
+{
+	WAIT_UNTIL(loop_sleeps(loop_tid));
+	iou_unhold(iou); /* interrupted where it wakes the loop */
+	return NULL;
+}
+
+/* iou_free() lets a thread of lower priority leave iou_unhold(). */
+START_TEST(free_lets_a_lower_thread_leave)
+{
+	uint64_t ns, most_ns = 0;
+
+	if (!may_outrank_others())
+		SKIP("needs to be allowed SCHED_FIFO");
+	share_a_cpu();
+	loop_tid = gettid();
+	for (int i = 0; i < 5; i++) {
+		iou_t *iou = new_iou(4);
+		pthread_t thread;
+
+		iou_hold(iou);
+		thread = start_thread(unhold_when_it_sleeps, iou);
+		EXPECT(outrank_others());
+		ns = thread_cpu_ns();
+		EXPECT(iou_run(iou) == 0 && iou_free(iou) == NULL);
+		ns = thread_cpu_ns() - ns;
+		rank_as_others();
+		most_ns = ns > most_ns ? ns : most_ns;
+		join_thread(thread);
+	}
+	sched_setaffinity(0, sizeof(all_cpus), &all_cpus);
+	ck_assert_msg(most_ns < 200 * MSEC, "%d ms of CPU time", (int)(most_ns / MSEC));
+}
+END_TEST
+
+/* The kernel's threads for SQPOLL (a ring just closed may still have one) on this CPU too. False: not to be had. */
+static bool sqpoll_shares_the_cpu(void)
+{
+	DIR *dir = opendir("/proc/self/task");
+	struct dirent *entry;
+	bool found = false, bound = true;
+
+	EXPECT(dir != NULL);
+	while ((entry = readdir(dir))) {
+		char path[300], name[32] = "";
+		FILE *file;
+
+		snprintf(path, sizeof(path), "/proc/self/task/%s/comm", entry->d_name);
+		file = entry->d_name[0] == '.' ? NULL : fopen(path, "re");
+		if (file && fgets(name, sizeof(name), file) && strncmp(name, "iou-sqp-", 8) == 0) {
+			found = true;
+			bound &= sched_setaffinity(atoi(entry->d_name), sizeof(one_cpu), &one_cpu) == 0 || errno == ESRCH;
+		}
+		if (file)
+			fclose(file);
+	}
+	closedir(dir);
+	return found && bound;
+}
+
+/* With SQPOLL, whose thread has a lower priority: iou_flush() and all else lets it take what is in the SQ. */
+START_TEST(sqpolls_thread_takes_the_sq)
+{
+	static const int numbers[] = {3, 3, 1000, 1000}; /* that leave room in the SQ, and that do not */
+	call_t call = {0};
+	uint64_t ns;
+	iou_t *iou;
+	int n = 0;
+
+	if (!may_outrank_others())
+		SKIP("needs to be allowed SCHED_FIFO");
+	iou = NEW_IOU_OF(64, IORING_SETUP_SQPOLL);
+	if (!iou)
+		return;
+	start(iou, CQE, on_nothing, NULL);
+	run(iou); /* it is there, and has set its own name and CPUs */
+	share_a_cpu();
+	if (!sqpoll_shares_the_cpu()) {
+		sched_setaffinity(0, sizeof(all_cpus), &all_cpus);
+		done(iou);
+		SKIP("needs SQPOLL's thread to be bound to a CPU (6.4)");
+	}
+	EXPECT(outrank_others());
+	ns = thread_cpu_ns();
+	for (unsigned i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
+		for (int j = 0; j < numbers[i]; j++)
+			nop_queue(iou, new_op(iou), on_call, &call);
+		if (i % 2 == 0)
+			EXPECT(iou_flush(iou) == 0 && get_stats(iou).backlog == 0);
+		EXPECT(iou_run(iou) == 0);
+		n += numbers[i];
+	}
+	EXPECT(iou_free(iou) == NULL);
+	ns = thread_cpu_ns() - ns;
+	rank_as_others();
+	sched_setaffinity(0, sizeof(all_cpus), &all_cpus);
+	ck_assert_int_eq(call.n, n);
+	ck_assert_msg(ns < 200 * MSEC, "%d ms of CPU time", (int)(ns / MSEC));
+}
+END_TEST
+
 Suite *threads_suite(void)
 {
 	Suite *suite = suite_create("threads");
@@ -634,6 +908,8 @@ Suite *threads_suite(void)
 		  a_job_is_another_thread, it_is_handed_over);
 	TEST_CASE(suite, "hold", unhold_is_the_last_touch, threads_hold_and_let_go,
 		  a_loop_that_sleeps_is_not_freed_by_another_thread);
+	TEST_CASE(suite, "cancelled", calls_are_no_cancellation_points, an_iou_begins_and_ends_in_a_cancelled_thread);
+	TEST_CASE(suite, "priority", free_lets_a_lower_thread_leave, sqpolls_thread_takes_the_sq);
 	many = TEST_CASE(suite, "many", all_calls_from_all_threads, work_wanders_between_loops,
 			 a_channel_is_read_by_one_loop_and_written_by_another);
 	if (is_full())
