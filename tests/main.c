@@ -30,11 +30,12 @@ static int print_refusal(void)
 
 int main(int argc, char **argv)
 {
-	SRunner *runner = srunner_create(NULL);
+	SRunner *runner;
 	int n_failed;
 
 	if (argc > 1 && strcmp(argv[1], "refused") == 0)
 		return print_refusal();
+	runner = srunner_create(NULL);
 	/* Misuse tests abort on purpose: no core files. */
 	setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
 	SUITES(ADD_SUITE)
