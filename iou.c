@@ -127,7 +127,6 @@
 #define SPIN_LEAST_NS 2000
 #define WORKERS_MAX   32768
 #define WORKER_SPIN_NS 50000
-#define RECALL_NS      NS_PER_MS /* a worker that was woken and has not come by then: another one is woken */
 #define SQPOLL_NAP_NS 20000
 #define WATCH_SINGLE    64 /* polls without multishot, where that was refused, before it is tried again */
 #define ROUND_MAX     1024 /* how much of each source a round takes over, delivers, expires and cancels */
@@ -215,13 +214,6 @@ static void cancel_allow(int state)
 typedef struct node_t {
 	struct node_t *next, *prev;
 } __attribute__((may_alias)) node_t;
-
-/* A queue that any thread appends to, and that the loop takes from, the oldest first: see mail_push(). */
-typedef struct mail_t {
-	_Atomic(node_t *) last;
-	node_t *first; /* the loop's; or the stub, which stands in while there is none */
-	node_t stub;
-} mail_t;
 
 enum op_state { OP_FREE, OP_LAST, OP_OWNED, OP_BACKLOG, OP_RING, OP_HELD, OP_JOB, OP_TIMER, OP_ENDED };
 
@@ -315,13 +307,26 @@ typedef struct entry_t {
 } entry_t;
 
 /* Posts lie side by side, so that the loop finds the next in the cache. Aligned to its size, so that an entry leads to
- * it, and its address and the number of entries taken are one word, iou->post_cursor. */
+ * it, and its address and the number of entries taken are one word, iou->mail.post_cursor. */
 typedef struct slab_t {
 	size_t n_back; /* entries delivered or dropped: the loop thread's, once whoever renewed has published the slab */
 	entry_t entries[(SLAB_SIZE - sizeof(size_t)) / sizeof(entry_t)];
 } slab_t;
 
 #define SLAB_ENTRIES (sizeof(((slab_t *)NULL)->entries) / sizeof(entry_t))
+
+/* A queue that any thread appends to, and that the loop takes from, the oldest first: see mail_push(). What each post takes
+ * lies in a cache line that the loop does not write to while it takes. */
+typedef struct mail_t {
+	_Alignas(64) _Atomic(node_t *) last;
+	atomic_int sleeping;   /* enum sleep; pairs with `last`, pool.n_done, quit and holds: see doze(), wake() */
+	/* The slab that posts are taken from, + how many were. Its exchanges pair with each other: who takes an entry sees
+	 * what whoever renewed the slab saw and did. The same word again is the same state, so ABA does no harm. */
+	atomic_uintptr_t post_cursor;
+	_Atomic(slab_t *) spare_slab; /* exchanged, which pairs: who takes it out is its only owner */
+	_Alignas(64) node_t *first; /* the loop's; or the stub, which stands in while there is none */
+	node_t stub;
+} mail_t;
 
 enum bh_bits {
 	BH_SCHEDULED = 1,
@@ -401,6 +406,8 @@ typedef struct pool_t {
 	_Alignas(64) atomic_ullong n_queued; /* pairs with n_idle: who goes to sleep looks here again */
 	uint64_t n_collected;
 	uint64_t limit;       /* of n_queued: the places up to there are known to be free */
+	uint64_t n_rounds;    /* of the loop's; and that of its last call of a worker */
+	uint64_t called_round;
 	unsigned n_threads;
 	unsigned max;         /* threads there may be */
 	unsigned n_refused;   /* times in a row that one more could not be started, */
@@ -415,7 +422,7 @@ typedef struct pool_t {
 	atomic_uint n_idle;   /* workers that sleep, or are about to */
 	atomic_uint n_looking; /* workers that found no job and look once more, or are starting */
 	atomic_uint n_calls;  /* an idle worker sleeps as long as this stays what it was */
-	atomic_ullong called_ns; /* when one was woken that is not yet there, which will wake the next; 0: none */
+	atomic_bool calling;  /* one was woken that is not yet there: it wakes the next */
 	atomic_bool stop;
 	bool spins;           /* look for jobs before sleeping */
 	/* The workers': */
@@ -488,13 +495,7 @@ struct iou_t {
 	atomic_ullong n_wakeups;
 	pthread_mutex_t bhs_lock; /* guards bhs; and the inbox, as long as no thread owns the iou: see iou_bh_cancel() */
 	node_t bhs;
-	/* A cache line that each post takes, so nothing here is read with each callback: */
-	_Alignas(64) mail_t mail;
-	atomic_int sleeping;   /* enum sleep; pairs with mail, pool.n_done, quit and holds: see doze(), wake() */
-	/* The slab that posts are taken from, + how many were. Its exchanges pair with each other: who takes an entry sees
-	 * what whoever renewed the slab saw and did. The same word again is the same state, so ABA does no harm. */
-	atomic_uintptr_t post_cursor;
-	_Atomic(slab_t *) spare_slab; /* exchanged, which pairs: who takes it out is its only owner */
+	mail_t mail; /* and what posts are made of */
 };
 
 _Static_assert(sizeof(op_t) == 128, "two cache lines");
@@ -1685,21 +1686,13 @@ static bool has_job(pool_t *pool)
 	}
 }
 
-/* Is a worker on its way that was woken? It wakes the next. One that has not come after some time is not waited for. */
-static bool is_called(pool_t *pool)
+/* With the lock held, so that a worker that is counted as idle does sleep: call one, unless one is on its way, which calls
+ * the next. True: wake it once the lock is free, which is the first thing that it wants. */
+static bool worker_call(pool_t *pool, bool again)
 {
-	uint64_t called_ns = atomic_load(&pool->called_ns);
-
-	return called_ns && now_ns() - called_ns < RECALL_NS;
-}
-
-/* With the lock held, so that a worker that is counted as idle does sleep: call one, unless that was done. True: wake it
- * once the lock is free, which is the first thing that it wants. */
-static bool worker_call(pool_t *pool)
-{
-	if (!atomic_load(&pool->n_idle) || is_called(pool))
+	if (!atomic_load(&pool->n_idle) || (atomic_load(&pool->calling) && !again))
 		return false;
-	atomic_store(&pool->called_ns, now_ns());
+	atomic_store(&pool->calling, true);
 	atomic_fetch_add(&pool->n_calls, 1);
 	return true;
 }
@@ -1716,7 +1709,7 @@ static bool job_take(pool_t *pool, job_t *job)
 
 	*job = *job_at(pool, n_taken);
 	atomic_store_explicit(&pool->n_taken, n_taken + 1, memory_order_relaxed);
-	return unlikely(atomic_load(&pool->n_idle)) && has_job(pool) && worker_call(pool);
+	return unlikely(atomic_load(&pool->n_idle)) && has_job(pool) && worker_call(pool, false);
 }
 
 /* Before sleeping: look for a job for about as long as being woken for it would take. */
@@ -1747,7 +1740,7 @@ static bool worker_wait(pool_t *pool, job_t *job)
 			pthread_mutex_unlock(&pool->lock);
 			futex_wait(&pool->n_calls, n_calls);
 			pthread_mutex_lock(&pool->lock);
-			atomic_store(&pool->called_ns, 0);
+			atomic_store(&pool->calling, false);
 		}
 		atomic_fetch_sub(&pool->n_idle, 1);
 	}
@@ -1920,9 +1913,12 @@ static int job_queue(pool_t *pool, op_t *op, void *work_data)
 	*job_at(pool, n_queued) = (job_t){op, op->job.work, work_data};
 	op->job.number = n_queued;
 	atomic_store(&pool->n_queued, n_queued + 1);
-	if (atomic_load(&pool->n_idle) && !atomic_load(&pool->n_looking) && !is_called(pool)) {
+	/* Once a round a call is repeated: what got lost of it costs some time, and no more. */
+	if (atomic_load(&pool->n_idle) && !atomic_load(&pool->n_looking) &&
+	    (!atomic_load(&pool->calling) || pool->called_round != pool->n_rounds)) {
+		pool->called_round = pool->n_rounds;
 		pthread_mutex_lock(&pool->lock);
-		call = worker_call(pool);
+		call = worker_call(pool, true);
 		pthread_mutex_unlock(&pool->lock);
 		if (call)
 			worker_wake(pool);
@@ -2009,9 +2005,9 @@ static void wake(iou_t *iou)
 	int saved = errno;
 	enum sleep was;
 
-	if (likely(atomic_load(&iou->sleeping) == AWAKE))
+	if (likely(atomic_load(&iou->mail.sleeping) == AWAKE))
 		return;
-	was = (enum sleep)atomic_exchange(&iou->sleeping, AWAKE);
+	was = (enum sleep)atomic_exchange(&iou->mail.sleeping, AWAKE);
 	if (was == AWAKE)
 		return;
 	atomic_fetch_add_explicit(&iou->n_wakeups, 1, memory_order_relaxed);
@@ -2040,7 +2036,7 @@ static node_t *mail_after(const node_t *node)
 /* Take the oldest one off. NULL: there is none, or it cannot be reached yet. Loop thread only. */
 static node_t *mail_next(mail_t *mail)
 {
-	node_t *first = mail->first, *next = mail_after(first);
+	node_t *first = mail->first, *next = mail_after(first), *last;
 
 	if (first == &mail->stub) {
 		if (!next)
@@ -2048,9 +2044,10 @@ static node_t *mail_next(mail_t *mail)
 		mail->first = first = next;
 		next = mail_after(first);
 	}
-	if (!next && first == atomic_load(&mail->last)) { /* the last one: the stub takes its place */
-		mail_push(mail, &mail->stub);
-		next = mail_after(first);
+	if (!next) { /* the last one: the stub takes its place, unless somebody has just come behind it */
+		__atomic_store_n(&mail->stub.next, NULL, __ATOMIC_RELAXED);
+		last = first;
+		next = atomic_compare_exchange_strong(&mail->last, &last, &mail->stub) ? &mail->stub : mail_after(first);
 	}
 	if (!next)
 		return NULL;
@@ -2087,14 +2084,14 @@ static inline bool has_mail(iou_t *iou)
 /* Set `sleeping`, then look: false if something came meanwhile. Who called sets it back. */
 static bool doze(iou_t *iou, enum sleep how)
 {
-	atomic_store(&iou->sleeping, how);
+	atomic_store(&iou->mail.sleeping, how);
 	return !has_mail(iou);
 }
 
 /* The loop thread changed something: make iou_fd() readable, unless it is (outside of enter(), AWAKE says so). */
 __attribute__((noinline)) static void touch_fd(iou_t *iou)
 {
-	if (atomic_load(&iou->sleeping) != AWAKE && atomic_exchange(&iou->sleeping, AWAKE) != AWAKE)
+	if (atomic_load(&iou->mail.sleeping) != AWAKE && atomic_exchange(&iou->mail.sleeping, AWAKE) != AWAKE)
 		event_ring(iou->fd);
 }
 
@@ -2118,13 +2115,13 @@ static slab_t *slab_at(uintptr_t address)
 /* Keep one, so that posts at a moderate pace need no memory. */
 static void slab_free(iou_t *iou, slab_t *slab)
 {
-	free(atomic_exchange(&iou->spare_slab, slab));
+	free(atomic_exchange(&iou->mail.spare_slab, slab));
 }
 
 /* A new slab in place of that one. False: no memory. */
 static __attribute__((noinline)) bool slab_renew(iou_t *iou, uintptr_t *cursor)
 {
-	slab_t *slab = atomic_exchange(&iou->spare_slab, NULL);
+	slab_t *slab = atomic_exchange(&iou->mail.spare_slab, NULL);
 	void *memory; /* not aligned_alloc(), which takes whole multiples: glibc needs some bytes between two of them */
 
 	if (!slab && posix_memalign(&memory, SLAB_SIZE, sizeof(*slab)) == 0)
@@ -2132,7 +2129,7 @@ static __attribute__((noinline)) bool slab_renew(iou_t *iou, uintptr_t *cursor)
 	if (!slab)
 		return false;
 	slab->n_back = 0;
-	if (atomic_compare_exchange_strong(&iou->post_cursor, cursor, (uintptr_t)slab))
+	if (atomic_compare_exchange_strong(&iou->mail.post_cursor, cursor, (uintptr_t)slab))
 		*cursor = (uintptr_t)slab;
 	else
 		slab_free(iou, slab); /* another thread was first */
@@ -2142,14 +2139,14 @@ static __attribute__((noinline)) bool slab_renew(iou_t *iou, uintptr_t *cursor)
 /* Any thread. A slab is never looked into before an entry of it is one's own: it may be gone. */
 static entry_t *entry_take(iou_t *iou)
 {
-	uintptr_t cursor = atomic_load_explicit(&iou->post_cursor, memory_order_relaxed); /* a guess */
+	uintptr_t cursor = atomic_load_explicit(&iou->mail.post_cursor, memory_order_relaxed); /* a guess */
 	entry_t *entry;
 
 	do {
 		while (unlikely(cursor % SLAB_SIZE == SLAB_ENTRIES))
 			if (!slab_renew(iou, &cursor))
 				return NULL;
-	} while (!atomic_compare_exchange_weak(&iou->post_cursor, &cursor, cursor + 1));
+	} while (!atomic_compare_exchange_weak(&iou->mail.post_cursor, &cursor, cursor + 1));
 	entry = &slab_at(cursor)->entries[cursor % SLAB_SIZE];
 	/* The next ones are in the cache of the loop's CPU: without this, a post takes three times as long. */
 	__builtin_prefetch((void *)((uintptr_t)entry + 4 * sizeof(*entry)), 1);
@@ -2397,8 +2394,8 @@ static int shortage(iou_t *iou, int error)
 static void sleep_end(iou_t *iou, enum sleep before)
 {
 	if (likely(before == AWAKE))
-		atomic_store_explicit(&iou->sleeping, AWAKE, memory_order_relaxed);
-	else if (atomic_exchange(&iou->sleeping, RESTING) == AWAKE)
+		atomic_store_explicit(&iou->mail.sleeping, AWAKE, memory_order_relaxed);
+	else if (atomic_exchange(&iou->mail.sleeping, RESTING) == AWAKE)
 		touch_fd(iou);
 }
 
@@ -2412,7 +2409,7 @@ static int submit(iou_t *iou, bool quits, uint64_t until_ns)
 	for (;;) {
 		uint64_t began_ns = unlikely(cancel_waits(iou)) ? now_ns() : 0;
 		bool more = fill(iou, until_ns), wait = until_ns && !more && !is_ready(iou) && list_empty(&iou->idle);
-		enum sleep before = (enum sleep)atomic_load_explicit(&iou->sleeping, memory_order_relaxed);
+		enum sleep before = (enum sleep)atomic_load_explicit(&iou->mail.sleeping, memory_order_relaxed);
 		uint64_t due_ns = wait ? at_most(until_ns, next_due_ns(iou)) : 0;
 		int ret;
 
@@ -2858,7 +2855,7 @@ static int deliver_all(iou_t *iou, round_t *round, bool quits)
 /* There are CQEs, so the kernel has made iou_fd() readable, and need not do so again before it was read. */
 static void bell_rang(iou_t *iou)
 {
-	atomic_store_explicit(&iou->sleeping, AWAKE, memory_order_relaxed);
+	atomic_store_explicit(&iou->mail.sleeping, AWAKE, memory_order_relaxed);
 	io_uring_cq_eventfd_toggle(&iou->ring.io, false);
 }
 
@@ -2880,6 +2877,7 @@ static int round_run(iou_t *iou, bool quits, uint64_t until_ns)
 	int ret;
 
 	check(iou);
+	iou->pool.n_rounds++;
 	ret = submit(iou, quits, iou->broken ? 0 : until_ns);
 	if (unlikely(iou->broken))
 		ret = -EBADR;
@@ -2966,7 +2964,7 @@ static void rest(iou_t *iou)
 		fill(iou, false);
 		enter(iou, SUBMIT, 0); /* an error is the next poll's to tell */
 	}
-	if (atomic_load(&iou->sleeping) == AWAKE && has_more(iou))
+	if (atomic_load(&iou->mail.sleeping) == AWAKE && has_more(iou))
 		return; /* it is readable */
 	eventfd_read(iou->fd, &n_rung);
 	news = n_rung > iou->rang || iou->n_reaped != iou->n_rested; /* the kernel has signalled, or might have */
@@ -2982,7 +2980,7 @@ static void rest(iou_t *iou)
 	/* Where no flag tells of what is left in the kernel, the program polls once more, until nothing comes. */
 	iou->rang = iou->deaf || (news && iou->ring.must_get) || !doze(iou, RESTING) || has_more(iou);
 	if (iou->rang) {
-		atomic_store(&iou->sleeping, AWAKE);
+		atomic_store(&iou->mail.sleeping, AWAKE);
 		event_ring(iou->fd);
 	}
 }
@@ -3046,12 +3044,12 @@ static void free_posts(iou_t *iou)
 /* All memory of its own; the ops too, unless the kernel may still use what they refer to. */
 static void free_memory(iou_t *iou, bool ops)
 {
-	uintptr_t cursor = atomic_load(&iou->post_cursor);
+	uintptr_t cursor = atomic_load(&iou->mail.post_cursor);
 	chunk_t *chunk;
 
 	if (cursor % SLAB_SIZE != SLAB_ENTRIES)
 		free(slab_at(cursor));
-	free(atomic_load(&iou->spare_slab));
+	free(atomic_load(&iou->mail.spare_slab));
 	if (ops) {
 		FOR_EACH_OP(iou, each, op)
 			env_free(op);
@@ -3157,7 +3155,7 @@ static iou_t *iou_alloc(const iou_config_t *config)
 	iou->fd = iou->bell = iou->clock.fd = iou->wake.fd = -1;
 	iou->timers.end = iou->deadlines.end = HEAP_ROOT;
 	iou->clock_due_ns = NEVER;
-	atomic_init(&iou->post_cursor, SLAB_ENTRIES); /* of no slab */
+	atomic_init(&iou->mail.post_cursor, SLAB_ENTRIES); /* of no slab */
 	iou->retry_ns = NS_PER_MS;
 	iou->cancel_share = 8;
 	iou->spin_max_ns = config->spin_ns;

@@ -119,7 +119,7 @@ typedef struct world_t {
 	bool thread_refused;   /* pthread_create() was one of them */
 	unsigned n_refused;    /* times in a row that it was, */
 	unsigned n_starts;     /* and was called */
-	uint64_t lost_ns;      /* when a worker's wake-up got lost that has not come yet; or 0 */
+	bool wake_up_lost;     /* a worker's, and none has come since */
 	unsigned drops;        /* how many CQEs may be lost */
 	unsigned n_allocs;     /* memory that iou holds */
 	bool signals;          /* signals may arrive */

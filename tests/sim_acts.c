@@ -320,8 +320,6 @@ static bool queue_job(op_model_t *op)
 	uint64_t before_ns, after_ns = 0;
 	int ret;
 
-	if (world.lost_ns && one_in(2))
-		world.now_ns += RECALL_NS + 1;
 	op->ret = one_in(16) ? -ECANCELED : one_in(8) ? -2000 - (int)pick(100) : (int)pick(100);
 	if (op->op && one_in(8) && !op->has_deadline)
 		give_deadline(op, &after_ns);
@@ -331,8 +329,6 @@ static bool queue_job(op_model_t *op)
 	op->state = PENDING; /* it may start at once */
 	TRACE("iou_%sasync %u", op->op ? "op_" : "", number_of(op));
 	before_ns = world.now_ns;
-	if (world.lost_ns && before_ns > world.lost_ns + RECALL_NS)
-		world.lost_ns = 0; /* this job's wake-up has to do for both */
 	op->deadline_from_ns = before_ns + after_ns;
 	op->deadline_ns = NEVER;
 	if (op->op)

@@ -217,7 +217,7 @@ static void check_op_at_rest(unsigned number, bool for_ever, uint64_t until_ns)
 		CHECK(op->started || !op->asked, "the loop sleeps while job %u, cancelled, waits", number);
 		CHECK(op->started || !op->has_deadline || op->deadline_ns > world.now_ns || until_ns < world.now_ns + SLACK_NS,
 		      "the deadline of job %u has passed, and the loop sleeps", number);
-		if (op->started || world.lost_ns)
+		if (op->started || world.wake_up_lost)
 			return;
 		CHECK(threads_n_free() == 0, "job %u waits while a worker is free", number);
 		CHECK(world.thread_refused || threads_n_workers() >= workers_most(),
@@ -285,7 +285,7 @@ void model_sleeps(bool for_ever, uint64_t until_ns)
 
 void model_rescue(void)
 {
-	if (world.lost_ns) {
+	if (world.wake_up_lost) {
 		threads_find_lost();
 		return;
 	}

@@ -19,7 +19,6 @@
 #define SLACK_NS   2000  /* from iou's look at the clock to its sleep */
 #define LATE_NS    20000 /* that a sleep may be late, */
 #define CANCELS_MAX (ROUND_MAX < 8 ? 8 : ROUND_MAX) /* sent at once; each poll may do so three times */
-#define RECALL_NS  1000000 /* after which a worker that was woken and does not come is taken for lost */
 #define SPIN_LATE_NS 100000 /* while workers that spin move the clock */
 #define LINKS      (IOSQE_IO_LINK | IOSQE_IO_HARDLINK)
 

@@ -269,7 +269,7 @@ void threads_find_lost(void)
 	for (unsigned i = 1 + N_POSTERS; i < n_threads; i++)
 		if (threads[i].state == WAITS_FUTEX)
 			threads[i].woken = true;
-	world.lost_ns = 0;
+	world.wake_up_lost = false;
 }
 
 void threads_until(bool (*cond)(const void *data), const void *data, const char *what)
@@ -516,9 +516,10 @@ static unsigned futex_wake(const unsigned *word, unsigned most)
 		n++;
 		if (at > N_POSTERS && most == 1 && fault(20)) {
 			TRACE("-- the wake-up of thread %u gets lost", at);
-			world.lost_ns = world.now_ns;
+			world.wake_up_lost = true;
 		} else {
 			thread->woken = true;
+			world.wake_up_lost &= at <= N_POSTERS; /* a later one has to do for both */
 		}
 	}
 	sim_point();
