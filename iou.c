@@ -3660,8 +3660,10 @@ int iou_flush(iou_t *iou)
 			iou->n_shortages = 0;
 		sqpoll_wait(iou);
 	} while (ret == 0 && (more || iou->ring.io.sq.sqe_tail != sq_head(iou)));
-	if (unlikely(iou->fd >= 0))
-		rest(iou);
+	if (unlikely(iou->fd >= 0)) {
+		begin_loop(iou); /* the inbox is looked into: see iou_bh_cancel() */
+		end_loop(iou);
+	}
 	return ret;
 }
 
@@ -3942,11 +3944,11 @@ void iou_dump(const iou_t *shown, FILE *out)
 	take_done(iou, UINT64_MAX);
 	pthread_mutex_lock(&iou->bhs_lock); /* see iou_bh_cancel() */
 	inbox_take(iou, UINT64_MAX);
+	n_entries = list_length(&iou->inbox) + list_length(&iou->idle);
 	pthread_mutex_unlock(&iou->bhs_lock);
 	FOR_EACH_OP(iou, chunk, op)
 		dump_op(iou, op, out);
 	fprintf(out, "%llu ops pending, %lld holds", (unsigned long long)n_pending(iou), atomic_load(&iou->n_holds));
-	n_entries = list_length(&iou->inbox) + list_length(&iou->idle);
 	if (n_entries)
 		fprintf(out, ", %llu posts and bottom halves", (unsigned long long)n_entries);
 	fprintf(out, "\n");
