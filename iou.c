@@ -351,6 +351,7 @@ typedef struct ring_t {
 	unsigned head;        /* the SQ's, when we last looked */
 	unsigned cq_base;     /* n_reaped minus the CQ's head */
 	bool must_get;        /* CQEs may wait in the kernel and nothing tells */
+	bool unwoken;         /* SQPOLL: its thread may be asleep, and waking it failed */
 } ring_t;
 
 /* A descriptor that the ring watches for the library, with a poll that is no op. */
@@ -1236,6 +1237,7 @@ static int ring_open(ring_t *ring, unsigned entries, unsigned setup_flags)
 	ring->head = *ring->io.sq.khead;
 	ring->must_get = (ring->flags & (IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_COOP_TASKRUN)) &&
 			 !(ring->flags & IORING_SETUP_TASKRUN_FLAG);
+	ring->unwoken = false;
 	return 0;
 }
 
@@ -1581,8 +1583,8 @@ static unsigned sqpoll_flags(iou_t *iou, unsigned *n)
 	*n = 0;
 	/* The tail before the flag (io_uring_setup(2)); an exchange, since TSan knows no fences. */
 	__atomic_exchange_n(iou->ring.io.sq.ktail, iou->ring.io.sq.sqe_tail, __ATOMIC_SEQ_CST);
-	return (sq_flags(iou) & IORING_SQ_NEED_WAKEUP ? IORING_ENTER_SQ_WAKEUP : 0) |
-	       (sq_room(iou) ? 0 : IORING_ENTER_SQ_WAIT);
+	iou->ring.unwoken = sq_flags(iou) & IORING_SQ_NEED_WAKEUP; /* until that is done */
+	return (iou->ring.unwoken ? IORING_ENTER_SQ_WAKEUP : 0) | (sq_room(iou) ? 0 : IORING_ENTER_SQ_WAIT);
 }
 
 enum { SUBMIT = 1, WAIT = 2 };
@@ -1622,6 +1624,8 @@ static int enter(iou_t *iou, unsigned what, uint64_t until_ns)
 		ret = io_uring_enter2((unsigned)iou->ring.enter_fd, n, wait, flags, NULL, _NSIG / 8);
 	}
 	iou->stats.enters++;
+	if (unlikely(iou->ring.unwoken))
+		iou->ring.unwoken = ret < 0;
 	iou->ring.head = sq_head(iou);
 	taken = iou->ring.head - head; /* also where an error came after it */
 	iou->stats.submitted += taken;
@@ -2934,10 +2938,16 @@ static void clock_set(iou_t *iou)
 	iou->clock_due_ns = due_ns;
 }
 
+/* Does the SQ hold something that the kernel will not take of itself? */
+static bool sq_waits(const iou_t *iou)
+{
+	return iou->ring.flags & IORING_SETUP_SQPOLL ? iou->ring.unwoken : iou->ring.io.sq.sqe_tail != sq_head(iou);
+}
+
 /* Does a poll have something to do, that nothing will tell of later? */
 static bool has_more(iou_t *iou)
 {
-	return may_fill(iou) || iou->ring.io.sq.sqe_tail != sq_head(iou) || !list_empty(&iou->idle) || is_ready(iou) ||
+	return may_fill(iou) || sq_waits(iou) || !list_empty(&iou->idle) || is_ready(iou) ||
 	       sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
 }
 

@@ -691,6 +691,29 @@ START_TEST(epoll_drives_every_ring)
 }
 END_TEST
 
+/* SQPOLL's thread takes what is queued when it comes to it; till then there is nothing to do. */
+START_TEST(it_is_quiet_until_sqpoll_has_taken_the_sq)
+{
+	iou_t *iou = NEW_IOU_OF(4, IORING_SETUP_SQPOLL);
+	host_t host;
+
+	if (!iou)
+		return;
+	new_host_of(&host, iou);
+	settle(&host);
+	for (int i = 0; i < 50; i++) {
+		call_t call = {0};
+
+		host.n_polls = 0;
+		start(iou, CQE, on_call, &call);
+		TURN_UNTIL(&host, call.n);
+		settle(&host);
+		ck_assert_int_le(host.n_polls, 6);
+	}
+	end_host(&host);
+}
+END_TEST
+
 /* Two in one set; and one inside another, which polls its descriptor through its own ring. */
 START_TEST(several_share_a_loop)
 {
@@ -918,7 +941,8 @@ Suite *embed_suite(void)
 		  a_job_with_a_deadline_is_noticed, a_cancel_all_is_noticed, a_resize_is_noticed,
 		  a_post_after_a_run_is_noticed, it_may_be_asked_for_late, it_is_the_same_across_resize,
 		  run_and_poll_still_wake, two_ious_share_an_eventfd, what_callbacks_queue_is_submitted);
-	TEST_CASE(suite, "hosts", epoll_drives_a_mixture, epoll_drives_every_ring, several_share_a_loop,
+	TEST_CASE(suite, "hosts", epoll_drives_a_mixture, epoll_drives_every_ring,
+		  it_is_quiet_until_sqpoll_has_taken_the_sq, several_share_a_loop,
 		  an_iou_drives_another, glib_drives_a_mixture);
 	return suite;
 }
