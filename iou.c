@@ -1502,8 +1502,8 @@ static void cancel_pace(iou_t *iou, uint64_t took_ns)
 		iou->cancel_share *= 2;
 }
 
-/* Fill the SQ: the library's polls, cancels (a share of them), then the backlog. True: there is more. */
-static bool fill(iou_t *iou, bool may_sleep)
+/* Fill the SQ: the library's polls, cancels (a share of them, if any), then the backlog. True: there is more. */
+static bool fill(iou_t *iou, bool may_sleep, bool cancels)
 {
 	unsigned room, n_cancels;
 
@@ -1515,7 +1515,7 @@ static bool fill(iou_t *iou, bool may_sleep)
 		if (!watch_send(iou, &iou->wake, UD_WAKE) || !watch_send(iou, &iou->clock, UD_CLOCK))
 			return true;
 	room = sq_room(iou);
-	for (n_cancels = 0; unlikely(cancel_waits(iou)); n_cancels++, room--) {
+	for (n_cancels = 0; unlikely(cancel_waits(iou)) && cancels; n_cancels++, room--) {
 		if (!room || n_cancels == iou->cancel_share)
 			return true;
 		cancel_send(iou, op_at(iou->lane.next));
@@ -2411,11 +2411,12 @@ static void sleep_end(iou_t *iou, enum sleep before)
 static int submit(iou_t *iou, bool quits, uint64_t until_ns)
 {
 	const uint64_t n_sent = iou->n_sent;
-	bool may_spin = iou->spin_max_ns;
+	bool may_spin = iou->spin_max_ns, cancels = true;
 
 	for (;;) {
-		uint64_t began_ns = unlikely(cancel_waits(iou)) ? now_ns() : 0;
-		bool more = fill(iou, until_ns), wait = until_ns && !more && !is_ready(iou) && list_empty(&iou->idle);
+		uint64_t began_ns = unlikely(cancel_waits(iou)) && cancels ? now_ns() : 0;
+		bool left = fill(iou, until_ns, cancels), more = left || cancel_waits(iou);
+		bool wait = until_ns && !more && !is_ready(iou) && list_empty(&iou->idle);
 		enum sleep before = (enum sleep)atomic_load_explicit(&iou->sleeping, memory_order_relaxed);
 		uint64_t due_ns = wait ? at_most(until_ns, next_due_ns(iou)) : 0;
 		int ret;
@@ -2445,9 +2446,13 @@ static int submit(iou_t *iou, bool quits, uint64_t until_ns)
 		else
 			continue;
 		more |= !(iou->ring.flags & IORING_SETUP_SQPOLL) && iou->ring.head != iou->ring.io.sq.sqe_tail;
-		if (!more || iou->n_sent - n_sent >= ROUND_MAX || cancel_waits(iou) ||
-		    cq_ready(iou) >= iou->ring.io.cq.ring_entries / 2)
+		if (!more || iou->n_sent - n_sent >= ROUND_MAX || cq_ready(iou) >= iou->ring.io.cq.ring_entries / 2)
 			return 0;
+		if (unlikely(cancel_waits(iou))) { /* a share of them was sent: now what they shall not hold up */
+			if (cancels ? list_empty(&iou->backlog) : !left)
+				return 0;
+			cancels = false;
+		}
 		sqpoll_wait(iou);
 	}
 }
@@ -2973,7 +2978,7 @@ static void rest(iou_t *iou)
 	bool news;
 
 	if (may_fill(iou)) { /* what callbacks queued */
-		fill(iou, false);
+		fill(iou, false, true);
 		enter(iou, SUBMIT, 0); /* an error is the next poll's to tell */
 	}
 	if (atomic_load(&iou->sleeping) == AWAKE && has_more(iou))
@@ -3276,7 +3281,7 @@ static void end(iou_t *iou)
 		op->cb = on_nothing;
 		cancel(op); /* so that each completion goes by deliver_other() */
 	}
-	fill(iou, false);
+	fill(iou, false, true);
 	enter(iou, SUBMIT, 0); /* the cancels, before waiting for jobs */
 	pool_stop(&iou->pool);
 	free_posts(iou);
@@ -3662,7 +3667,7 @@ int iou_flush(iou_t *iou)
 	if (ret < 0)
 		return ret;
 	do {
-		more = fill(iou, false);
+		more = fill(iou, false, true);
 		ret = enter(iou, SUBMIT, 0);
 		if (is_shortage(ret))
 			ret = shortage(iou, ret);
