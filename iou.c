@@ -3228,7 +3228,7 @@ static int cancel_in_kernel(iou_t *iou)
 					       .timeout = {.tv_nsec = 100 * (long long)NS_PER_MS}};
 	int ret = io_uring_register((unsigned)iou->ring.io.ring_fd, IORING_REGISTER_SYNC_CANCEL, &all, 1);
 
-	return ret == -ENOENT || ret == -ETIME || ret == -EALREADY ? 0 : ret; /* it may have to be asked again */
+	return ret == -ENOENT || ret == -ETIME || ret == -EALREADY || ret == -EINTR ? 0 : ret; /* perhaps once more */
 }
 
 /* Wait until the kernel has let go of every op. False: it cannot be reached any more, or lost one. */
