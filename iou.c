@@ -2965,9 +2965,13 @@ static void bell_renew(iou_t *iou)
 	unsigned fd = (unsigned)(by_index ? ring->enter_fd : ring->io.ring_fd);
 	unsigned flag = by_index ? IORING_REGISTER_USE_REGISTERED_RING : 0;
 
-	io_uring_register(fd, IORING_UNREGISTER_EVENTFD | flag, NULL, 0);
-	iou->deaf = io_uring_register(fd, IORING_REGISTER_EVENTFD | flag, &iou->fd, 1) < 0;
-	iou->stale = iou->deaf;
+	int ret = io_uring_register(fd, IORING_UNREGISTER_EVENTFD | flag, NULL, 0);
+
+	if (ret >= 0 || ret == -ENXIO)
+		ret = io_uring_register(fd, IORING_REGISTER_EVENTFD | flag, &iou->fd, 1);
+	iou->deaf = iou->stale = ret < 0;
+	if (ret == -EACCES)
+		iou->refused = ret; /* by a restriction: the next poll tells */
 }
 
 /* At the end of each call that may have left or found something to do, where iou_fd() is in use: submit what is queued,
