@@ -3498,7 +3498,7 @@ iou_op_t *iou_op_of(const void *env)
 
 	if (!env)
 		return refuse(EINVAL);
-	op = (uintptr_t)env % ENV_HEAD == 0 ? env_op(env) : NULL;
+	op = (uintptr_t)env % _Alignof(op_t *) == 0 ? env_op(env) : NULL; /* calloc() may align to 8 (32-bit ARM) */
 	MUST(op, "not an environment, or not that of an op any more");
 	return &op->pub;
 }
