@@ -476,6 +476,7 @@ struct iou_t {
 	uint64_t clock_due_ns; /* what the timerfd is set to */
 	uint64_t n_rested;     /* n_reaped when rest() looked last */
 	bool rang;             /* rest() made the descriptor readable */
+	bool blind;            /* it did so for what may wait in the kernel unseen, and enter() was not called since */
 	bool stale;            /* the eventfd was signalled, perhaps, since it was registered */
 	bool deaf;             /* registering it failed */
 	uint64_t spin_ns, spin_max_ns;
@@ -1624,6 +1625,7 @@ static int enter(iou_t *iou, unsigned what, uint64_t until_ns)
 		ret = io_uring_enter2((unsigned)iou->ring.enter_fd, n, wait, flags, NULL, _NSIG / 8);
 	}
 	iou->stats.enters++;
+	iou->blind = false;
 	if (unlikely(iou->ring.unwoken))
 		iou->ring.unwoken = ret < 0;
 	iou->ring.head = sq_head(iou);
@@ -2985,7 +2987,7 @@ static void rest(iou_t *iou)
 		fill(iou, false, true);
 		enter(iou, SUBMIT, 0); /* an error is the next poll's to tell */
 	}
-	if (atomic_load(&iou->sleeping) == AWAKE && has_more(iou))
+	if (atomic_load(&iou->sleeping) == AWAKE && (iou->blind || has_more(iou)))
 		return; /* it is readable */
 	eventfd_read(iou->fd, &n_rung);
 	news = n_rung > iou->rang || iou->n_reaped != iou->n_rested; /* the kernel has signalled, or might have */
@@ -2999,7 +3001,8 @@ static void rest(iou_t *iou)
 	clock_set(iou);
 	io_uring_cq_eventfd_toggle(&iou->ring.io, true); /* before doze(), which is a fence, and has_more() */
 	/* Where no flag tells of what is left in the kernel, the program polls once more, until nothing comes. */
-	iou->rang = iou->deaf || (news && iou->ring.must_get) || !doze(iou, RESTING) || has_more(iou);
+	iou->blind = news && iou->ring.must_get;
+	iou->rang = iou->deaf || iou->blind || !doze(iou, RESTING) || has_more(iou);
 	if (iou->rang) {
 		atomic_store(&iou->sleeping, AWAKE);
 		event_ring(iou->fd);
