@@ -356,6 +356,7 @@ typedef struct ring_t {
 	unsigned head;        /* the SQ's, when we last looked */
 	unsigned cq_base;     /* n_reaped minus the CQ's head */
 	bool must_get;        /* CQEs may wait in the kernel and nothing tells */
+	bool unwoken;         /* SQPOLL: its thread may be asleep, and waking it failed */
 } ring_t;
 
 /* A descriptor that the ring watches for the library, with a poll that is no op. */
@@ -482,6 +483,7 @@ struct iou_t {
 	uint64_t clock_due_ns; /* what the timerfd is set to */
 	uint64_t n_rested;     /* n_reaped when rest() looked last */
 	bool rang;             /* rest() made the descriptor readable */
+	bool blind;            /* it did so for what may wait in the kernel unseen, and enter() was not called since */
 	bool stale;            /* the eventfd was signalled, perhaps, since it was registered */
 	bool deaf;             /* registering it failed */
 	uint64_t spin_ns, spin_max_ns;
@@ -1237,6 +1239,7 @@ static int ring_open(ring_t *ring, unsigned entries, unsigned setup_flags)
 	ring->head = *ring->io.sq.khead;
 	ring->must_get = (ring->flags & (IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_COOP_TASKRUN)) &&
 			 !(ring->flags & IORING_SETUP_TASKRUN_FLAG);
+	ring->unwoken = false;
 	return 0;
 }
 
@@ -1501,8 +1504,8 @@ static void cancel_pace(iou_t *iou, uint64_t took_ns)
 		iou->cancel_share *= 2;
 }
 
-/* Fill the SQ: the library's polls, cancels (a share of them), then the backlog. True: there is more. */
-static bool fill(iou_t *iou, bool may_sleep)
+/* Fill the SQ: the library's polls, cancels (a share of them, if any), then the backlog. True: there is more. */
+static bool fill(iou_t *iou, bool may_sleep, bool cancels)
 {
 	unsigned room, n_cancels;
 
@@ -1514,7 +1517,7 @@ static bool fill(iou_t *iou, bool may_sleep)
 		if (!watch_send(iou, &iou->wake, UD_WAKE) || !watch_send(iou, &iou->clock, UD_CLOCK))
 			return true;
 	room = sq_room(iou);
-	for (n_cancels = 0; unlikely(cancel_waits(iou)); n_cancels++, room--) {
+	for (n_cancels = 0; unlikely(cancel_waits(iou)) && cancels; n_cancels++, room--) {
 		if (!room || n_cancels == iou->cancel_share)
 			return true;
 		cancel_send(iou, op_at(iou->lane.next));
@@ -1582,8 +1585,8 @@ static unsigned sqpoll_flags(iou_t *iou, unsigned *n)
 	*n = 0;
 	/* The tail before the flag (io_uring_setup(2)); an exchange, since TSan knows no fences. */
 	__atomic_exchange_n(iou->ring.io.sq.ktail, iou->ring.io.sq.sqe_tail, __ATOMIC_SEQ_CST);
-	return (sq_flags(iou) & IORING_SQ_NEED_WAKEUP ? IORING_ENTER_SQ_WAKEUP : 0) |
-	       (sq_room(iou) ? 0 : IORING_ENTER_SQ_WAIT);
+	iou->ring.unwoken = sq_flags(iou) & IORING_SQ_NEED_WAKEUP; /* until that is done */
+	return (iou->ring.unwoken ? IORING_ENTER_SQ_WAKEUP : 0) | (sq_room(iou) ? 0 : IORING_ENTER_SQ_WAIT);
 }
 
 enum { SUBMIT = 1, WAIT = 2 };
@@ -1623,6 +1626,9 @@ static int enter(iou_t *iou, unsigned what, uint64_t until_ns)
 		ret = io_uring_enter2((unsigned)iou->ring.enter_fd, n, wait, flags, NULL, _NSIG / 8);
 	}
 	iou->stats.enters++;
+	iou->blind = false;
+	if (unlikely(iou->ring.unwoken))
+		iou->ring.unwoken = ret < 0;
 	iou->ring.head = sq_head(iou);
 	taken = iou->ring.head - head; /* also where an error came after it */
 	iou->stats.submitted += taken;
@@ -2404,11 +2410,12 @@ static void sleep_end(iou_t *iou, enum sleep before)
 static int submit(iou_t *iou, bool quits, uint64_t until_ns)
 {
 	const uint64_t n_sent = iou->n_sent;
-	bool may_spin = iou->spin_max_ns;
+	bool may_spin = iou->spin_max_ns, cancels = true;
 
 	for (;;) {
-		uint64_t began_ns = unlikely(cancel_waits(iou)) ? now_ns() : 0;
-		bool more = fill(iou, until_ns), wait = until_ns && !more && !is_ready(iou) && list_empty(&iou->idle);
+		uint64_t began_ns = unlikely(cancel_waits(iou)) && cancels ? now_ns() : 0;
+		bool left = fill(iou, until_ns, cancels), more = left || cancel_waits(iou);
+		bool wait = until_ns && !more && !is_ready(iou) && list_empty(&iou->idle);
 		enum sleep before = (enum sleep)atomic_load_explicit(&iou->mail.sleeping, memory_order_relaxed);
 		uint64_t due_ns = wait ? at_most(until_ns, next_due_ns(iou)) : 0;
 		int ret;
@@ -2438,9 +2445,13 @@ static int submit(iou_t *iou, bool quits, uint64_t until_ns)
 		else
 			continue;
 		more |= !(iou->ring.flags & IORING_SETUP_SQPOLL) && iou->ring.head != iou->ring.io.sq.sqe_tail;
-		if (!more || iou->n_sent - n_sent >= ROUND_MAX || cancel_waits(iou) ||
-		    cq_ready(iou) >= iou->ring.io.cq.ring_entries / 2)
+		if (!more || iou->n_sent - n_sent >= ROUND_MAX || cq_ready(iou) >= iou->ring.io.cq.ring_entries / 2)
 			return 0;
+		if (unlikely(cancel_waits(iou))) { /* a share of them was sent: now what they shall not hold up */
+			if (cancels ? list_empty(&iou->backlog) : !left)
+				return 0;
+			cancels = false;
+		}
 		sqpoll_wait(iou);
 	}
 }
@@ -2932,10 +2943,16 @@ static void clock_set(iou_t *iou)
 	iou->clock_due_ns = due_ns;
 }
 
+/* Does the SQ hold something that the kernel will not take of itself? */
+static bool sq_waits(const iou_t *iou)
+{
+	return iou->ring.flags & IORING_SETUP_SQPOLL ? iou->ring.unwoken : iou->ring.io.sq.sqe_tail != sq_head(iou);
+}
+
 /* Does a poll have something to do, that nothing will tell of later? */
 static bool has_more(iou_t *iou)
 {
-	return may_fill(iou) || iou->ring.io.sq.sqe_tail != sq_head(iou) || !list_empty(&iou->idle) || is_ready(iou) ||
+	return may_fill(iou) || sq_waits(iou) || !list_empty(&iou->idle) || is_ready(iou) ||
 	       sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
 }
 
@@ -2948,9 +2965,13 @@ static void bell_renew(iou_t *iou)
 	unsigned fd = (unsigned)(by_index ? ring->enter_fd : ring->io.ring_fd);
 	unsigned flag = by_index ? IORING_REGISTER_USE_REGISTERED_RING : 0;
 
-	io_uring_register(fd, IORING_UNREGISTER_EVENTFD | flag, NULL, 0);
-	iou->deaf = io_uring_register(fd, IORING_REGISTER_EVENTFD | flag, &iou->fd, 1) < 0;
-	iou->stale = iou->deaf;
+	int ret = io_uring_register(fd, IORING_UNREGISTER_EVENTFD | flag, NULL, 0);
+
+	if (ret >= 0 || ret == -ENXIO)
+		ret = io_uring_register(fd, IORING_REGISTER_EVENTFD | flag, &iou->fd, 1);
+	iou->deaf = iou->stale = ret < 0;
+	if (ret == -EACCES)
+		iou->refused = ret; /* by a restriction: the next poll tells */
 }
 
 /* At the end of each call that may have left or found something to do, where iou_fd() is in use: submit what is queued,
@@ -2961,10 +2982,10 @@ static void rest(iou_t *iou)
 	bool news;
 
 	if (may_fill(iou)) { /* what callbacks queued */
-		fill(iou, false);
+		fill(iou, false, true);
 		enter(iou, SUBMIT, 0); /* an error is the next poll's to tell */
 	}
-	if (atomic_load(&iou->mail.sleeping) == AWAKE && has_more(iou))
+	if (atomic_load(&iou->mail.sleeping) == AWAKE && (iou->blind || has_more(iou)))
 		return; /* it is readable */
 	eventfd_read(iou->fd, &n_rung);
 	news = n_rung > iou->rang || iou->n_reaped != iou->n_rested; /* the kernel has signalled, or might have */
@@ -2978,7 +2999,8 @@ static void rest(iou_t *iou)
 	clock_set(iou);
 	io_uring_cq_eventfd_toggle(&iou->ring.io, true); /* before doze(), which is a fence, and has_more() */
 	/* Where no flag tells of what is left in the kernel, the program polls once more, until nothing comes. */
-	iou->rang = iou->deaf || (news && iou->ring.must_get) || !doze(iou, RESTING) || has_more(iou);
+	iou->blind = news && iou->ring.must_get;
+	iou->rang = iou->deaf || iou->blind || !doze(iou, RESTING) || has_more(iou);
 	if (iou->rang) {
 		atomic_store(&iou->mail.sleeping, AWAKE);
 		event_ring(iou->fd);
@@ -3211,7 +3233,7 @@ static int cancel_in_kernel(iou_t *iou)
 					       .timeout = {.tv_nsec = 100 * (long long)NS_PER_MS}};
 	int ret = io_uring_register((unsigned)iou->ring.io.ring_fd, IORING_REGISTER_SYNC_CANCEL, &all, 1);
 
-	return ret == -ENOENT || ret == -ETIME || ret == -EALREADY ? 0 : ret; /* it may have to be asked again */
+	return ret == -ENOENT || ret == -ETIME || ret == -EALREADY || ret == -EINTR ? 0 : ret; /* perhaps once more */
 }
 
 /* Wait until the kernel has let go of every op. False: it cannot be reached any more, or lost one. */
@@ -3264,7 +3286,7 @@ static void end(iou_t *iou)
 		op->cb = on_nothing;
 		cancel(op); /* so that each completion goes by deliver_other() */
 	}
-	fill(iou, false);
+	fill(iou, false, true);
 	enter(iou, SUBMIT, 0); /* the cancels, before waiting for jobs */
 	pool_stop(&iou->pool);
 	free_posts(iou);
@@ -3477,7 +3499,7 @@ iou_op_t *iou_op_of(const void *env)
 
 	if (!env)
 		return refuse(EINVAL);
-	op = (uintptr_t)env % ENV_HEAD == 0 ? env_op(env) : NULL;
+	op = (uintptr_t)env % _Alignof(op_t *) == 0 ? env_op(env) : NULL; /* calloc() may align to 8 (32-bit ARM) */
 	MUST(op, "not an environment, or not that of an op any more");
 	return &op->pub;
 }
@@ -3650,7 +3672,7 @@ int iou_flush(iou_t *iou)
 	if (ret < 0)
 		return ret;
 	do {
-		more = fill(iou, false);
+		more = fill(iou, false, true);
 		ret = enter(iou, SUBMIT, 0);
 		if (is_shortage(ret))
 			ret = shortage(iou, ret);
@@ -3658,8 +3680,10 @@ int iou_flush(iou_t *iou)
 			iou->n_shortages = 0;
 		sqpoll_wait(iou);
 	} while (ret == 0 && (more || iou->ring.io.sq.sqe_tail != sq_head(iou)));
-	if (unlikely(iou->fd >= 0))
-		rest(iou);
+	if (unlikely(iou->fd >= 0)) {
+		begin_loop(iou); /* the inbox is looked into: see iou_bh_cancel() */
+		end_loop(iou);
+	}
 	return ret;
 }
 
@@ -3940,11 +3964,11 @@ void iou_dump(const iou_t *shown, FILE *out)
 	take_done(iou, UINT64_MAX);
 	pthread_mutex_lock(&iou->bhs_lock); /* see iou_bh_cancel() */
 	inbox_take(iou, UINT64_MAX);
+	n_entries = list_length(&iou->inbox) + list_length(&iou->idle);
 	pthread_mutex_unlock(&iou->bhs_lock);
 	FOR_EACH_OP(iou, chunk, op)
 		dump_op(iou, op, out);
 	fprintf(out, "%llu ops pending, %lld holds", (unsigned long long)n_pending(iou), atomic_load(&iou->n_holds));
-	n_entries = list_length(&iou->inbox) + list_length(&iou->idle);
 	if (n_entries)
 		fprintf(out, ", %llu posts and bottom halves", (unsigned long long)n_entries);
 	fprintf(out, "\n");

@@ -177,7 +177,8 @@ IOU_API int iou_resize(iou_t *iou, unsigned entries) IOU_MUST_USE;
  * IORING_REGISTER_ENABLE_RINGS, _RESIZE_RINGS, _RING_FDS and their opposites, _CLOCK, _SYNC_CANCEL,
  * _SEND_MSG_RING, and eventfds once iou_fd() was called.
  *
- * Restrictions (IORING_REGISTER_RESTRICTIONS) must allow IORING_OP_POLL_ADD and IORING_OP_ASYNC_CANCEL.
+ * Restrictions (IORING_REGISTER_RESTRICTIONS) must allow IORING_OP_POLL_ADD and IORING_OP_ASYNC_CANCEL,
+ * with iou_fd() IORING_REGISTER_EVENTFD and IORING_UNREGISTER_EVENTFD too.
  * Where they do not, a run or poll that would have to sleep, or to cancel, returns -EACCES after it
  * delivered what is ready; and if IORING_REGISTER_SYNC_CANCEL is refused too, iou_free() cannot stop what
  * is in flight: it leaks the ops' memory, and their buffers may be written until the kernel has ended

@@ -407,7 +407,7 @@ static int on_bh(void *data)
 
 static void bh_schedule(bh_model_t *bh, bool idle, bool from_signal)
 {
-	bool queued = bh->may_run || bh->once_more || bh->by_other || bh->n_running;
+	bool queued = bh->may_run || bh->once_more || bh->by_other || bh->n_running, by_other = on_other_thread() || from_signal;
 	unsigned n_ended = bh->n_ended;
 
 	TRACE("thread %u: iou_bh_schedule%s %u", thread_number(), idle ? "_idle" : "", (unsigned)(bh - model.bhs));
@@ -415,7 +415,7 @@ static void bh_schedule(bh_model_t *bh, bool idle, bool from_signal)
 	bh->n_calls++;
 	bh->n_running++;
 	bh->may_run = true;
-	if (on_other_thread() || from_signal) {
+	if (by_other) {
 		bh->by_other = true;
 		if (idle)
 			iou_bh_schedule_idle(bh->bh);
@@ -427,7 +427,7 @@ static void bh_schedule(bh_model_t *bh, bool idle, bool from_signal)
 		CALL_VOID(false, iou_bh_schedule(bh->bh));
 	}
 	CHECK(errno == 4711, "iou_bh_schedule() changed errno to %d", errno);
-	if (!queued && !idle && !bh->by_other && n_ended == bh->n_ended)
+	if (!queued && !idle && !by_other && !bh->by_other && n_ended == bh->n_ended) /* a cancel meanwhile clears that of the bh */
 		bh->place = ++model.next_place;
 	bh->n_running--;
 	bh->n_calls--;

@@ -691,6 +691,64 @@ START_TEST(epoll_drives_every_ring)
 }
 END_TEST
 
+/* SQPOLL's thread takes what is queued when it comes to it; till then there is nothing to do. */
+START_TEST(it_is_quiet_until_sqpoll_has_taken_the_sq)
+{
+	iou_t *iou = NEW_IOU_OF(4, IORING_SETUP_SQPOLL);
+	host_t host;
+
+	if (!iou)
+		return;
+	new_host_of(&host, iou);
+	settle(&host);
+	for (int i = 0; i < 50; i++) {
+		call_t call = {0};
+
+		host.n_polls = 0;
+		start(iou, CQE, on_call, &call);
+		TURN_UNTIL(&host, call.n);
+		settle(&host);
+		ck_assert_int_le(host.n_polls, 6);
+	}
+	end_host(&host);
+}
+END_TEST
+
+/* Restrictions that let it register its eventfd, but not anew: a poll says so, as it cannot be silent. */
+START_TEST(what_it_needs_is_refused)
+{
+	struct io_uring_restriction allowed[] = {
+		{.opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_RECV},
+		{.opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_POLL_ADD},
+		{.opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_ASYNC_CANCEL},
+		{.opcode = IORING_RESTRICTION_REGISTER_OP, .register_op = IORING_REGISTER_EVENTFD},
+	};
+	iou_t *iou = NEW_IOU_OF(4, IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN);
+	host_t host;
+	char byte;
+	iou_op_t *op;
+	int n_refused = 0;
+
+	if (!iou)
+		return;
+	ck_assert_int_eq(io_uring_register((unsigned)iou_ring(iou)->ring_fd, IORING_REGISTER_RESTRICTIONS, allowed, 4), 0);
+	new_host_of(&host, iou);
+	op = new_op(iou);
+	io_uring_prep_recv(op->sqe, host.fds[0], &byte, 1, 0);
+	iou_op_queue(iou, op, on_nothing, NULL);
+	for (int i = 0; i < 10 && wait_for(&host, 0) == 1; i++) {
+		int n = iou_poll(iou, 0);
+
+		ck_assert_msg(n == 0 || n == -EACCES, "iou_poll: %d", n);
+		n_refused += n == -EACCES;
+	}
+	ck_assert_int_ge(n_refused, 5);
+	close(host.epoll_fd);
+	close_pair(host.fds);
+	iou_free(iou);
+}
+END_TEST
+
 /* Two in one set; and one inside another, which polls its descriptor through its own ring. */
 START_TEST(several_share_a_loop)
 {
@@ -918,7 +976,8 @@ Suite *embed_suite(void)
 		  a_job_with_a_deadline_is_noticed, a_cancel_all_is_noticed, a_resize_is_noticed,
 		  a_post_after_a_run_is_noticed, it_may_be_asked_for_late, it_is_the_same_across_resize,
 		  run_and_poll_still_wake, two_ious_share_an_eventfd, what_callbacks_queue_is_submitted);
-	TEST_CASE(suite, "hosts", epoll_drives_a_mixture, epoll_drives_every_ring, several_share_a_loop,
+	TEST_CASE(suite, "hosts", epoll_drives_a_mixture, epoll_drives_every_ring,
+		  it_is_quiet_until_sqpoll_has_taken_the_sq, what_it_needs_is_refused, several_share_a_loop,
 		  an_iou_drives_another, glib_drives_a_mixture);
 	return suite;
 }

@@ -313,6 +313,27 @@ START_TEST(cancels_are_sent_by_shares)
 }
 END_TEST
 
+/* What is queued meanwhile does not wait until all of them were sent. */
+START_TEST(cancels_do_not_hold_up_ops)
+{
+	call_t nop = {0};
+	int fds[2];
+
+	new_pile(64, N_PILED);
+	new_socketpair(fds);
+	pile_up_reads(N_PILED, fds[0], false);
+	flush(the_iou);
+	ck_assert_int_eq(iou_cancel_all(the_iou), 0);
+	start(the_iou, CQE, on_call, &nop);
+	ck_assert_int_ge(iou_poll(the_iou, 0), 1);
+	ck_assert_int_eq(nop.n, 1);
+	ck_assert_uint_gt(n_pending(the_iou), N_PILED / 2);
+	run(the_iou);
+	close_pair(fds);
+	end_pile();
+}
+END_TEST
+
 /* ---- In the middle of a pile ----------------------------------------------------------------- */
 
 static int on_refill(void *data)
@@ -606,7 +627,7 @@ Suite *rounds_suite(void)
 
 	shares = TEST_CASE(suite, "shares", so_do_idle_bottom_halves, sources_in_line_share_it,
 			   each_source_has_its_own_share, deadlines_expire_by_shares,
-			   ops_are_submitted_by_shares);
+			   ops_are_submitted_by_shares, cancels_do_not_hold_up_ops);
 	tcase_add_loop_test(shares, a_round_takes_its_share, 0, N_KINDS);
 	tcase_add_loop_test(shares, a_run_takes_one_share_after_the_other, 0, N_KINDS + 1);
 	tcase_add_loop_test(shares, cancels_are_sent_by_shares, 0, 2);

@@ -220,6 +220,52 @@ START_TEST(it_is_handed_over)
 }
 END_TEST
 
+/* As long as no loop runs, any thread may take a bottom half off its line, while the iou's thread looks at that. */
+static atomic_bool shown;
+
+static void *schedule_and_cancel(void *bhs)
+{
+	while (!shown) {
+		for (iou_bh_t **bh = bhs; *bh; bh++)
+			iou_bh_schedule(*bh);
+		for (iou_bh_t **bh = bhs; *bh; bh++)
+			iou_bh_cancel(*bh);
+	}
+	return NULL;
+}
+
+START_TEST(one_looks_at_it_while_another_cancels)
+{
+	iou_t *ious[] = {new_iou(4), NEW_IOU_OF(4, IORING_SETUP_SUBMIT_ALL)}; /* before its first run, and handed on */
+	FILE *nothing = fopen("/dev/null", "w");
+	iou_bh_t *bhs[33] = {NULL};
+
+	for (int i = 0; i < 2; i++) {
+		uint64_t until_ns = now_ns() + SECOND / 2;
+		pthread_t thread;
+
+		if (!ious[i])
+			continue;
+		for (int k = 0; k < 32; k++)
+			bhs[k] = new_bh(ious[i], on_nothing, NULL);
+		if (i)
+			ck_assert_int_ge(iou_fd(ious[i]), 0);
+		shown = false;
+		thread = start_thread(schedule_and_cancel, bhs);
+		while (now_ns() < until_ns) {
+			iou_dump(ious[i], nothing);
+			if (i)
+				flush(ious[i]);
+		}
+		shown = true;
+		join_thread(thread);
+		run(ious[i]);
+		done(ious[i]);
+	}
+	fclose(nothing);
+}
+END_TEST
+
 /* ---- Holds ----------------------------------------------------------------------------------- */
 
 static void *last_touch(void *iou)
@@ -905,7 +951,7 @@ Suite *threads_suite(void)
 
 	TEST_CASE(suite, "owner", it_belongs_to_the_first_that_flushes_runs_or_polls,
 		  it_is_set_up_by_one_and_run_by_another, a_callback_does_not_open_the_iou_to_others,
-		  a_job_is_another_thread, it_is_handed_over);
+		  a_job_is_another_thread, it_is_handed_over, one_looks_at_it_while_another_cancels);
 	TEST_CASE(suite, "hold", unhold_is_the_last_touch, threads_hold_and_let_go,
 		  a_loop_that_sleeps_is_not_freed_by_another_thread);
 	TEST_CASE(suite, "cancelled", calls_are_no_cancellation_points, an_iou_begins_and_ends_in_a_cancelled_thread);
