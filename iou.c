@@ -1377,7 +1377,7 @@ static void watch_reap(iou_t *iou, watch_t *watch, int result, unsigned flags)
 		watch->n_single--;
 	else if (result == -EINVAL)
 		watch->n_single = WATCH_SINGLE;
-	if (result < 0 && result != -ECANCELED && watch->n_single != WATCH_SINGLE)
+	if (result < 0 && result != -ECANCELED && watch->n_single != WATCH_SINGLE && !iou->ending)
 		iou->refused = result; /* the loop cannot sleep: nothing would wake it */
 }
 
@@ -1513,7 +1513,8 @@ static bool fill(iou_t *iou, bool may_sleep, bool cancels)
 		op_at(iou->backlog.prev)->bits |= OP_CHAIN_END;
 	if (!list_empty(&iou->asked))
 		cancel_again(iou);
-	if (unlikely(watch_lacks(&iou->wake) || watch_lacks(&iou->clock)) && (may_sleep || iou->fd >= 0) && !iou->ending)
+	if (unlikely(watch_lacks(&iou->wake) || watch_lacks(&iou->clock)) && (may_sleep || iou->fd >= 0) && !iou->ending &&
+	    !iou->refused)
 		if (!watch_send(iou, &iou->wake, UD_WAKE) || !watch_send(iou, &iou->clock, UD_CLOCK))
 			return true;
 	room = sq_room(iou);
@@ -2337,7 +2338,7 @@ static void check(iou_t *iou)
 #define check(iou) ((void)(iou))
 #endif
 
-static bool is_pending(iou_t *iou)
+static inline bool is_pending(iou_t *iou)
 {
 	return n_pending(iou) || atomic_load(&iou->n_holds) > 0 || !list_empty(&iou->inbox) || !list_empty(&iou->idle) ||
 	       !mail_empty(&iou->mail);
@@ -2350,10 +2351,10 @@ static bool is_ready(iou_t *iou)
 	       (clock_runs(iou) && clock_due_ns(iou) <= now_ns());
 }
 
-/* Or the contrary: nothing to wait for, or iou_quit() was called. */
+/* Is there something to wait for, no quit, and nothing to be told that the kernel refused? */
 static bool may_wait(iou_t *iou, bool quits)
 {
-	return is_pending(iou) && !(quits && atomic_load(&iou->quit));
+	return is_pending(iou) && !(quits && atomic_load(&iou->quit)) && !iou->refused;
 }
 
 /* When the clock has something for the loop. */
@@ -2870,13 +2871,16 @@ static void bell_rang(iou_t *iou)
 	io_uring_cq_eventfd_toggle(&iou->ring.io, false);
 }
 
-/* The kernel refuses what the library needs to sleep, or to cancel: that is a round's result where it had nothing better. */
-static int refused_take(iou_t *iou, int ret)
+/* What the kernel refuses of the library's own is told by a call that did nothing, where the next one would sleep, or the
+ * program does on iou_fd(). Until then it is not tried again, and the loop does not sleep. */
+__attribute__((cold, noinline)) static int refused_take(iou_t *iou, int ret, bool may_sleep)
 {
 	int error = iou->refused;
 
+	if (ret || is_ready(iou) || !list_empty(&iou->idle) || !(iou->fd >= 0 || (may_sleep && is_pending(iou))))
+		return ret;
 	iou->refused = 0;
-	return ret == 0 ? error : ret;
+	return error;
 }
 
 /* Submit, sleep if nothing is ready, deliver. Returns the number of callbacks run, or an error: a callback's, or
@@ -2902,8 +2906,6 @@ static int round_run(iou_t *iou, bool quits, uint64_t until_ns)
 		current_iou = outer;
 		if (ret >= 0)
 			ret = round.n_calls;
-		if (unlikely(iou->refused))
-			ret = refused_take(iou, ret);
 	}
 	check(iou);
 	return ret;
@@ -3240,10 +3242,11 @@ static int cancel_in_kernel(iou_t *iou)
 static bool drain(iou_t *iou)
 {
 	for (unsigned n_errors = 0; n_ring(iou) || iou->n_cancels;) {
-		int ret = round_run(iou, false, NEVER);
+		int ret = round_run(iou, false, NEVER), refused = iou->refused;
 
-		if (ret == -EACCES && cancel_in_kernel(iou) >= 0)
-			continue;
+		iou->refused = 0;
+		if (refused && n_ring(iou) && cancel_in_kernel(iou) < 0 && !is_ready(iou))
+			return false;
 		if (ret == -EBADR && n_errors++ < 1000 && enter(iou, WAIT, add_ns(now_ns(), 100 * NS_PER_MS)) != -EBADF &&
 		    cq_ready(iou))
 			continue;
@@ -3282,6 +3285,7 @@ static void end(iou_t *iou)
 
 	visitors_wait(iou);
 	iou->ending = true;
+	iou->refused = 0; /* of a poll, which is not needed any more */
 	FOR_EACH_OP(iou, chunk, op) {
 		op->cb = on_nothing;
 		cancel(op); /* so that each completion goes by deliver_other() */
@@ -3335,6 +3339,7 @@ static int ring_replace(iou_t *iou, unsigned entries)
 	iou->ring = fresh; /* before the old one's descriptor is closed, which a child would close again */
 	ring_close(&old, true, true);
 	iou->wake.armed = iou->clock.armed = false;
+	iou->refused = 0; /* restrictions are the old ring's */
 	touch(iou); /* the next poll arms them */
 	return 0;
 }
@@ -3699,6 +3704,8 @@ int iou_run(iou_t *iou)
 	begin_loop(iou);
 	while (!atomic_load(&iou->quit) && is_pending(iou)) {
 		ret = round_run(iou, true, NEVER);
+		if (unlikely(iou->refused))
+			ret = refused_take(iou, ret, true);
 		if (ret < 0)
 			break;
 	}
@@ -3733,9 +3740,11 @@ int iou_poll(iou_t *iou, int64_t timeout_ns)
 	if (timeout_ns > 0)
 		until_ns = add_ns(now_ns(), (uint64_t)timeout_ns);
 	begin_loop(iou);
-	do
+	do {
 		ret = round_run(iou, false, until_ns);
-	while (ret == 0 && until_ns && is_pending(iou) && (until_ns == NEVER || now_ns() < until_ns));
+		if (unlikely(iou->refused))
+			ret = refused_take(iou, ret, until_ns);
+	} while (ret == 0 && until_ns && is_pending(iou) && (until_ns == NEVER || now_ns() < until_ns));
 	if (unlikely(iou->fd >= 0) && ret > 0 && may_fill(iou)) { /* what callbacks queued, and what that comes to at once */
 		int more = round_run(iou, false, 0);
 

@@ -199,6 +199,11 @@ bool kernel_readable(int fd);
 void kernel_close_of_program(int fd);
 /* write(2) as a bare system call, by any thread. */
 long kernel_write(int fd, const void *data, size_t size);
+/* SQEs of iou's own that a restriction refused; has the ring any, and of polls? */
+unsigned kernel_n_refused(void);
+bool kernel_refuses(void), kernel_refuses_poll(void);
+/* Was a ring closed with ops in flight, since nothing was allowed that could end them? */
+bool kernel_left_ops(void);
 /* The smallest SQ that there was in this run; the SQEs that the last enter was to submit; and all that were taken. */
 unsigned kernel_sq_entries_min(void);
 unsigned kernel_n_entered(void);
@@ -234,7 +239,8 @@ void model_cancel_hits(unsigned op, bool by_iou);
 bool model_room(unsigned op);
 /* The loop thread is about to sleep: with nothing ready, one hopes. */
 void model_sleeps(bool for_ever, uint64_t until_ns);
-/* Nothing will happen by itself: make something happen. */
+/* Nothing will happen by itself: make something happen, if it is but to let an op or a job end. */
 void model_rescue(void);
+bool model_help(void);
 
 #endif

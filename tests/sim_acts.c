@@ -506,6 +506,12 @@ static void chain_ends(void)
 	model.last_queued = 0;
 }
 
+/* A restriction keeps iou from what it has to do before it sleeps: that is told each time. */
+static bool is_refusal(int ret)
+{
+	return ret == -EACCES && ++model.n_refusals_told <= kernel_n_refused();
+}
+
 static void drive_begin(driver_t *driver, bool is_run, int64_t timeout_ns)
 {
 	unsigned last_queued = model.last_queued;
@@ -588,6 +594,10 @@ int poll_once(int64_t timeout_ns)
 	drive_end(&driver);
 	if (driver.error) {
 		CHECK(ret == driver.error, "iou_poll returns %d and not %d", ret, driver.error);
+	} else if (ret < 0 && is_refusal(ret)) {
+		CHECK(timeout_ns || model.fd >= 0, "iou_poll(0) wants to sleep");
+		CHECK(driver.n_calls || !ready || n_gifts != model.n_gifts,
+		      "iou_poll returns -EACCES while something is ready");
 	} else if (ret < 0) {
 		CHECK((faulty && is_shortage(ret)) || (model.broken && ret == -EBADR), "iou_poll: %d", ret);
 	} else {
@@ -614,6 +624,7 @@ int poll_once(int64_t timeout_ns)
 int run(void)
 {
 	bool quit_before = model.quit_is_set;
+	unsigned n_gifts = model.n_gifts - model.n_giving;
 	driver_t driver;
 	call_t call = call_begin(false);
 	bool faulty;
@@ -628,6 +639,9 @@ int run(void)
 	drive_end(&driver);
 	if (driver.error) {
 		CHECK(ret == driver.error, "iou_run returns %d and not %d", ret, driver.error);
+	} else if (ret < 0 && is_refusal(ret)) {
+		CHECK(model.fd >= 0 || main_things_pending() || is_pending() || n_gifts != model.n_gifts,
+		      "iou_run returns -EACCES, and nothing is pending");
 	} else if (ret < 0) {
 		CHECK((faulty && is_shortage(ret)) || (model.broken && ret == -EBADR), "iou_run: %d", ret);
 	} else {
@@ -682,6 +696,17 @@ static void act_flush(void)
 	CHECK(ret == 0 || (faulty && is_shortage(ret)) || (model.broken && ret == -EBADR), "iou_flush: %d", ret);
 	if (ret == 0)
 		check_submitted("iou_flush", kernel_sq_entries_min());
+}
+
+/* The program registers files or buffers. */
+static void act_register(void)
+{
+	struct io_uring *ring = CALL(false, iou_ring(model.iou));
+	int ret;
+
+	CHECK(ring, "iou_ring() is NULL");
+	ret = io_uring_register((unsigned)ring->ring_fd, one_in(2) ? IORING_REGISTER_FILES : IORING_REGISTER_BUFFERS, NULL, 0);
+	CHECK(ret == 0 || ret == -EBUSY || ret == -EPERM || ret == -EACCES, "io_uring_register: %d", ret);
 }
 
 static void act_resize(void)
@@ -752,10 +777,11 @@ static void act_fd(void)
 	world.may_cancel = true;
 	fd = iou_fd(model.iou);
 	if (call_end(call) && fd < 0) {
-		CHECK(fd == -EMFILE || fd == -ENOMEM || fd == -ENFILE || fd == -EPERM, "iou_fd: %d", fd);
+		CHECK(fd == -EMFILE || fd == -ENOMEM || fd == -ENFILE || fd == -EPERM || (fd == -EACCES && kernel_refuses()),
+		      "iou_fd: %d", fd);
 		return;
 	}
-	if (fd == -EPERM)
+	if (fd == -EPERM || (fd == -EACCES && kernel_refuses()))
 		return; /* registering is refused */
 	CHECK(fd >= FD_FAKE && (model.fd < 0 || model.fd == fd), "iou_fd: %d", fd);
 	model.fd = fd;
@@ -856,7 +882,10 @@ void act(void)
 			kernel_feed();
 		break;
 	case 30:
-		act_resize();
+		if (one_in(4))
+			act_register();
+		else
+			act_resize();
 		break;
 	case 31:
 		if (depth() < 4)

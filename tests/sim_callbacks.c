@@ -395,6 +395,7 @@ static int on_bh(void *data)
 	CHECK(bh->may_run || bh->once_more, "bottom half %u runs, and is not scheduled", number);
 	check_place(bh->place);
 	bh->place = 0;
+	bh->may_stay = false;
 	bh->once_more = bh->may_run && bh->by_other;
 	bh->by_other = bh->n_running > 0;
 	model.n_pending -= bh->scheduled;
@@ -427,7 +428,7 @@ static void bh_schedule(bh_model_t *bh, bool idle, bool from_signal)
 		CALL_VOID(false, iou_bh_schedule(bh->bh));
 	}
 	CHECK(errno == 4711, "iou_bh_schedule() changed errno to %d", errno);
-	if (!queued && !idle && !by_other && !bh->by_other && n_ended == bh->n_ended) /* a cancel meanwhile clears that of the bh */
+	if (!queued && !idle && !by_other && !bh->by_other && !bh->may_stay && n_ended == bh->n_ended) /* a cancel meanwhile clears that of the bh */
 		bh->place = ++model.next_place;
 	bh->n_running--;
 	bh->n_calls--;
@@ -448,6 +449,7 @@ static void bh_cancel(bh_model_t *bh)
 	bh->by_other = bh->once_more = false;
 	model.n_dead++;
 	bh->place = 0;
+	bh->may_stay = model.n_giving;
 	CALL_VOID(false, iou_bh_cancel(bh->bh));
 	model.n_pending -= bh->scheduled;
 	bh->scheduled = false;

@@ -29,6 +29,9 @@
 #define FEAT_REG_REG_RING   (1U << 13)
 #define USE_REGISTERED_RING (1U << 31)
 
+/* Restrictions that stand in iou's way. */
+enum refusal { REFUSES_POLL = 1, REFUSES_CANCEL = 2, REFUSES_REGISTER = 4 };
+
 /* Kernels by what they know. */
 enum { KERNEL_5_10, KERNEL_5_11, KERNEL_5_18, KERNEL_5_19, KERNEL_6_0, KERNEL_6_1, KERNEL_6_15, N_KERNELS };
 
@@ -70,8 +73,10 @@ typedef struct ring_t {
 	bool sq_asleep;      /* SQPOLL's thread */
 	bool dropped;        /* a CQE was: the next enter that finds none says so */
 	bool has_signalled;  /* see signals_once */
+	bool has_files, has_buffers; /* registered by the program */
 	int fd, eventfd;
 	unsigned flags, registered;
+	unsigned refuses; /* enum refusal: what the program's restrictions do not allow */
 	unsigned sq_entries, cq_entries;
 	/* shared with the program */
 	unsigned sq_head, sq_tail, sq_flags, sq_dropped, sq_mask, sq_ring_entries;
@@ -109,6 +114,9 @@ static unsigned n_free_reqs;
 static unsigned n_rings, n_files_used;
 static unsigned kernel;
 static bool refuse_register, submitting;
+static unsigned restrictions; /* of the next ring that is made disabled */
+static unsigned n_refused; /* SQEs of iou's own */
+static bool leaves_ops; /* a ring was closed with ops in flight, which nothing could end */
 static bool strays; /* as 6.18 does: see req_t.strays */
 static bool signals_once; /* as 6.12.117 and 6.18 do: of task work that another descriptor's readiness brings about */
 static unsigned sq_entries_min;
@@ -810,6 +818,32 @@ void kernel_close_of_program(int fd)
 	file->open = false;
 }
 
+bool kernel_left_ops(void)
+{
+	return leaves_ops;
+}
+
+unsigned kernel_n_refused(void)
+{
+	return n_refused;
+}
+
+bool kernel_refuses(void)
+{
+	for (unsigned i = 0; i < n_rings; i++)
+		if (rings[i].open && rings[i].refuses)
+			return true;
+	return false;
+}
+
+bool kernel_refuses_poll(void)
+{
+	for (unsigned i = 0; i < n_rings; i++)
+		if (rings[i].open && rings[i].refuses & REFUSES_POLL)
+			return true;
+	return false;
+}
+
 unsigned kernel_sq_entries_min(void)
 {
 	return sq_entries_min;
@@ -852,8 +886,11 @@ void kernel_reset(void)
 		free_reqs[n_free_reqs] = &reqs[n_free_reqs];
 	kernel = one_in(100) ? KERNEL_5_10 : one_in(3) ? KERNEL_6_1 : KERNEL_5_11 + pick(N_KERNELS - 1);
 	refuse_register = one_in(30);
+	restrictions = one_in(25) ? 1 + pick(7) : 0;
+	n_refused = 0;
+	leaves_ops = false;
 	signals_once = one_in(2);
-	strays = one_in(2);
+	strays = one_in(2) && !(restrictions & REFUSES_CANCEL); /* what comes behind a stray is a cancel */
 	storm = 0;
 	sq_entries_min = ~0U;
 }
@@ -863,7 +900,7 @@ void kernel_check_end(void)
 	for (unsigned i = 0; i < n_rings; i++)
 		CHECK(!rings[i].open, "a ring is left");
 	for (unsigned i = 0; i < n_files_used; i++)
-		CHECK(!files[i].open || (files[i].kind == OPENED && model_is_broken()),
+		CHECK(!files[i].open || (files[i].kind == OPENED && (model_is_broken() || leaves_ops)),
 		      "descriptor %u is left, %s", FD_FAKE + i,
 		      files[i].kind == OPENED ? "the result of an op" : "iou's own");
 }
@@ -974,6 +1011,10 @@ int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *uring, 
 	ring->registered = ~0U;
 	ring->flags = params->flags;
 	ring->disabled = params->flags & IORING_SETUP_R_DISABLED;
+	if (ring->disabled && !refuse_register) { /* as if the program had registered them before the first flush */
+		ring->refuses = restrictions;
+		restrictions = 0;
+	}
 	ring->sq_entries = ring->sq_ring_entries = power_of_two(entries, MAX_SQ);
 	ring->cq_entries = ring->cq_ring_entries =
 		power_of_two(params->flags & IORING_SETUP_CQSIZE ? params->cq_entries : 2 * ring->sq_entries, MAX_CQ);
@@ -1020,14 +1061,20 @@ void __wrap_io_uring_queue_exit(struct io_uring *uring);
 void __wrap_io_uring_queue_exit(struct io_uring *uring)
 {
 	ring_t *ring = ring_of(uring->ring_fd);
+	bool gives_up;
 
 	TRACE("kernel: ring closed");
 	CHECK(ring, "queue_exit of a ring that is not open");
+	CHECK(!(ring->has_files || ring->has_buffers) || ring->refuses & REFUSES_REGISTER || model_is_broken(),
+	      "files or buffers are still registered with a ring that is closed");
 	CHECK(!on_other_thread(), "a worker closes the ring");
+	gives_up = ring->refuses & REFUSES_CANCEL && ring->refuses & REFUSES_REGISTER;
+	leaves_ops |= gives_up && (cq_ready(ring) || ring->n_overflow || ring->n_work);
 	for (unsigned i = 0; i < ring->n_active; i++) {
 		const req_t *req = ring->active[i];
 
-		CHECK(!req->op || model_is_broken(),
+		leaves_ops |= req->op && gives_up;
+		CHECK(!req->op || model_is_broken() || gives_up,
 		      "the ring is closed while op %u is %s in the kernel", req->op, kernel_where(req->op));
 		CHECK(req->op || req->sqe.opcode != IORING_OP_READ,
 		      "the ring is closed while iou's own read is in flight");
@@ -1049,6 +1096,38 @@ int __wrap_io_uring_ring_dontfork(struct io_uring *uring)
 {
 	CHECK(ring_of(uring->ring_fd), "dontfork of a ring that is not open");
 	return fault(100) ? -ENOMEM : 0;
+}
+
+static void time_passes(uint64_t until_ns, bool timed);
+
+/* All that is in flight, and wait for those in io-wq. */
+static int sync_cancel(ring_t *ring, const struct io_uring_sync_cancel_reg *reg)
+{
+	const req_t by = { .sqe = { .opcode = IORING_OP_ASYNC_CANCEL, .addr = reg->addr, .cancel_flags = reg->flags } };
+	uint64_t until_ns = world.now_ns + (uint64_t)reg->timeout.tv_sec * 1000000000 + (uint64_t)reg->timeout.tv_nsec;
+	bool timed = reg->timeout.tv_sec != -1 || reg->timeout.tv_nsec != -1;
+	int ret = -ENOENT;
+
+	if (kernel < KERNEL_6_0)
+		return -EINVAL;
+	for (unsigned n = 0;; n++) {
+		unsigned n_running = 0;
+
+		CHECK(n < 100000, "a sync cancel does not end");
+		for (unsigned i = 0; i < ring->n_active; i++) {
+			req_t *req = ring->active[i];
+
+			if (req->state != RUN || req->place == UNSTOPPABLE || !key_matches(req, &by))
+				continue;
+			ret = 0;
+			n_running += cancel_one(ring, req, &by) == -EALREADY;
+		}
+		if (!n_running)
+			return ret;
+		if (timed && world.now_ns >= until_ns)
+			return -ETIME;
+		time_passes(timed ? until_ns : NEVER, timed);
+	}
 }
 
 static int register_ring_fd(ring_t *ring, void *arg)
@@ -1080,6 +1159,9 @@ int __wrap_io_uring_register(unsigned fd, unsigned opcode, const void *arg, unsi
 		opcode &= ~USE_REGISTERED_RING;
 	if (refuse_register)
 		return -EPERM;
+	if (!ring->disabled && ring->refuses & REFUSES_REGISTER && opcode != IORING_REGISTER_EVENTFD &&
+	    opcode != IORING_UNREGISTER_EVENTFD) /* without that, iou_fd() stays readable */
+		return -EACCES;
 	kernel_entered();
 	sim_point();
 	switch (opcode) {
@@ -1101,6 +1183,25 @@ int __wrap_io_uring_register(unsigned fd, unsigned opcode, const void *arg, unsi
 	case IORING_UNREGISTER_EVENTFD:
 		ret = ring->eventfd >= 0 ? 0 : -ENXIO;
 		ring->eventfd = -1;
+		break;
+	case IORING_REGISTER_FILES:
+		ret = ring->has_files ? -EBUSY : 0;
+		ring->has_files = true;
+		break;
+	case IORING_REGISTER_BUFFERS:
+		ret = ring->has_buffers ? -EBUSY : 0;
+		ring->has_buffers = true;
+		break;
+	case IORING_UNREGISTER_FILES:
+		ret = ring->has_files ? 0 : -ENXIO;
+		ring->has_files = false;
+		break;
+	case IORING_UNREGISTER_BUFFERS:
+		ret = ring->has_buffers ? 0 : -ENXIO;
+		ring->has_buffers = false;
+		break;
+	case IORING_REGISTER_SYNC_CANCEL:
+		ret = sync_cancel(ring, arg);
 		break;
 	case IORING_REGISTER_RING_FDS:
 		ret = register_ring_fd(ring, (void *)(uintptr_t)arg);
@@ -1169,6 +1270,13 @@ static req_t *req_take(ring_t *ring, const struct io_uring_sqe *sqe)
 		req->error = -EINVAL;
 	if (!req->op)
 		check_own(ring, sqe);
+	if ((sqe->opcode == IORING_OP_POLL_ADD && ring->refuses & REFUSES_POLL) ||
+	    (sqe->opcode == IORING_OP_ASYNC_CANCEL && ring->refuses & REFUSES_CANCEL)) {
+		req->error = -EACCES;
+		n_refused += !req->op;
+		if (!req->op && sqe->opcode == IORING_OP_ASYNC_CANCEL)
+			model_cancel_seen(sqe->addr);
+	}
 	return req;
 }
 

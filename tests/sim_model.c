@@ -278,25 +278,33 @@ void model_sleeps(bool for_ever, uint64_t until_ns)
 		return;
 	CHECK(driver, "iou sleeps outside of iou_run() and iou_poll()");
 	check_at_rest(for_ever, until_ns);
+	CHECK(!kernel_refuses_poll(), "the loop sleeps, and nothing can wake it");
 	CHECK(is_pending(), "the loop sleeps with nothing pending");
 	CHECK(driver->is_run || driver->timeout_ns, "iou_poll(0) sleeps");
 	CHECK(!driver->is_run || (!model.quit_is_set && !model.others_quit), "the loop sleeps after iou_quit()");
 }
 
-void model_rescue(void)
+bool model_help(void)
 {
 	if (world.wake_up_lost) {
 		threads_find_lost();
-		return;
+		return true;
 	}
 	if (kernel_feed())
-		return;
+		return true;
 	for (unsigned i = 1; i <= model.n_ops; i++) {
 		if (ops[i].state == PENDING && ops[i].started && !ops[i].finished && !ops[i].released) {
 			ops[i].released = true;
-			return;
+			return true;
 		}
 	}
+	return false;
+}
+
+void model_rescue(void)
+{
+	if (model_help())
+		return;
 	CHECK(model.driver && !model.freeing, "nothing will ever happen any more");
 	model.order = model.holds > 0 ? UNHOLD : POST;
 	while (!poster_start(true))

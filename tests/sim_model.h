@@ -87,6 +87,7 @@ typedef struct bh_model_t {
 	bool idle;          /* only when nothing else is */
 	bool may_run;       /* a schedule began since it last ran */
 	unsigned place;     /* in line, among what the loop thread gave; 0: not known */
+	bool may_stay;      /* it was cancelled, and may have kept its place: it could not be reached behind another's gift */
 	bool by_other;      /* by another thread: that may have come between iou's decision to run it and the run, */
 	bool once_more;     /* which then does not count for it */
 } bh_model_t;
@@ -150,6 +151,7 @@ typedef struct model_t {
 	unsigned n_ops, n_posts, n_kept;
 	iou_op_t *kept[MAX_KEPT];
 	bh_model_t bhs[MAX_BHS];
+	unsigned n_refusals_told; /* -EACCES returned */
 	unsigned n_chances; /* to start one more worker that were let go by */
 	uint64_t actions; /* allowed ones, as bits */
 } model_t;
