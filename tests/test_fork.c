@@ -10,6 +10,7 @@
 #include <semaphore.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
@@ -330,7 +331,7 @@ END_TEST
 
 static busy_t *the_busy;
 
-static int on_fork(void *data)
+static int on_fork_and_free(void *data)
 {
 	int status;
 	pid_t pid = fork();
@@ -355,7 +356,7 @@ START_TEST(a_callback_forks)
 
 	the_busy = &busy;
 	make_busy(&busy);
-	make_ready(busy.iou, (kind_t)_i, on_fork, &call);
+	make_ready(busy.iou, (kind_t)_i, on_fork_and_free, &call);
 	finish_busy(&busy);
 	ck_assert_int_eq(call.n, 1);
 }
@@ -443,6 +444,510 @@ START_TEST(the_parent_frees_first)
 }
 END_TEST
 
+/* ---- A child that goes on where it was forked ------------------------------------------------ */
+
+static pid_t parent;
+static int *n_in_child; /* shared memory: callbacks and jobs of the parent's that ran in a child */
+static bool is_child;
+static void (*in_the_child)(void); /* what it does before it goes on; NULL: nothing */
+static iou_t *the_iou;
+
+static void begin_forking(void (*func)(void))
+{
+	parent = getpid();
+	in_the_child = func;
+	n_in_child = mmap(NULL, sizeof(int), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ck_assert_ptr_ne(n_in_child, MAP_FAILED);
+	fflush(NULL); /* what is in buffers is not the child's */
+}
+
+static void end_forking(void)
+{
+	ck_assert_int_eq(*n_in_child, 0);
+	munmap(n_in_child, sizeof(int));
+}
+
+/* Returns the child's wait status, or in the child -1. One that hangs ends by a signal. */
+static int fork_here(void)
+{
+	int status;
+	sigset_t set;
+	pid_t pid = fork();
+
+	EXPECT(pid >= 0);
+	if (pid == 0) {
+		is_child = true;
+		sigemptyset(&set);
+		sigaddset(&set, SIGALRM);
+		signal(SIGALRM, SIG_DFL);
+		pthread_sigmask(SIG_UNBLOCK, &set, NULL); /* workers block it */
+		alarm(20);
+		if (in_the_child)
+			in_the_child();
+		return -1;
+	}
+	EXPECT(waitpid(pid, &status, 0) == pid);
+	return status;
+}
+
+/* A callback of the parent's. */
+static int on_other(void *data)
+{
+	*n_in_child += getpid() != parent;
+	return on_call(data);
+}
+
+/* Forks when it is called first. A last callback then follows one that was none. */
+static int on_fork(void *data)
+{
+	call_t *call = data;
+	int status, fd = iou_fd(the_iou), wake_fd = wake_eventfd();
+	int64_t count = eventfd_count(fd), wake_count = eventfd_count(wake_fd);
+	bool readable = is_readable(fd);
+
+	if (call->n > 0)
+		return on_call(call);
+	status = fork_here();
+	if (status < 0)
+		return 0;
+	ck_assert_msg(status == 0, "the child ended with status %#x", (unsigned)status);
+	ck_assert_int_eq(eventfd_count(fd), count); /* they are the child's too, but not its to touch */
+	ck_assert_int_eq(eventfd_count(wake_fd), wake_count);
+	ck_assert(is_readable(fd) == readable);
+	on_call(call);
+	if (call->op && call->flags & IORING_CQE_F_MORE)
+		ck_assert_int_eq(iou_op_cancel(the_iou, call->op), 0);
+	return 0;
+}
+
+/* Besides the kinds that helper.h has: an idle bottom half, a timer that ticks, a multishot op, a completion in the
+ * program's own memory, the short form of a job. */
+enum { IDLE = N_KINDS, TICK, MULTISHOT, HANDLER, SHORT_JOB, N_FORKING };
+
+static call_t fork_call;
+
+static int on_fork_handler(iou_handler_t *handler)
+{
+	(void)handler;
+	return on_fork(&fork_call);
+}
+
+/* A callback of that kind will fork. event_fd is ready. */
+static void start_forking(int kind, int event_fd)
+{
+	static iou_handler_t handler = {.cb = on_fork_handler};
+
+	fork_call = (call_t){.op = NULL};
+	if (kind == TICK || kind == MULTISHOT)
+		call_op(the_iou, &fork_call, 0);
+	switch (kind) {
+	case IDLE:
+		iou_bh_schedule_idle(new_bh(the_iou, on_fork, &fork_call));
+		break;
+	case TICK:
+		iou_op_timer(the_iou, fork_call.op, 0, 3600 * SECOND, on_fork, &fork_call);
+		break;
+	case MULTISHOT:
+		io_uring_prep_poll_multishot(fork_call.op->sqe, event_fd, POLLIN);
+		iou_op_queue(the_iou, fork_call.op, on_fork, &fork_call);
+		break;
+	case HANDLER:
+		ck_assert_int_eq(iou_add_sqe(the_iou, prep_nop, NULL, &handler), 0);
+		break;
+	case SHORT_JOB:
+		ck_assert_int_eq(iou_async(the_iou, on_nothing, NULL, on_fork, &fork_call), 0);
+		break;
+	default:
+		make_ready(the_iou, (kind_t)kind, on_fork, &fork_call);
+	}
+}
+
+/* How the loop runs that calls it: by itself, in a callback of its own, in one of another iou. */
+enum { RUN, POLL, RUN_IN_CALLBACK, POLL_IN_CALLBACK, RUN_IN_OTHER, POLL_IN_OTHER, N_WAYS };
+
+static int turn(int way)
+{
+	return way % 2 == RUN ? iou_run(the_iou) : iou_poll(the_iou, -1);
+}
+
+/* Runs an inner loop until the fork is over. */
+static int on_outer(void *data)
+{
+	int way = *(int *)data, ret;
+
+	while (!fork_call.n_last) {
+		ret = turn(way);
+		if (is_child) {
+			EXPECT(ret == -EEXIST);
+			return 0;
+		}
+		ck_assert_int_ge(ret, 0);
+	}
+	return 0;
+}
+
+static _Noreturn void end_child(iou_t *outer, int ret)
+{
+	EXPECT(ret == -EEXIST);
+	EXPECT(iou_current() == NULL);
+	EXPECT(iou_run(the_iou) == -EEXIST && iou_poll(the_iou, 0) == -EEXIST);
+	EXPECT(iou_run(outer) == -EEXIST && iou_poll(outer, -1) == -EEXIST);
+	EXPECT(iou_free(the_iou) == NULL && (outer == the_iou || iou_free(outer) == NULL));
+	EXPECT(*n_in_child == 0);
+	_exit(EXIT_SUCCESS);
+}
+
+/* In the child nothing of this goes on; in the parent all of it, once. */
+static void fork_in_callback(int kind, int way)
+{
+	call_t calls[2 * N_KINDS] = {{0}};
+	int event_fd, ret;
+	iou_t *outer;
+
+	the_iou = new_iou_with(&(iou_config_t){.entries = 8, .workers = 2});
+	ck_assert_int_ge(iou_fd(the_iou), 0);
+	event_fd = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
+	outer = way == RUN_IN_OTHER || way == POLL_IN_OTHER ? new_iou(4) : the_iou;
+	if (way > POLL)
+		post(outer, on_outer, &way);
+	for (int i = 0; i < N_KINDS; i++)
+		make_ready(the_iou, (kind_t)i, on_other, &calls[i]);
+	start_forking(kind, event_fd);
+	for (int i = 0; i < N_KINDS; i++)
+		make_ready(the_iou, (kind_t)i, on_other, &calls[N_KINDS + i]);
+	do {
+		ret = way > POLL ? iou_run(outer) : turn(way);
+		if (is_child)
+			end_child(outer, ret);
+		ck_assert_int_ge(ret, 0);
+	} while (!fork_call.n_last);
+	run(the_iou);
+	for (int i = 0; i < 2 * N_KINDS; i++)
+		ck_assert_int_eq(calls[i].n, 1);
+	close(event_fd);
+	done(the_iou);
+	if (outer != the_iou)
+		done(outer);
+}
+
+static void make_another(void)
+{
+	call_t calls[N_KINDS] = {{0}};
+	iou_t *iou = iou_new(4);
+
+	EXPECT(iou != NULL);
+	for (int kind = 0; kind < N_KINDS; kind++)
+		if (has_kind(kind))
+			start(iou, (kind_t)kind, on_call, &calls[kind]);
+	EXPECT(iou_run(iou) == 0);
+	for (int kind = 0; kind < N_KINDS; kind++)
+		EXPECT(calls[kind].n == has_kind(kind));
+	EXPECT(iou_free(iou) == NULL);
+	EXPECT(iou_run(the_iou) == -EEXIST); /* still */
+}
+
+static void fork_again(void)
+{
+	int status;
+	pid_t pid = fork();
+
+	EXPECT(pid >= 0);
+	if (pid > 0)
+		EXPECT(waitpid(pid, &status, 0) == pid && status == 0);
+}
+
+static _Noreturn void free_and_exit(void)
+{
+	EXPECT(iou_post(the_iou, on_nothing, NULL) == -EEXIST);
+	EXPECT(iou_free(the_iou) == NULL);
+	EXPECT(*n_in_child == 0);
+	_exit(EXIT_SUCCESS);
+}
+
+/* The child's callback returns, at once or after something else, or it ends in it. */
+static void (*const before_returning[])(void) = {NULL, make_another, fork_again, free_and_exit};
+
+/* _i: the kind of the callback that forks */
+START_TEST(a_child_returns_from_a_callback)
+{
+	for (int i = 0; i < 4; i++) {
+		begin_forking(before_returning[i]);
+		for (int way = 0; way < N_WAYS; way++)
+			fork_in_callback(_i, way);
+		end_forking();
+	}
+}
+END_TEST
+
+/* ---- A fork in a job ------------------------------------------------------------------------- */
+
+static gate_t fork_gate, other_gate;
+
+static int other_job(void *data)
+{
+	__atomic_fetch_add(n_in_child, getpid() != parent, __ATOMIC_RELAXED);
+	return on_nothing(data);
+}
+
+static int fork_in_job(void *data)
+{
+	int status;
+
+	gate_job(&fork_gate);
+	status = fork_here();
+	if (status < 0)
+		return 0;
+	*(int *)data = status;
+	return 7;
+}
+
+/* LeakSanitizer asks. A child without the other threads' stacks seems to leak what they refer to. */
+int __lsan_is_turned_off(void);
+int __lsan_is_turned_off(void)
+{
+	return is_child;
+}
+
+static void free_in_job(void)
+{
+	EXPECT(iou_run(the_iou) == -EEXIST && iou_op_new(the_iou) == NULL);
+	iou_quit(the_iou);
+	free_and_exit();
+}
+
+/* Its thread ends, and with that the child, as by exit(0); or it ends in the job. _i: which of them */
+START_TEST(a_child_returns_from_a_job)
+{
+	enum { N = 10 };
+	call_t job, others = {0};
+
+	begin_forking(_i ? free_in_job : NULL);
+	for (unsigned workers = 1; workers <= 2; workers++) {
+		int status = -1;
+
+		gate_init(&fork_gate);
+		gate_init(&other_gate);
+		others = (call_t){.n = 0};
+		the_iou = new_iou_with(&(iou_config_t){.entries = 8, .workers = workers});
+		call_op(the_iou, &job, 0);
+		start_job(the_iou, job.op, fork_in_job, &status, on_call, &job);
+		gate_wait(&fork_gate);
+		if (workers == 2) /* which is in the middle of a job then */
+			block_workers(the_iou, &other_gate, 1);
+		for (int i = 0; i < N; i++)
+			start_job(the_iou, new_op(the_iou), other_job, NULL, on_call, &others);
+		gate_open(&fork_gate);
+		unblock_workers(&other_gate, 1);
+		run(the_iou);
+		ck_assert_msg(status == 0, "the child ended with status %#x", (unsigned)status);
+		ck_assert_int_eq(job.result, 7);
+		ck_assert_int_eq(others.n, N);
+		done(the_iou);
+	}
+	end_forking();
+}
+END_TEST
+
+/* ---- A fork beside a busy loop ---------------------------------------------------------------- */
+
+/* A loop that never sleeps for long, and a thread that gives it more. */
+typedef struct traffic_t {
+	iou_t *iou;
+	iou_op_t *nop, *job, *tick;
+	iou_bh_t *bh;
+	int ring_fd;
+	bool stop;          /* set by the thread that forks */
+	int n_forks, n_max; /* of callbacks that do */
+	long n_posted, n_delivered;
+} traffic_t;
+
+static traffic_t traffic;
+
+static bool stops(void)
+{
+	return __atomic_load_n(&traffic.stop, __ATOMIC_RELAXED);
+}
+
+static int on_traffic_nop(void *data)
+{
+	if (!stops())
+		nop_queue(traffic.iou, traffic.nop, on_traffic_nop, data);
+	return 0;
+}
+
+static int on_traffic_job(void *data)
+{
+	return stops() ? 0 : iou_op_async(traffic.iou, traffic.job, on_nothing, NULL, on_traffic_job, data);
+}
+
+static int on_traffic_post(void *data)
+{
+	free(data);
+	__atomic_fetch_add(&traffic.n_delivered, 1, __ATOMIC_RELAXED);
+	return 0;
+}
+
+/* Posts, and bottom halves that come and go; not many more than are delivered, since a child has to copy what it frees. */
+static void *give_traffic(void *data)
+{
+	while (!stops()) {
+		if (traffic.n_posted - __atomic_load_n(&traffic.n_delivered, __ATOMIC_RELAXED) < 3000) {
+			iou_bh_t *bh = new_bh(traffic.iou, on_nothing, NULL);
+
+			for (int i = 0; i < 10; i++, traffic.n_posted++)
+				post(traffic.iou, on_traffic_post, malloc(64));
+			iou_bh_schedule(bh);
+			iou_bh_delete(bh);
+		}
+		iou_bh_schedule_idle(traffic.bh);
+		iou_bh_schedule(traffic.bh);
+		iou_bh_cancel(traffic.bh);
+	}
+	iou_unhold(traffic.iou);
+	return data;
+}
+
+static void *run_traffic(void *data)
+{
+	int ret = iou_run(traffic.iou);
+
+	if (is_child) {
+		EXPECT(ret == -EEXIST);
+		EXPECT(iou_free(traffic.iou) == NULL);
+		EXPECT(fcntl(traffic.ring_fd, F_GETFD) == -1);
+		_exit(EXIT_SUCCESS);
+	}
+	EXPECT(ret == 0);
+	return data;
+}
+
+static void begin_traffic(unsigned setup_flags)
+{
+	traffic = (traffic_t){.iou = new_iou_with(&(iou_config_t){.entries = 8, .workers = 2, .setup_flags = setup_flags})};
+	traffic.ring_fd = iou_ring(traffic.iou)->ring_fd;
+	traffic.bh = new_bh(traffic.iou, on_nothing, NULL);
+	traffic.nop = new_op(traffic.iou);
+	traffic.job = new_op(traffic.iou);
+	traffic.tick = new_op(traffic.iou);
+	on_traffic_nop(NULL);
+	ck_assert_int_eq(on_traffic_job(NULL), 0);
+	iou_hold(traffic.iou);
+}
+
+static void end_traffic(pthread_t giver)
+{
+	__atomic_store_n(&traffic.stop, true, __ATOMIC_RELAXED);
+	join_thread(giver);
+}
+
+static void free_traffic(void)
+{
+	EXPECT(iou_post(traffic.iou, on_nothing, NULL) == -EEXIST);
+	EXPECT(iou_free(traffic.iou) == NULL);
+	EXPECT(fcntl(traffic.ring_fd, F_GETFD) == -1);
+	_exit(EXIT_SUCCESS);
+}
+
+/* The loop may have been about to free something itself: that is left (ASan looks). */
+static void free_beside_the_loop(void)
+{
+	EXPECT(iou_free(traffic.iou) == NULL);
+	EXPECT(traffic.tick->result == 0);
+	EXPECT(fcntl(traffic.ring_fd, F_GETFD) == -1);
+	_exit(EXIT_SUCCESS);
+}
+
+static int n_to_fork(void)
+{
+	return is_slow() ? 10 : 50;
+}
+
+static int on_running(void *running)
+{
+	return sem_post(running);
+}
+
+/* Forked by the thread that made it, while another one runs it. _i: by one that owns it, or handed on */
+START_TEST(a_child_frees_what_another_thread_runs)
+{
+	pthread_t giver, runner;
+	sem_t running;
+
+	sem_init(&running, 0, 0);
+	begin_traffic(_i ? IORING_SETUP_COOP_TASKRUN : 0);
+	begin_forking(free_beside_the_loop);
+	post(traffic.iou, on_running, &running);
+	runner = start_thread(run_traffic, NULL);
+	sem_wait(&running);
+	giver = start_thread(give_traffic, NULL);
+	for (int i = 0; i < n_to_fork(); i++) {
+		int status = fork_here();
+
+		ck_assert_msg(status == 0, "child %d ended with status %#x", i, (unsigned)status);
+	}
+	end_traffic(giver);
+	join_thread(runner);
+	ck_assert_int_eq(traffic.n_delivered, traffic.n_posted);
+	end_forking();
+	sem_destroy(&running);
+	ck_assert_ptr_null(iou_free(traffic.iou));
+}
+END_TEST
+
+static int on_traffic_tick(void *data)
+{
+	int status = fork_here();
+
+	if (status < 0)
+		return 0; /* to run_traffic() */
+	EXPECT(status == 0);
+	if (++traffic.n_forks < traffic.n_max)
+		iou_op_timer(traffic.iou, traffic.tick, 10 * USEC, 0, on_traffic_tick, data);
+	else
+		__atomic_store_n(&traffic.stop, true, __ATOMIC_RELAXED);
+	return 0;
+}
+
+/* Forked by the loop's thread, while another one is somewhere in a call. */
+START_TEST(a_child_frees_what_another_thread_posts_to)
+{
+	pthread_t giver;
+
+	begin_traffic(0);
+	begin_forking(NULL);
+	traffic.n_max = n_to_fork();
+	iou_op_timer(traffic.iou, traffic.tick, 0, 0, on_traffic_tick, NULL);
+	giver = start_thread(give_traffic, NULL);
+	run_traffic(NULL);
+	end_traffic(giver);
+	ck_assert_int_eq(traffic.n_delivered, traffic.n_posted);
+	end_forking();
+	done(traffic.iou);
+}
+END_TEST
+
+/* Before it belongs to anyone: its maker's child frees it. */
+START_TEST(a_child_frees_what_nobody_runs_yet)
+{
+	pthread_t giver;
+
+	begin_traffic(0);
+	begin_forking(free_traffic);
+	giver = start_thread(give_traffic, NULL);
+	for (int i = 0; i < n_to_fork(); i++) {
+		int status = fork_here();
+
+		ck_assert_msg(status == 0, "child %d ended with status %#x", i, (unsigned)status);
+	}
+	end_traffic(giver);
+	run(traffic.iou);
+	ck_assert_int_eq(traffic.n_delivered, traffic.n_posted);
+	end_forking();
+	iou_op_free(traffic.iou, traffic.tick);
+	done(traffic.iou);
+}
+END_TEST
+
 Suite *fork_suite(void)
 {
 	Suite *suite = suite_create("fork");
@@ -452,5 +957,10 @@ Suite *fork_suite(void)
 	tcase_add_loop_test(tcase, a_child_does_no_harm, 0, N_CHILDREN);
 	tcase_add_loop_test(tcase, a_child_wakes_nobody, 0, N_ANY_THREAD);
 	tcase_add_loop_test(tcase, a_callback_forks, 0, N_KINDS);
+	tcase_add_loop_test(tcase, a_child_returns_from_a_callback, 0, N_FORKING);
+	tcase_add_loop_test(tcase, a_child_returns_from_a_job, 0, 2);
+	tcase = TEST_CASE(suite, "beside", a_child_frees_what_another_thread_posts_to,
+			  a_child_frees_what_nobody_runs_yet);
+	tcase_add_loop_test(tcase, a_child_frees_what_another_thread_runs, 0, 2);
 	return suite;
 }

@@ -12,8 +12,10 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <semaphore.h>
 #include <signal.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -1129,6 +1131,192 @@ START_TEST(resize_in_a_callback)
 }
 END_TEST
 
+/* ---- What failed once is tried again --------------------------------------------------------- */
+
+/* Works, and ends. */
+static void use_up(iou_t *iou)
+{
+	int n = 0;
+
+	EXPECT(iou != NULL);
+	start(iou, POST, on_round_trip, &n);
+	start(iou, CQE, on_round_trip, &n);
+	EXPECT(iou_run(iou) == 0 && n == 2);
+	EXPECT(iou_free(iou) == NULL);
+}
+
+/* The first that this process makes, while it can map no memory; three times, and then it can. */
+static void first_without_memory(void *data)
+{
+	struct rlimit before, none;
+
+	(void)data;
+	EXPECT(getrlimit(RLIMIT_AS, &before) == 0);
+	none = (struct rlimit){1, before.rlim_max};
+	for (int i = 0; i < 3; i++) {
+		iou_t *iou;
+		int error;
+
+		EXPECT(setrlimit(RLIMIT_AS, &none) == 0);
+		iou = iou_new(4);
+		error = errno;
+		EXPECT(setrlimit(RLIMIT_AS, &before) == 0);
+		EXPECT(iou == NULL && error == ENOMEM);
+	}
+	use_up(iou_new(4));
+}
+
+START_TEST(the_first_has_no_memory)
+{
+	in_good_child(first_without_memory, NULL);
+}
+END_TEST
+
+/* Calls that need memory. Each returns 0 or the error, and changes nothing that another one would see. */
+typedef struct needy_t {
+	iou_t *iou;
+	iou_op_t *op;
+	call_t posts;
+	int n_posts;
+} needy_t;
+
+static int want_posts(needy_t *needy)
+{
+	int ret = 0;
+
+	for (int i = 0; i < 100000 && ret == 0; i++) { /* there may be some memory left for them */
+		ret = iou_post(needy->iou, on_round_trip, &needy->posts.n);
+		needy->n_posts += ret == 0;
+	}
+	return -ret;
+}
+
+static int want_bh(needy_t *needy)
+{
+	iou_bh_t *bh = iou_bh_new(needy->iou, on_nothing, NULL);
+	int error = errno;
+
+	iou_bh_delete(bh);
+	return bh ? 0 : error;
+}
+
+static int want_env(needy_t *needy)
+{
+	return iou_op_env(needy->op, 5000) ? 0 : errno;
+}
+
+static int want_ring(needy_t *needy)
+{
+	return -iou_resize(needy->iou, 256);
+}
+
+static int want_iou(needy_t *needy)
+{
+	iou_t *iou = iou_new(4);
+	int error = errno;
+
+	(void)needy;
+	iou_free(iou);
+	return iou ? 0 : error;
+}
+
+START_TEST(memory_comes_back)
+{
+	int (*const wants[])(needy_t *) = {want_posts, want_bh, want_env, want_ring, want_iou};
+	enum { N = sizeof(wants) / sizeof(wants[0]) };
+	needy_t needy = {.n_posts = 0};
+	int errors[N];
+
+	if (is_slow())
+		SKIP("the sanitizers' and valgrind's malloc does not obey RLIMIT_AS");
+	needy.iou = new_iou(4);
+	needy.op = new_op(needy.iou);
+	for (int turn = 0; turn < 3; turn++) {
+		starve();
+		for (int i = 0; i < N; i++)
+			errors[i] = wants[i](&needy);
+		feed();
+		for (int i = 0; i < N; i++)
+			ck_assert_msg(errors[i] == ENOMEM, "call %d without memory: %s", i, strerror(errors[i]));
+	}
+	for (int i = 0; i < N; i++)
+		ck_assert_msg(wants[i](&needy) == 0, "call %d fails though there is memory", i);
+	run(needy.iou);
+	ck_assert_int_eq(needy.posts.n, needy.n_posts);
+	iou_op_free(needy.iou, needy.op);
+	done(needy.iou);
+}
+END_TEST
+
+/* iou_fd() while there are descriptors for part of what it needs. */
+static void fd_without_descriptors(void *data)
+{
+	int highest = 2, n_failed = 0;
+	struct rlimit before;
+	iou_t *iou = iou_new(4);
+	struct pollfd pollfd = {.events = POLLIN};
+
+	(void)data;
+	EXPECT(iou != NULL);
+	EXPECT(iou_run(iou) == 0);
+	EXPECT(getrlimit(RLIMIT_NOFILE, &before) == 0);
+	for (int fd = 0; fd < 64; fd++)
+		if (fcntl(fd, F_GETFD) >= 0)
+			highest = fd;
+	for (int fd = 0; fd < highest; fd++) /* fill the gaps */
+		if (fcntl(fd, F_GETFD) < 0)
+			EXPECT(dup2(0, fd) == fd);
+	for (int spare = 0; spare < 4 && pollfd.fd <= 0; spare++) {
+		struct rlimit few = {(rlim_t)(highest + 1 + spare), before.rlim_max};
+
+		for (int i = 0; i < 2 && pollfd.fd <= 0; i++) { /* and again, with as many as before */
+			EXPECT(setrlimit(RLIMIT_NOFILE, &few) == 0);
+			pollfd.fd = iou_fd(iou);
+			EXPECT(setrlimit(RLIMIT_NOFILE, &before) == 0);
+			EXPECT(pollfd.fd > 0 || pollfd.fd == -EMFILE);
+			n_failed += pollfd.fd < 0;
+		}
+	}
+	EXPECT(n_failed > 0 && pollfd.fd > 0);
+	EXPECT(iou_poll(iou, 0) == 0 && iou_poll(iou, 0) == 0);
+	post(iou, on_nothing, NULL);
+	EXPECT(poll(&pollfd, 1, 10000) == 1);
+	use_up(iou);
+}
+
+START_TEST(descriptors_come_back)
+{
+	in_good_child(fd_without_descriptors, NULL);
+}
+END_TEST
+
+/* The ring has room for one eventfd. */
+START_TEST(the_programs_own_eventfd_goes)
+{
+	iou_t *iou = new_iou(4);
+	int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	int ret = io_uring_register_eventfd(iou_ring(iou), fd);
+
+	if (ret == -EBUSY) {
+		close(fd);
+		done(iou);
+		SKIP("before 5.18 iou takes it at once");
+	}
+	ck_assert_int_eq(ret, 0);
+	for (int i = 0; i < 3; i++)
+		ck_assert_int_eq(iou_fd(iou), -EBUSY);
+	ck_assert_int_eq(io_uring_unregister_eventfd(iou_ring(iou)), 0);
+	ret = iou_fd(iou);
+	ck_assert_int_ge(ret, 0);
+	ck_assert_int_ge(iou_poll(iou, 0), 0);
+	post(iou, on_nothing, NULL);
+	ck_assert_int_eq(poll(&(struct pollfd){.fd = ret, .events = POLLIN}, 1, 10000), 1);
+	run(iou);
+	close(fd);
+	done(iou);
+}
+END_TEST
+
 Suite *life_suite(void)
 {
 	Suite *suite = suite_create("life");
@@ -1144,6 +1332,8 @@ Suite *life_suite(void)
 		  direct_descriptors_are_left_alone, free_waits_for_running_jobs_and_drops_the_rest,
 		  a_running_job_still_posts, another_thread_frees_an_idle_iou, another_thread_may_not_free_a_busy_iou);
 	tcase_add_loop_test(tcase, descriptors_of_other_kinds_are_closed, 0, 3);
+	TEST_CASE(suite, "again", the_first_has_no_memory, memory_comes_back, descriptors_come_back,
+		  the_programs_own_eventfd_goes);
 	TEST_CASE(suite, "resize", resize_changes_the_sq, resize_carries_what_is_queued, resize_forgets_registrations,
 		  resize_keeps_the_wake_up, a_failed_resize_changes_nothing, resize_in_a_callback);
 	return suite;
