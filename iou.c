@@ -3305,8 +3305,8 @@ iou_t *iou_free(iou_t *iou)
 	if (!iou)
 		return NULL;
 	if (is_here(iou)) {
-		MUST(!is_mine(iou) || !iou->depth, "not within a callback");
-		if (!is_mine(iou) && (iou->depth || n_ring(iou) || iou->n_cancels)) /* the owner may be asleep in iou_run() */
+		MUST(!iou->depth || !(is_owner(iou) || current_iou == iou), "not within a callback");
+		if (iou->depth || (!is_mine(iou) && (n_ring(iou) || iou->n_cancels))) /* depth: it may be asleep in iou_run() */
 			return refuse(EEXIST);
 	}
 	state = cancel_defer();

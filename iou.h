@@ -180,7 +180,7 @@ IOU_API int iou_resize(iou_t *iou, unsigned entries) IOU_MUST_USE;
  * Restrictions (IORING_REGISTER_RESTRICTIONS) must allow IORING_OP_POLL_ADD and IORING_OP_ASYNC_CANCEL,
  * with iou_fd() IORING_REGISTER_EVENTFD and IORING_UNREGISTER_EVENTFD too.
  * Where they do not, a run or poll that would have to sleep, or to cancel, returns -EACCES after it
- * delivered what is ready; and if IORING_REGISTER_SYNC_CANCEL is refused too, iou_free() cannot stop what
+ * delivered what is ready; and if IORING_REGISTER_SYNC_CANCEL is refused too (or unknown: before Linux 6.0), iou_free() cannot stop what
  * is in flight: it leaks the ops' memory, and their buffers may be written until the kernel has ended
  * the ring. NULL for NULL. [loop thread]
  */
@@ -333,7 +333,7 @@ IOU_API int iou_add_sqe(iou_t *iou, void (*prep_sqe)(struct io_uring_sqe *sqe, v
  *
  * A round is short, however much has piled up: it delivers, expires and cancels at most 1,024 of each
  * source and leaves the rest, in order, to the next. It also submits no more than 1,024 ops, or as many as the SQ
- * holds. Nothing pushes back: a thread that posts faster than the loop delivers uses memory.
+ * holds, and cancels beside these. Nothing pushes back: a thread that posts faster than the loop delivers uses memory.
  *
  * Callbacks may call everything but iou_free(), iou_poll() and iou_run() included. The inner loop
  * delivers what the outer one had still to deliver, so another completion of the same op may come in

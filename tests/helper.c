@@ -405,7 +405,8 @@ bool loop_sleeps(pid_t tid)
 	if (fscanf(file, "%d", &nr) != 1)
 		nr = -1;
 	fclose(file);
-	return (nr == SYS_io_uring_enter || nr == SYS_epoll_pwait || nr == SYS_ppoll
+	return (nr == SYS_io_uring_enter || nr == SYS_epoll_pwait || nr == SYS_ppoll ||
+		nr == SYS_restart_syscall /* poll(2), which task work interrupted */
 #ifdef SYS_epoll_wait
 		|| nr == SYS_epoll_wait || nr == SYS_poll
 #endif
