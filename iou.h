@@ -365,8 +365,8 @@ IOU_API int iou_run(iou_t *iou) IOU_MUST_USE;
 IOU_API int iou_quit(iou_t *iou);
 
 /*
- * One round (two where iou_fd() is in use: see there): wait until at least one callback can run, at most timeout_ns (0: not at all; negative:
- * without limit), and run what is ready. Returns the number of callbacks run, those of nested
+ * One round (two where iou_fd() is in use: see there): wait until at least one callback can run, at most
+ * timeout_ns (0: not at all; negative: without limit), and run what is ready. Returns the number of callbacks run, those of nested
  * calls not counted; 0 when the time is up, and at once when nothing is pending; or a negative error
  * as iou_run() does. A callback waits for something with
  *     while (!done && (n = iou_poll(iou, -1)) > 0)
