@@ -177,12 +177,12 @@ IOU_API int iou_resize(iou_t *iou, unsigned entries) IOU_MUST_USE;
  * IORING_REGISTER_ENABLE_RINGS, _RESIZE_RINGS, _RING_FDS and their opposites, _CLOCK, _SYNC_CANCEL,
  * _SEND_MSG_RING, and eventfds once iou_fd() was called.
  *
- * Restrictions (IORING_REGISTER_RESTRICTIONS) must allow IORING_OP_POLL_ADD and IORING_OP_ASYNC_CANCEL,
- * with iou_fd() IORING_REGISTER_EVENTFD and IORING_UNREGISTER_EVENTFD too.
+ * Restrictions (IORING_REGISTER_RESTRICTIONS) must allow IORING_OP_POLL_ADD and
+ * IORING_OP_ASYNC_CANCEL, with iou_fd() IORING_REGISTER_EVENTFD and IORING_UNREGISTER_EVENTFD too.
  * Where they do not, a run or poll that would have to sleep, or to cancel, returns -EACCES after it
- * delivered what is ready; and if IORING_REGISTER_SYNC_CANCEL is refused too (or unknown: before Linux 6.0), iou_free() cannot stop what
- * is in flight: it leaks the ops' memory, and their buffers may be written until the kernel has ended
- * the ring. NULL for NULL. [loop thread]
+ * delivered what is ready; and if IORING_REGISTER_SYNC_CANCEL is refused too (or unknown: before
+ * Linux 6.0), iou_free() cannot stop what is in flight: it leaks the ops' memory, and their buffers
+ * may be written until the kernel has ended the ring. NULL for NULL. [loop thread]
  */
 IOU_API struct io_uring *iou_ring(iou_t *iou);
 
@@ -331,9 +331,10 @@ IOU_API int iou_add_sqe(iou_t *iou, void (*prep_sqe)(struct io_uring_sqe *sqe, v
  * timers, posts and bottom halves, jobs (in line with what ended in iou itself: cancelled timers, and ops
  * cancelled in the backlog), then CQEs. What becomes ready later belongs to the next round.
  *
- * A round is short, however much has piled up: it delivers, expires and cancels at most 1,024 of each
- * source and leaves the rest, in order, to the next. It also submits no more than 1,024 ops, or as many as the SQ
- * holds, and cancels beside these. Nothing pushes back: a thread that posts faster than the loop delivers uses memory.
+ * A round is short, however much has piled up: it delivers, expires and cancels at most 1,024 of
+ * each source and leaves the rest, in order, to the next. It also submits no more than 1,024 ops,
+ * or as many as the SQ holds, and cancels beside these. Nothing pushes back: a thread that posts
+ * faster than the loop delivers uses memory.
  *
  * Callbacks may call everything but iou_free(), iou_poll() and iou_run() included. The inner loop
  * delivers what the outer one had still to deliver, so another completion of the same op may come in
@@ -365,10 +366,11 @@ IOU_API int iou_run(iou_t *iou) IOU_MUST_USE;
 IOU_API int iou_quit(iou_t *iou);
 
 /*
- * One round (two where iou_fd() is in use: see there): wait until at least one callback can run, at most
- * timeout_ns (0: not at all; negative: without limit), and run what is ready. Returns the number of callbacks run, those of nested
- * calls not counted; 0 when the time is up, and at once when nothing is pending; or a negative error
- * as iou_run() does. A callback waits for something with
+ * One round (two where iou_fd() is in use: see there): wait until at least one callback can run, at
+ * most timeout_ns (0: not at all; negative: without limit), and run what is ready. Returns the
+ * number of callbacks run, those of nested calls not counted; 0 when the time is up, and at once
+ * when nothing is pending; or a negative error as iou_run() does. A callback waits for something
+ * with
  *     while (!done && (n = iou_poll(iou, -1)) > 0)
  * where 0 says that nothing is pending that could set `done`. [loop thread]
  */
