@@ -51,9 +51,11 @@ $(B)/tests/iou-small.o $(B)/tests/iou-fine.o: iou.c iou.h $(B)/flags
 check-sim-part: $(B)/tests/$(or $(GRAIN),sim)
 	$(Q)$< -s $(SEED) -n $(RUNS) -j $(JOBS)
 
-# RUNS=1 replays one seed; else a tenth of the seeds is run again in the finer grain, and under ASan and UBSan.
+# RUNS=1 replays one seed; else a tenth of the seeds is run again with short rounds, in the finer grain, and under ASan and
+# UBSan.
 check-sim: check-sim-part
 	$(Q)$(if $(filter 1,$(RUNS))$(GRAIN)$(SAN),,\
+		$(make) --no-print-directory RUNS=$$(($(RUNS) / 10)) GRAIN=sim-small check-sim-part && \
 		$(make) --no-print-directory RUNS=$$(($(RUNS) / 10)) GRAIN=sim-fine check-sim-part && \
 		$(make) --no-print-directory RUNS=$$(($(RUNS) / 10)) SAN=address B='$(B)/address' check-sim-part)
 

@@ -1,22 +1,33 @@
 /* SPDX-License-Identifier: MIT */
 
 /*
- * How the loop and the threads that give it something reach each other, and how the loop reaches the workers: two
- * protocols of iou.c as a model for spin. tests/proof/spin.sh checks that neither loses a wake-up, and that each
- * BROKEN variant does.
+ * How the loop and the threads that give it something reach each other, how the loop reaches the workers, and how
+ * iou_free() waits for visitors: three protocols of iou.c as models for spin. tests/proof/spin.sh checks that none
+ * loses a wake-up, and that each BROKEN variant does.
  *
- * 1. doze() and wake(). A waker publishes (on a stack, or in pool.done), then looks at `sleeping`; the loop sets it, then
- *    looks at what was published, then sleeps. Who changes `sleeping` back rings the bell, and the kernel's poll of the
- *    eventfd ends the sleep. All are seq_cst, so the model's interleavings are all there are.
+ * 1. LOOP: mail_push(), doze() and wake(). A waker puts its node in the place of `last`, links it to the one before,
+ *    then looks at `sleeping`; the loop sets that, then looks for mail that it can reach, then sleeps. Who changes
+ *    `sleeping` back rings the bell, and the kernel's poll of the eventfd ends the sleep. All are seq_cst, so the
+ *    model's interleavings are all there are.
  *      BROKEN=1   the loop looks first, and sets `sleeping` afterwards
- *      BROKEN=2   the waker looks at `sleeping` first, and publishes afterwards
+ *      BROKEN=2   the waker looks at `sleeping` first, and pushes afterwards
+ *      BROKEN=3   the waker looks at `sleeping` before it links its node
+ *      BROKEN=4   the loop takes the last node off, and does not look whether another was just pushed behind it
  *
- * 2. job_queue() and the workers. The loop raises n_queued, then looks at n_idle, calling and n_looking without the
- *    lock; a worker that is to sleep raises n_idle, then looks at n_queued, then waits on the condition variable. One
- *    who has been called and not yet come calls the next himself. Withdrawn jobs, and pool_move(), which lowers n_queued
- *    under the lock, are not in the model.
- *      BROKEN=3   the worker does not look at n_queued once more
- *      BROKEN=4   a worker that was called does not call the next
+ * 2. The workers: job_queue(), worker_call(), worker_wait(). The loop raises n_queued, then looks at n_idle, n_looking
+ *    and called_ns without the lock; a worker that is to sleep reads n_calls, raises n_idle, looks at n_queued, then
+ *    waits for n_calls to change. One that was called and has come takes called_ns back, and calls the next. A wait may
+ *    end early once (EARLY=1). LOST=1: the first call is not heard, and before the last job is queued it is an old one (RECALL_NS).
+ *    Withdrawn jobs, and pool_move(), which lowers n_queued under the lock, are not in the model.
+ *      BROKEN=5   the worker does not look at n_queued once more
+ *      BROKEN=6   a worker that was called does not call the next
+ *      BROKEN=7   a worker waits for n_calls to change from what it is when the lock has been given back
+ *      BROKEN=8   the loop calls without the lock: the worker that it takes for asleep may be on its way to the job
+ *      BROKEN=9   with LOST=1: a call does not get old
+ *
+ * 3. FREE: visitor_leave() and visitors_wait().
+ *      BROKEN=10  iou_free() does not set FREE_WAITS before it waits
+ *      BROKEN=11  it sleeps whatever the word has become
  *
  * A lost wake-up shows as an invalid end state: someone sleeps, and nobody is left to wake him.
  */
@@ -24,60 +35,97 @@
 #ifndef BROKEN
 #define BROKEN 0
 #endif
+#ifndef LOST
+#define LOST 0
+#endif
 
 #ifdef LOOP
 
-#define WAKERS 3
+#ifndef WAKERS
+#define WAKERS 2
+#endif
+#ifndef POSTS
 #define POSTS  2 /* of each */
+#endif
+#define STUB   0
+#define NONE   255
 
-byte mail, taken;     /* the stack, as a count */
+byte last = STUB, next[WAKERS * POSTS + 1] = NONE;
 bool sleeping, rings; /* the eventfd is readable */
 
-proctype waker()
+inline push(node)
 {
-	byte i;
+	next[node] = NONE;
+	d_step { /* atomic_exchange */
+		before = last;
+		last = node
+	}
+	next[before] = node
+}
+
+inline wake()
+{
+	if
+	:: asleep ->
+		d_step { /* atomic_exchange */
+			asleep = sleeping;
+			sleeping = false
+		}
+		if
+		:: asleep -> rings = true
+		:: else
+		fi
+	:: else
+	fi
+}
+
+proctype waker(byte number)
+{
+	byte i, before, node;
 	bool asleep;
 
 	for (i : 1 .. POSTS) {
+		node = number * POSTS + i;
 #if BROKEN == 2
 		asleep = sleeping;
-		mail++;
+		push(node);
+#elif BROKEN == 3
+		next[node] = NONE;
+		d_step {
+			before = last;
+			last = node
+		}
+		asleep = sleeping;
+		next[before] = node;
 #else
-		mail++;
+		push(node);
 		asleep = sleeping;
 #endif
-		if
-		:: asleep ->
-			d_step { /* atomic_exchange */
-				asleep = sleeping;
-				sleeping = false
-			}
-			if
-			:: asleep -> rings = true
-			:: else
-			fi
-		:: else
-		fi
+		wake()
 	}
 }
 
 active proctype loop()
 {
 	bool wait;
-	byte i;
+	byte i, before, taken, first = STUB, after;
 
 	for (i : 1 .. WAKERS) {
-		run waker()
+		run waker(i - 1)
 	}
 	do
 	:: taken == WAKERS * POSTS -> break
 	:: else ->
+#if BROKEN != 1
+		sleeping = true; /* doze() */
+#endif
+		wait = (next[first] == NONE); /* mail_ready() */
+		if
+		:: wait && first != STUB -> wait = (first != last)
+		:: else
+		fi;
 #if BROKEN == 1
-		wait = (mail == 0);
 		sleeping = true;
-#else
-		sleeping = true;  /* doze() */
-		wait = (mail == 0);
 #endif
 		if
 		:: wait -> rings  /* io_uring_enter(): blocks until it rings */
@@ -85,10 +133,94 @@ active proctype loop()
 		fi;
 		rings = false;    /* its CQE is reaped; one more of them costs a round, no more */
 		sleeping = false;
-		d_step { /* list_take() */
-			taken = taken + mail;
-			mail = 0
+		do /* mail_next() */
+		:: after = next[first];
+			if
+			:: first == STUB && after == NONE -> break
+			:: first == STUB && after != NONE ->
+				first = after;
+				after = next[first]
+			:: else
+			fi;
+			if
+#if BROKEN == 4
+			:: after == NONE ->
+				next[STUB] = NONE;
+				last = STUB;
+				after = STUB
+#else
+			:: after == NONE && first == last ->
+				push(STUB);
+				after = next[first]
+#endif
+			:: else
+			fi;
+			if
+			:: after == NONE -> break
+			:: else ->
+				taken++;
+				first = after
+			fi
+		od
+	od
+}
+
+#elif defined(FREE)
+
+#define VISITORS 3
+#define WAITS    128
+
+byte word, n_waiting, n_signals;
+
+proctype visitor()
+{
+	byte before;
+
+	d_step { /* atomic_fetch_sub: it is counted since before iou_free() */
+		before = word;
+		word--
+	}
+	if
+	:: before == (WAITS | 1) ->
+		d_step { /* futex_wake() */
+			if
+			:: n_signals < n_waiting -> n_signals++
+			:: else
+			fi
 		}
+	:: else
+	fi
+}
+
+active proctype free()
+{
+	byte i, n;
+	bool waits;
+
+	word = VISITORS;
+	for (i : 1 .. VISITORS) {
+		run visitor()
+	}
+#if BROKEN == 10
+	n = word;
+#else
+	atomic { /* atomic_fetch_or */
+		n = word | WAITS;
+		word = n
+	}
+#endif
+	do
+	:: n == 0 || n == WAITS -> break
+	:: else ->
+		atomic { /* futex_wait() */
+			waits = (word == n || BROKEN == 11);
+			n_waiting = n_waiting + waits
+		}
+		if
+		:: waits -> atomic { n_signals > 0 -> n_signals--; n_waiting-- }
+		:: else
+		fi;
+		n = word
 	od
 }
 
@@ -97,32 +229,56 @@ active proctype loop()
 #ifndef WORKERS
 #define WORKERS 2
 #endif
+#ifndef JOBS
 #define JOBS 4
+#endif
+#ifndef EARLY
+#define EARLY 1
+#endif
 
 byte n_queued, n_seen, n_taken; /* the latter two: under the lock */
 byte n_done;
-byte n_idle, n_looking, n_waiting, n_signals;
-bool calling, stop, locked;
+byte n_idle, n_looking, n_calls, n_waiting, n_signals;
+bool called, stop, locked;
+bool early = EARLY; /* one wait may end so */
+bool lost = LOST;
 
 #define LOCK   atomic { !locked -> locked = true }
 #define UNLOCK locked = false
 
-/* pthread_cond_signal(): one of those who wait, if any. */
-inline cond_signal()
+/* One of those that wait, if any. */
+inline futex_wake()
 {
 	d_step {
 		if
-		:: n_signals < n_waiting -> n_signals++
-		:: else
+		:: lost -> lost = false
+		:: else ->
+			if
+			:: n_signals < n_waiting -> n_signals++
+			:: else
+			fi
 		fi
 	}
 }
 
-inline cond_wait()
+inline futex_wait(value)
 {
-	d_step { n_waiting++; locked = false }
-	atomic { n_signals > 0 -> n_signals--; n_waiting-- }
-	LOCK
+	atomic {
+		if
+		:: n_calls == value -> n_waiting++; waits = true
+		:: else -> waits = false
+		fi
+	}
+	if
+	:: waits ->
+		atomic {
+			if
+			:: n_signals > 0 -> n_signals--; n_waiting--
+			:: early && n_signals < n_waiting -> early = false; n_waiting--
+			fi
+		}
+	:: else
+	fi
 }
 
 /* With the lock held. */
@@ -135,28 +291,30 @@ inline has_job(has)
 	has = (n_taken != n_seen)
 }
 
-inline call_worker(call)
+inline worker_call(call)
 {
+	call = (n_idle > 0);
 	if
-	:: n_idle == 0 || calling -> call = false
-	:: else -> calling = true; call = true
+	:: call -> call = !called
+	:: else
+	fi;
+	if
+	:: call -> called = true; n_calls++
+	:: else
 	fi
 }
 
+/* True in `call`: wake one when the lock is free. */
 inline take_job()
 {
 	n_taken++;
-#if BROKEN != 4
+	call = false;
+#if BROKEN != 6
 	if
 	:: n_idle > 0 ->
 		has_job(has);
-		call = false;
 		if
-		:: has -> call_worker(call)
-		:: else
-		fi;
-		if
-		:: call -> cond_signal()
+		:: has -> worker_call(call)
 		:: else
 		fi
 	:: else
@@ -164,9 +322,19 @@ inline take_job()
 #endif
 }
 
+inline unlock_and_wake()
+{
+	UNLOCK;
+	if
+	:: call -> futex_wake()
+	:: else
+	fi
+}
+
 proctype worker()
 {
-	bool call, has;
+	bool call, has, waits;
+	byte seen;
 
 	do
 	:: LOCK; /* worker_wait() */
@@ -175,14 +343,20 @@ proctype worker()
 		do
 		:: has || stop -> break
 		:: else ->
+			seen = n_calls;
 			n_idle++;
-#if BROKEN != 3
+#if BROKEN != 5
 			has_job(has);
 #endif
 			if
 			:: !has ->
-				cond_wait();
-				calling = false
+				UNLOCK;
+#if BROKEN == 7
+				seen = n_calls;
+#endif
+				futex_wait(seen);
+				LOCK;
+				called = false
 			:: else
 			fi;
 			n_idle--;
@@ -193,14 +367,14 @@ proctype worker()
 		:: else
 		fi;
 		take_job();
-		UNLOCK;
+		unlock_and_wake();
 		do
 		:: n_done++; /* the job, */
 			n_done >= WORKERS; /* which waits for another: while a job is queued, no worker may sleep */
 			LOCK; /* worker_swap() */
 			has_job(has);
 			if
-			:: has -> take_job(); UNLOCK
+			:: has -> take_job(); unlock_and_wake()
 			:: else -> n_looking++; UNLOCK; break
 			fi
 		od
@@ -218,23 +392,38 @@ active proctype loop()
 		run worker()
 	}
 	for (i : 1 .. JOBS) {
-		n_queued++;
-		call = (n_idle > 0); /* three loads, one after the other */
+#if LOST
 		if
-		:: call -> call = !calling
+		:: i == JOBS ->
+			n_looking == 0; /* whoever looks finds it without a call */
+			lost = false;
+#if BROKEN != 9
+			called = false /* old: is_called() */
+#endif
 		:: else
 		fi;
+#endif
+		n_queued++;
+		call = (n_idle > 0); /* three loads, one after the other */
 		if
 		:: call -> call = (n_looking == 0)
 		:: else
 		fi;
 		if
+		:: call -> call = !called
+		:: else
+		fi;
+		if
 		:: call ->
+#if BROKEN == 8
+			worker_call(call);
+#else
 			LOCK;
-			call_worker(call);
+			worker_call(call);
 			UNLOCK;
+#endif
 			if
-			:: call -> cond_signal()
+			:: call -> futex_wake()
 			:: else
 			fi
 		:: else
@@ -243,8 +432,9 @@ active proctype loop()
 	n_done == JOBS;
 	LOCK;
 	stop = true;
+	n_calls++;
 	UNLOCK;
-	d_step { n_signals = n_waiting } /* broadcast */
+	d_step { n_signals = n_waiting } /* to all */
 	_nr_pr == 1
 }
 

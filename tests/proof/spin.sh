@@ -25,12 +25,15 @@ verify() {
 }
 
 if command -v spin >/dev/null; then
-	for variant in "-DLOOP" "-DWORKERS=1" "-DWORKERS=2" "-DWORKERS=3"; do
-		verify "$variant"
+	for variant in "-DLOOP" "-DLOOP -DWAKERS=3 -DPOSTS=1" "-DWORKERS=1" "-DWORKERS=2" \
+		"-DWORKERS=3 -DJOBS=3 -DEARLY=0" "-DLOST=1 -DWORKERS=1" "-DLOST=1 -DWORKERS=2" "-DFREE"; do
+		# shellcheck disable=SC2086
+		verify $variant
 		[ "$errors" = 0 ] || { echo "FAIL wake.pml $variant"; cat pan.log; exit 1; }
 		models=$((models + 1))
 	done
-	for variant in "-DLOOP -DBROKEN=1" "-DLOOP -DBROKEN=2" "-DBROKEN=3" "-DBROKEN=4"; do
+	for variant in "-DLOOP -DBROKEN=1" "-DLOOP -DBROKEN=2" "-DLOOP -DBROKEN=3" "-DLOOP -DBROKEN=4" "-DBROKEN=5" \
+		"-DBROKEN=6" "-DBROKEN=7" "-DBROKEN=8" "-DLOST=1 -DBROKEN=9" "-DFREE -DBROKEN=10" "-DFREE -DBROKEN=11"; do
 		# shellcheck disable=SC2086
 		verify $variant
 		[ "$errors" != 0 ] || { echo "FAIL wake.pml $variant: it should fail"; exit 1; }
