@@ -5,7 +5,8 @@
 #   make demo       walk /usr
 #   make check      run the tests; SAN=address (ASan, UBSan, iou's own checks) or SAN=thread; T="timer install" for some
 #   make check-all  every proof there is: check-sim check-faults check-destroy check-full check-mutants check-kernels
-#                   check-spin check-valgrind check-instr coverage (see tests/README.md; check-ci: the quick ones)
+#                   check-ports check-spin check-valgrind check-instr coverage
+#                   (see tests/README.md; check-ci: the quick ones)
 #   make bench      measure against the bare ring and other libraries; WHAT=nop for a part; clean-bench
 #   make install    install what was built; DESTDIR=, prefix=, libdir=, includedir=, docdir=
 #   make uninstall  take it away again

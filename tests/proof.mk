@@ -9,6 +9,7 @@
 #   make check-full      the Check program and walk.sh at full size
 #   make check-mutants   faults put into iou.c; T="NAME..." for some
 #   make check-kernels   older and newer kernels in QEMU; T="RELEASE..." of Debian
+#   make check-ports     32-bit programs, musl, arm64 in QEMU; T="i386 musl arm64" for some
 #   make check-spin      the wake-up protocols as models, and HANDOFFS= real ones
 #   make check-valgrind  memcheck; T="SUITE..."
 #   make coverage        lines and branches of iou.c
@@ -105,6 +106,15 @@ check-mutants: $(check-bin)
 check-kernels:
 	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' sh tests/proof/kernels.sh $(T)
 
+# ---- check-ports: on 32 bits, with musl, on arm64 -------------------------------------------------------
+$(B)/tests/smoke: tests/proof/smoke.c $(B)/libiou.a
+	$(call say,CC)
+	$(Q)mkdir -p $(@D) && $(compile) $(LDFLAGS) -o $@ $^ $(libs)
+
+.PHONY: check-ports
+check-ports:
+	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' sh tests/proof/ports.sh $(T)
+
 # ---- check-spin: the wake-up protocols as models, and for real ------------------------------------------
 HANDOFFS ?= 10000000
 $(B)/tests/handoff: tests/handoff.c $(B)/libiou.a
@@ -142,4 +152,4 @@ check-ci:
 
 check-all:
 	$(Q)bad=0; $(call one,check-sim) $(call one,check-faults) $(call part,check-spin) $(call part,check-destroy) \
-		$(call part,check-full) $(call part,check-kernels) $(call part,check-valgrind) $(call one,check-mutants) $(call one,check-instr) $(call one,coverage) exit $$bad
+		$(call part,check-full) $(call part,check-kernels) $(call part,check-ports) $(call part,check-valgrind) $(call one,check-mutants) $(call one,check-instr) $(call one,coverage) exit $$bad
