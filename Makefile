@@ -5,7 +5,7 @@
 #   make demo       walk /usr
 #   make check      run the tests; SAN=address (ASan, UBSan, iou's own checks) or SAN=thread; T="timer install" for some
 #   make check-all  every proof there is: check-sim check-faults check-destroy check-full check-mutants check-kernels
-#                   check-ports check-spin check-valgrind check-instr coverage
+#                   check-liburing check-ports check-spin check-valgrind check-instr coverage
 #                   (see tests/README.md; check-ci: the quick ones)
 #   make bench      measure against the bare ring and other libraries; WHAT=nop for a part; clean-bench
 #   make install    install what was built; DESTDIR=, prefix=, libdir=, includedir=, docdir=
@@ -212,7 +212,7 @@ $(B)/flags: FORCE
 	@mkdir -p $(B) && printf '%s\n' "$$flags" | cmp -s - $@ || { \
 		command -v $(firstword $(CC)) >/dev/null || { echo "iou: no C compiler '$(CC)'" >&2; exit 1; }; \
 		$(compile) -x c -fsyntax-only /dev/null || exit 1; \
-		printf '#include <sys/select.h>\n#include <liburing.h>\n' | $(compile) -x c -fsyntax-only - 2>/dev/null || \
+		printf '#include <liburing.h>\n' | $(compile) -D_GNU_SOURCE -x c -fsyntax-only - 2>/dev/null || \
 			{ echo "iou: liburing's headers are not installed: run 'make deps'" >&2; exit 1; }; \
 		printf '%s\n' "$$flags" > $@; }
 -include $(wildcard $(B)/*.d $(B)/*/*.d)

@@ -2676,6 +2676,9 @@ static op_t *reap_own(iou_t *iou, uint64_t user_data, int result, unsigned flags
 	return NULL;
 }
 
+/* musl's CMSG_NXTHDR() compares a size with a difference of pointers, and clang warns where it is used. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-compare"
 static void close_messages(const struct msghdr *message)
 {
 	struct msghdr *m = (struct msghdr *)message;
@@ -2692,6 +2695,7 @@ static void close_messages(const struct msghdr *message)
 		}
 	}
 }
+#pragma GCC diagnostic pop
 
 /* While the iou ends: descriptors that an op returns have no other owner. (Those that a multishot RECVMSG returns lie in a
  * buffer which only the program and the kernel know.) */

@@ -93,10 +93,12 @@ struct sum {
 
 /* ---- Output, in the order of the names -------------------------------------------------------- */
 
+#define ESCAPED "\\\n\r"
+
 static void put_escaped(const char *name)
 {
 	for (;;) {
-		size_t n = strcspn(name, "\\\n\r");
+		size_t n = strcspn(name, ESCAPED);
 
 		fwrite(name, 1, n, stdout);
 		name += n;
@@ -130,7 +132,7 @@ static void print_sum(const struct file *file)
 {
 	char hex[2 * SUM_SIZE];
 
-	if (strpbrk(file->name, "\\\n\r"))
+	if (strpbrk(file->name, ESCAPED))
 		putchar('\\');
 	for (int i = 0; i < SUM_SIZE; i++) {
 		hex[2 * i] = "0123456789abcdef"[file->sum[i] >> 4];
@@ -149,12 +151,9 @@ static void print_verdict(struct sum *sum, const struct file *file)
 	sum->n_unread += file->error != 0;
 	sum->n_bad += !file->error && !good;
 	sum->n_checked++;
-	if (strchr(file->name, '\n')) { /* nothing else is escaped here */
+	if (strpbrk(file->name, ESCAPED))
 		putchar('\\');
-		put_escaped(file->name);
-	} else {
-		fputs(file->name, stdout);
-	}
+	put_escaped(file->name);
 	printf(": %s\n", file->error ? "FAILED open or read" : good ? "OK" : "FAILED");
 }
 

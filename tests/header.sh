@@ -1,25 +1,31 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 #
-# iou.h compiles alone, twice, and beside a program's own `typedef struct iou_t iou_t;`, as C99, C11, C17 and
-# C++11, with gcc and clang (those that are there), without a warning; iou.c compiles beside a tool with no flag
-# but the libraries', in each C; the results that must be looked at cannot be ignored; and a program written for the
-# original libiou 0.1 compiles and works.
+# iou.h compiles without a warning: alone, twice, before and after other headers, and beside a
+# program's own `typedef struct iou_t iou_t;`; as C99 to C23 and C++11 to C++23, strict and GNU; with
+# gcc and clang (those that are there); with musl's headers. iou.c compiles beside a tool with no
+# flag but the libraries', in each C. Results that must be looked at cannot be ignored. A program
+# written for the original libiou 0.1 compiles and works.
+#
+# Words are split on purpose; each compiler has a subshell.
+# shellcheck disable=SC2030,SC2031,SC2086,SC2317
 set -eu
+: "${CC:=cc}"
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
+own=$dir # each compiler gets a folder of its own: they run at the same time
 
 fail() { echo "FAIL: $*"; exit 1; }
 quietly() { # a warning counts as an error
-	"$@" >"$dir/out" 2>&1 || { cat "$dir/out"; fail "$*"; }
-	[ ! -s "$dir/out" ] || { cat "$dir/out"; fail "warnings: $*"; }
+	"$@" >"$own/out" 2>&1 || { cat "$own/out"; fail "$*"; }
+	[ ! -s "$own/out" ] || { cat "$own/out"; fail "warnings: $*"; }
 }
 
 runs() { # PROGRAM
 	[ -n "${REFUSED:-}" ] || "$1"
 }
 
-# ---- The header alone ----------------------------------------------------------------------------------
+# ---- The header alone ----------------------------------------------------------------------------
 cat >"$dir/header.c" <<'END'
 typedef struct iou_t iou_t;
 #include "iou.h"
@@ -41,26 +47,103 @@ iou_op_t *take(iou_t *iou)
 	return op;
 }
 END
-cp "$dir/header.c" "$dir/header.cc"
-# To repeat a typedef is C11; clang says so of a C99 program that does.
-grep -v '^typedef' "$dir/header.c" >"$dir/header99.c"
-
-compilers='' compilers_cxx=''
-for cc in gcc clang; do ! command -v $cc >/dev/null || compilers="$compilers $cc"; done
-for cxx in g++ clang++; do ! command -v $cxx >/dev/null || compilers_cxx="$compilers_cxx $cxx"; done
-[ -n "$compilers" ] || compilers=$CC
-for cc in $compilers; do
-	quietly "$cc" -I. -std=c99 -Wall -Wextra -Wshadow -Wpedantic -fsyntax-only "$dir/header99.c"
-	quietly "$cc" -I. -std=c11 -Wall -Wextra -Wshadow -Wpedantic -fsyntax-only "$dir/header.c"
-	quietly "$cc" -I. -std=gnu17 -Wall -Wextra -Wshadow -Wpedantic -fsyntax-only "$dir/header.c"
+# After other headers: by then glibc has decided what it hides. The macros that iou.h defines for
+# liburing.h must be gone.
+cat - "$dir/header.c" >"$dir/after.c" <<'END'
+#ifdef _GNU_SOURCE
+#define NOTHING_HIDDEN
+#endif
+#include <stdio.h>
+#include <stdlib.h>
+END
+cat >>"$dir/after.c" <<'END'
+#include <sched.h>
+#include <signal.h>
+#include <sys/wait.h>
+#if defined siginfo_t || defined idtype_t || defined cpu_set_t || defined IOU_LOFF_T
+#error "iou.h leaves a macro"
+#endif
+#if defined loff_t && defined __GLIBC__
+#error "iou.h leaves loff_t"
+#endif
+extern id_t id;
+#ifdef SI_USER
+extern siginfo_t info;
+#endif
+#ifdef WEXITED
+extern idtype_t idtype;
+#endif
+#ifdef CPU_SETSIZE
+extern cpu_set_t set;
+#endif
+#ifdef NOTHING_HIDDEN
+extern loff_t offset;
+#endif
+END
+for file in header after; do
+	cp "$dir/$file.c" "$dir/$file.cc"
+	# To repeat a typedef is C11; clang says so of a C99 program that does.
+	grep -v '^typedef' "$dir/$file.c" >"$dir/${file}99.c"
 done
-for cxx in $compilers_cxx; do
-	for std in c++11 c++17 gnu++20; do
-		quietly "$cxx" -I. -std=$std -Wall -Wextra -Wshadow -Wpedantic -fsyntax-only "$dir/header.cc"
+
+# Each of these types is used by the liburing.h of some release, without looking at _GNU_SOURCE. This
+# liburing.h uses all of them.
+mkdir "$dir/types"
+cat >"$dir/types/liburing.h" <<'END'
+#include_next <liburing.h>
+void types(const cpu_set_t *, siginfo_t *, idtype_t, id_t, loff_t, sigset_t *);
+END
+
+# musl's headers, and a folder with links to liburing's and the kernel's.
+machine=$(uname -m)-linux-musl
+musl=
+for folder in "/usr/include/$machine" "/usr/$machine/include" /usr/lib/musl/include; do
+	[ ! -f "$folder/features.h" ] || musl=$folder
+done
+if [ -n "$musl" ]; then
+	$CC -I. -M -D_GNU_SOURCE -x c iou.h | tr -s '[:space:]' '\n' >"$dir/paths"
+	mkdir "$dir/links"
+	for name in liburing.h liburing/barrier.h linux/types.h asm/types.h asm-generic/types.h; do
+		path=$(grep -m 1 "/$name\$" "$dir/paths") || fail "where is $name?"
+		case $name in
+		*/*) ln -s "$(dirname "$path")" "$dir/links/${name%/*}" ;;
+		*) ln -s "$path" "$dir/links/$name" ;;
+		esac
 	done
-done
+else
+	case $($CC -dumpmachine) in
+	*musl*) ;;
+	*) echo "SKIP header: the part with musl (its headers are not installed)" ;;
+	esac
+fi
 
-# ---- Results that must be looked at: a call that ignores one is an error, in its line; the last two are free -
+header() { # FILE FLAG...
+	file=$1
+	shift
+	quietly $cc -I. -isystem "$dir/types" "$@" -Wall -Wextra -Wshadow -Wpedantic -fsyntax-only \
+		"$dir/$file"
+}
+
+headers_c() { # FLAG...
+	for std in 99 11 17 2x; do
+		file=header.c
+		[ $std != 99 ] || file=header99.c
+		header $file -std=c$std "$@"
+		header $file -std=gnu$std "$@"
+	done
+	header after99.c -std=c99 "$@"
+	header after.c -std=gnu11 "$@"
+	for macro in NONE _POSIX_C_SOURCE=199309L _POSIX_C_SOURCE=200809L _GNU_SOURCE; do
+		header after.c -std=c11 -D$macro "$@"
+	done
+}
+
+headers_cxx() {
+	for std in c++11 c++14 c++17 c++20 c++2b gnu++20; do header header.cc -std=$std; done
+	header after.cc -std=c++11
+}
+
+# ---- Results that must be looked at: ignoring one is an error; the last two are free
 cat >"$dir/ignore.c" <<'END'
 #include "iou.h"
 int on_it(void *data);
@@ -84,14 +167,18 @@ void ignore(iou_t *iou, iou_op_t *op, const iou_config_t *config, iou_handler_t 
 	iou_quit(iou);
 }
 END
-for cc in $compilers; do
-	! "$cc" -I. -std=c11 -Wall -Wextra -Werror=unused-result -c -o "$dir/ignore.o" "$dir/ignore.c" >"$dir/out" 2>&1 ||
-		fail "$cc lets every result be ignored"
-	refused=$(sed -n 's/^[^ ]*ignore\.c:\([0-9]*\):.* error: .*unused-result.*/\1/p' "$dir/out" | paste -sd ' ')
-	[ "$refused" = "$(seq -s ' ' 7 18)" ] || { cat "$dir/out"; fail "$cc refuses lines $refused of ignore.c, not 7 to 18"; }
-done
 
-# ---- An op's SQE is prepared, not replaced ---------------------------------------------------
+ignored() {
+	! $cc -I. -std=c11 -Wall -Wextra -Werror=unused-result -c -o "$own/ignore.o" "$dir/ignore.c" \
+		>"$own/out" 2>&1 ||
+		fail "$cc lets every result be ignored"
+	refused=$(sed -n 's/^[^ ]*ignore\.c:\([0-9]*\):.* error: .*unused-result.*/\1/p' "$own/out" |
+		paste -sd ' ')
+	[ "$refused" = "$(seq -s ' ' 7 18)" ] ||
+		{ cat "$own/out"; fail "$cc refuses lines $refused of ignore.c, not 7 to 18"; }
+}
+
+# ---- An op's SQE is prepared, not replaced -------------------------------------------------------
 cat >"$dir/replace.c" <<'END'
 #include "iou.h"
 void replace(iou_op_t *op, struct io_uring_sqe *sqe);
@@ -105,15 +192,14 @@ void replace(iou_op_t *op, struct io_uring_sqe *sqe)
 }
 END
 cp "$dir/replace.c" "$dir/replace.cc"
-for cc in $compilers $compilers_cxx; do
-	replace=$dir/replace.c
-	case $cc in *++) replace=$dir/replace.cc ;; esac
-	quietly "$cc" -I. -Wall -Wextra -fsyntax-only "$replace"
-	! "$cc" -I. -DREPLACE -fsyntax-only "$replace" >"$dir/out" 2>&1 ||
-		fail "$cc lets op->sqe be replaced"
-done
 
-# ---- The two files beside a tool: cc tool.c iou.c -luring -pthread --------------------------------------
+replaced() { # FILE
+	quietly $cc -I. -Wall -Wextra -fsyntax-only "$dir/$1"
+	! $cc -I. -DREPLACE -fsyntax-only "$dir/$1" >"$own/out" 2>&1 ||
+		fail "$cc lets op->sqe be replaced"
+}
+
+# ---- The two files beside a tool: cc tool.c iou.c -luring -pthread -------------------------------
 cat >"$dir/tool.c" <<'END'
 #include "iou.h"
 static int on_nop(void *n_calls)
@@ -136,19 +222,19 @@ int main(void)
 	return result || n_calls != 1;
 }
 END
-cp iou.c iou.h "$dir"
-for cc in $compilers; do
-	for std in c99 c11 gnu17; do
-		(cd "$dir" && quietly "$cc" -std=$std -Wall -Wextra -Wimplicit-fallthrough -O1 -o tool tool.c iou.c \
-			-luring -pthread)
-		runs "$dir/tool" || fail "the tool built by $cc -std=$std"
-	done
-	(cd "$dir" && quietly "$cc" -Wall -Wextra -Wshadow -Wstrict-prototypes -O2 -DNDEBUG -o tool tool.c iou.c \
-		-luring -pthread)
-	runs "$dir/tool" || fail "the tool built by $cc -DNDEBUG"
-done
 
-# ---- A program for the original's ten functions; it ignores what iou_flush and iou_quit return ----------
+tools() {
+	for std in c99 c11 gnu17; do
+		quietly $cc -std=$std -Wall -Wextra -Wimplicit-fallthrough -O1 -o tool ../tool.c ../iou.c \
+			-luring -pthread
+		runs ./tool || fail "the tool built by $cc -std=$std"
+	done
+	quietly $cc -Wall -Wextra -Wshadow -Wstrict-prototypes -O2 -DNDEBUG -o tool ../tool.c ../iou.c \
+		-luring -pthread
+	runs ./tool || fail "the tool built by $cc -DNDEBUG"
+}
+
+# ---- A program for the original's ten functions; it ignores what iou_flush and iou_quit return ---
 cat >"$dir/original.c" <<'END'
 #include <assert.h>
 #include <stdio.h>
@@ -226,8 +312,54 @@ int main(void)
 	return 0;
 }
 END
-for cc in $compilers; do
-	(cd "$dir" && quietly "$cc" -std=c11 -Wall -Wextra -o original original.c iou.c -luring -pthread)
-	[ -n "${REFUSED:-}" ] || [ "$("$dir/original")" = "as ever" ] || fail "the original's program built by $cc"
+
+original() {
+	quietly $cc -std=c11 -Wall -Wextra -o original ../original.c ../iou.c -luring -pthread
+	[ -n "${REFUSED:-}" ] || [ "$(./original)" = "as ever" ] ||
+		fail "the original's program built by $cc"
+}
+
+# ---- All of it, by each compiler -----------------------------------------------------------------
+all_c() {
+	headers_c
+	if [ -n "$musl" ]; then
+		with_musl="-nostdinc -isystem $musl -isystem $dir/links"
+		with_musl="$with_musl -isystem $($cc -print-file-name=include)"
+		headers_c $with_musl
+		quietly $cc $with_musl -std=c11 -Wall -Wextra -fsyntax-only iou.c
+	fi
+	ignored
+	replaced replace.c
+	cd "$own"
+	tools
+	original
+}
+
+all_cxx() {
+	headers_cxx
+	replaced replace.cc
+}
+
+cp iou.c iou.h "$dir"
+started=''
+start() { # FUNCTION COMPILER
+	own=$(mktemp -d "$dir/XXXXXX")
+	(
+		cc=$2
+		"$1"
+	) &
+	started="$started $!"
+}
+
+found=''
+for cc in gcc clang; do
+	if command -v $cc >/dev/null; then start all_c $cc && found=1; fi
 done
+[ -n "$found" ] || start all_c "$CC"
+for cc in g++ clang++; do
+	if command -v $cc >/dev/null; then start all_cxx $cc; fi
+done
+status=0
+for pid in $started; do wait "$pid" || status=1; done
 [ -z "${REFUSED:-}" ] || echo "SKIP header: running what was built (io_uring is refused here)"
+exit $status

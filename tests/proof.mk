@@ -10,6 +10,7 @@
 #   make check-mutants   faults put into iou.c; T="NAME..." for some
 #   make check-kernels   older and newer kernels in QEMU; T="RELEASE..." of Debian
 #   make check-ports     32-bit programs, musl, arm64 in QEMU; T="i386 musl arm64" for some
+#   make check-liburing  newer liburings; T="RELEASE..." of Debian
 #   make check-spin      the wake-up protocols as models, and HANDOFFS= real ones
 #   make check-valgrind  memcheck; T="SUITE..."
 #   make coverage        lines and branches of iou.c
@@ -115,6 +116,11 @@ $(B)/tests/smoke: tests/proof/smoke.c $(B)/libiou.a
 check-ports:
 	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' sh tests/proof/ports.sh $(T)
 
+# ---- check-liburing: the Check program and the scripts with newer liburings -----------------------------
+.PHONY: check-liburing
+check-liburing:
+	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' JOBS='$(JOBS)' sh tests/proof/liburing.sh $(T)
+
 # ---- check-spin: the wake-up protocols as models, and for real ------------------------------------------
 HANDOFFS ?= 10000000
 $(B)/tests/handoff: tests/handoff.c $(B)/libiou.a
@@ -148,8 +154,9 @@ one  = if $(make) --no-print-directory $(1); then echo '1 passed, 0 failed, 0 sk
 .PHONY: check-ci check-all
 check-ci:
 	$(Q)bad=0; $(call one,check-sim RUNS=10000000) $(call one,check-faults) $(call part,check-spin HANDOFFS=1000000) \
-		$(call part,check-destroy DESTROYS=100) exit $$bad
+		$(call part,check-destroy DESTROYS=100) $(call part,check-liburing T=sid) exit $$bad
 
 check-all:
 	$(Q)bad=0; $(call one,check-sim) $(call one,check-faults) $(call part,check-spin) $(call part,check-destroy) \
-		$(call part,check-full) $(call part,check-kernels) $(call part,check-ports) $(call part,check-valgrind) $(call one,check-mutants) $(call one,check-instr) $(call one,coverage) exit $$bad
+		$(call part,check-full) $(call part,check-kernels) $(call part,check-liburing) $(call part,check-ports) \
+		$(call part,check-valgrind) $(call one,check-mutants) $(call one,check-instr) $(call one,coverage) exit $$bad

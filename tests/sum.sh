@@ -17,14 +17,23 @@ cd "$dir" || exit 1
 
 fail() { echo "FAIL: $*"; exit 1; }
 
+# Older sha256sums escape a name that they checked only for a newline in it; sum always does as the newer ones do.
+newer() { cat; }
+: >'a\b'
+sha256sum 'a\b' >list
+if [ "$(sha256sum -c list)" = 'a\b: OK' ]; then
+	newer() { sed '/^\\/!{ s/\\/\\\\/g; s/\r/\\r/g; /\\/s/^/\\/; }'; }
+fi
+
 # same LABEL ARGUMENT...: output, status and warnings are those of sha256sum with the same arguments and standard
 # input ($input); and there are as many lines of complaint.
 input=/dev/null
 same() {
 	label=$1
 	shift
-	(exec sha256sum "$@") <"$input" >theirs 2>theirs.err
+	(exec sha256sum "$@") <"$input" >said 2>theirs.err
 	theirs=$?
+	newer <said >theirs
 	(exec timeout 60 "$sum" "$@") <"$input" >ours 2>ours.err
 	ours=$?
 	cmp theirs ours || fail "$label: output"
