@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <poll.h>
 #include <semaphore.h>
 #include <signal.h>
@@ -848,10 +849,24 @@ static void free_traffic(void)
 	_exit(EXIT_SUCCESS);
 }
 
-/* The loop may have been about to free something itself: that is left (ASan looks). */
+/* Bytes, or always 0 where the C library does not tell. */
+static size_t n_allocated(void)
+{
+#if defined(__GLIBC__) && defined(__GLIBC_PREREQ)
+#if __GLIBC_PREREQ(2, 33)
+	return mallinfo2().uordblks;
+#endif
+#endif
+	return 0;
+}
+
+/* The loop may have been about to free something itself: that is left (ASan looks, too). */
 static void free_beside_the_loop(void)
 {
+	size_t n_before = n_allocated();
+
 	EXPECT(iou_free(traffic.iou) == NULL);
+	EXPECT(n_allocated() == n_before);
 	EXPECT(traffic.tick->result == 0);
 	EXPECT(fcntl(traffic.ring_fd, F_GETFD) == -1);
 	_exit(EXIT_SUCCESS);
