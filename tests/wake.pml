@@ -1,35 +1,35 @@
 /* SPDX-License-Identifier: MIT */
 
 /*
- * How the loop and the threads that give it something reach each other, how the loop reaches the workers, and how
- * iou_free() waits for visitors: three protocols of iou.c as models for spin. tests/proof/spin.sh checks that none
- * loses a wake-up, and that each BROKEN variant does.
+ * How the loop and the threads that give it something reach each other, how the loop reaches the workers, and
+ * how iou_free() waits for visitors: three protocols of iou.c as models for spin. tests/proof/spin.sh checks
+ * that none loses a wake-up, and that each BROKEN variant does.
  *
- * 1. LOOP: mail_push(), doze() and wake(). A waker puts its node in the place of `last`, links it to the one before,
- *    then looks at `sleeping`; the loop sets that, then looks for mail that it can reach, then sleeps. Who changes
- *    `sleeping` back rings the bell, and the kernel's poll of the eventfd ends the sleep. All are seq_cst, so the
+ * 1. LOOP: mail_push(), mail_next(), doze() and wake(). A waker puts its node in the place of `last`, links it to the
+ *    one before, then looks at `sleeping`. The loop sets that, looks for mail that it can reach, then sleeps. The one that
+ *    sets `sleeping` back rings the bell, and the kernel's poll of the eventfd ends the sleep. All are seq_cst, so the
  *    model's interleavings are all there are.
  *      BROKEN=1   the loop looks first, and sets `sleeping` afterwards
  *      BROKEN=2   the waker looks at `sleeping` first, and pushes afterwards
  *      BROKEN=3   the waker looks at `sleeping` before it links its node
- *      BROKEN=4   the loop takes the last node off, and does not look whether another was just pushed behind it
+ *      BROKEN=4   the loop puts the stub behind the last node, and does not look whether another was just pushed there
  *
  * 2. The workers: job_queue(), worker_call(), worker_wait(). The loop raises n_queued, then looks at n_idle, n_looking
- *    and called_ns without the lock; a worker that is to sleep reads n_calls, raises n_idle, looks at n_queued, then
- *    waits for n_calls to change. One that was called and has come takes called_ns back, and calls the next. A wait may
- *    end early once (EARLY=1). LOST=1: the first call is not heard, and before the last job is queued it is an old one (RECALL_NS).
- *    Withdrawn jobs, and pool_move(), which lowers n_queued under the lock, are not in the model.
+ *    and `calling` without the lock. A worker that is to sleep reads n_calls, raises n_idle, looks at n_queued, then waits
+ *    for n_calls to change. One that was called and has come sets `calling` back, and calls the next. A wait may end
+ *    early once (EARLY=1). LOST=1: one of the calls is not heard, and the last job is queued in a later round. Withdrawn
+ *    jobs, and pool_move(), which lowers n_queued under the lock, are not in the model.
  *      BROKEN=5   the worker does not look at n_queued once more
  *      BROKEN=6   a worker that was called does not call the next
- *      BROKEN=7   a worker waits for n_calls to change from what it is when the lock has been given back
+ *      BROKEN=7   a worker waits for n_calls to change from the value that it has when the lock has been given back
  *      BROKEN=8   the loop calls without the lock: the worker that it takes for asleep may be on its way to the job
- *      BROKEN=9   with LOST=1: a call does not get old
+ *      BROKEN=9   with LOST=1: a later round does not repeat the call
  *
  * 3. FREE: visitor_leave() and visitors_wait().
  *      BROKEN=10  iou_free() does not set FREE_WAITS before it waits
  *      BROKEN=11  it sleeps whatever the word has become
  *
- * A lost wake-up shows as an invalid end state: someone sleeps, and nobody is left to wake him.
+ * A lost wake-up shows as an invalid end state: a thread sleeps, and none is left to wake it.
  */
 
 #ifndef BROKEN
@@ -107,8 +107,8 @@ proctype waker(byte number)
 
 active proctype loop()
 {
-	bool wait;
-	byte i, before, taken, first = STUB, after;
+	bool wait, behind;
+	byte i, taken, first = STUB, after;
 
 	for (i : 1 .. WAKERS) {
 		run waker(i - 1)
@@ -143,16 +143,19 @@ active proctype loop()
 			:: else
 			fi;
 			if
-#if BROKEN == 4
 			:: after == NONE ->
 				next[STUB] = NONE;
-				last = STUB;
-				after = STUB
-#else
-			:: after == NONE && first == last ->
-				push(STUB);
-				after = next[first]
-#endif
+				atomic { /* compare_exchange */
+					behind = (last != first && BROKEN != 4);
+					if
+					:: !behind -> last = STUB; after = STUB
+					:: else
+					fi
+				}
+				if
+				:: behind -> after = next[first]
+				:: else
+				fi
 			:: else
 			fi;
 			if
@@ -239,7 +242,7 @@ active proctype free()
 byte n_queued, n_seen, n_taken; /* the latter two: under the lock */
 byte n_done;
 byte n_idle, n_looking, n_calls, n_waiting, n_signals;
-bool called, stop, locked;
+bool calling, stop, locked;
 bool early = EARLY; /* one wait may end so */
 bool lost = LOST;
 
@@ -291,15 +294,15 @@ inline has_job(has)
 	has = (n_taken != n_seen)
 }
 
-inline worker_call(call)
+inline worker_call(call, again)
 {
 	call = (n_idle > 0);
 	if
-	:: call -> call = !called
+	:: call -> call = (!calling || again)
 	:: else
 	fi;
 	if
-	:: call -> called = true; n_calls++
+	:: call -> calling = true; n_calls++
 	:: else
 	fi
 }
@@ -314,7 +317,7 @@ inline take_job()
 	:: n_idle > 0 ->
 		has_job(has);
 		if
-		:: has -> worker_call(call)
+		:: has -> worker_call(call, false)
 		:: else
 		fi
 	:: else
@@ -356,7 +359,7 @@ proctype worker()
 #endif
 				futex_wait(seen);
 				LOCK;
-				called = false
+				calling = false
 			:: else
 			fi;
 			n_idle--;
@@ -383,7 +386,7 @@ proctype worker()
 
 active proctype loop()
 {
-	bool call;
+	bool call, again;
 	byte i;
 
 	/* They have been started: pool_add_worker() counts them as looking. */
@@ -397,9 +400,7 @@ active proctype loop()
 		:: i == JOBS ->
 			n_looking == 0; /* whoever looks finds it without a call */
 			lost = false;
-#if BROKEN != 9
-			called = false /* old: is_called() */
-#endif
+			again = (BROKEN != 9)
 		:: else
 		fi;
 #endif
@@ -410,16 +411,16 @@ active proctype loop()
 		:: else
 		fi;
 		if
-		:: call -> call = !called
+		:: call -> call = (!calling || again)
 		:: else
 		fi;
 		if
 		:: call ->
 #if BROKEN == 8
-			worker_call(call);
+			worker_call(call, again);
 #else
 			LOCK;
-			worker_call(call);
+			worker_call(call, again);
 			UNLOCK;
 #endif
 			if
