@@ -2987,10 +2987,8 @@ static void rest(iou_t *iou)
 	eventfd_t n_rung = 0;
 	bool news;
 
-	if (may_fill(iou)) { /* what callbacks queued */
-		fill(iou, false, true);
-		enter(iou, SUBMIT, 0); /* an error is the next poll's to tell */
-	}
+	if (may_fill(iou))
+		submit(iou, false, 0); /* what callbacks queued; an error is the next poll's to tell */
 	if (atomic_load(&iou->mail.sleeping) == AWAKE && (iou->blind || has_more(iou)))
 		return; /* it is readable */
 	eventfd_read(iou->fd, &n_rung);
