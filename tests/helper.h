@@ -34,7 +34,7 @@
 #define SUITES(X) \
 	X(ops) X(ring) X(chains) X(cancel) X(deadline) X(env) \
 	X(loop) X(rounds) X(nested) X(timer) X(post) X(bh) X(async) X(life) X(threads) X(misuse) X(fork) X(embed) X(dialog) \
-	X(stats) \
+	X(restricted) X(stats) \
 	X(hostile)
 #endif
 

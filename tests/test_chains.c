@@ -916,17 +916,63 @@ START_TEST(a_zero_copy_send_fails_with_its_chain)
 }
 END_TEST
 
+#define N_FAILING 100
+
+/* Many at once, on each kind of ring, whose memory is used again as soon as they have ended: nothing comes late. */
+START_TEST(zero_copy_sends_fail_with_their_chains)
+{
+	static const unsigned flags[] = {
+		IORING_SETUP_CLAMP,
+		IORING_SETUP_COOP_TASKRUN,
+		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
+		IORING_SETUP_SQPOLL,
+		IORING_SETUP_SQPOLL | IORING_SETUP_SINGLE_ISSUER,
+	};
+	static call_t heads[N_FAILING], sends[N_FAILING];
+	iou_t *iou = NEW_IOU_OF(2 * N_FAILING, flags[_i]);
+	int fds[2];
+
+	if (!iou)
+		return;
+	if (!have_op(iou, IORING_OP_SEND_ZC)) {
+		iou_free(iou);
+		SKIP("needs IORING_OP_SEND_ZC (6.0)");
+	}
+	new_tcp_pair(fds);
+	for (int i = 0; i < 60; i++) {
+		for (int k = 0; k < N_FAILING; k++) {
+			io_uring_prep_read(call_op(iou, &heads[k], 0), -1, NULL, 0, 0);
+			heads[k].op->sqe->flags |= IOSQE_IO_LINK;
+			call_queue(iou, &heads[k]);
+			io_uring_prep_send_zc(call_op(iou, &sends[k], 0), fds[0], "data", 4, MSG_NOSIGNAL, 0);
+			call_queue(iou, &sends[k]);
+		}
+		n_order = 0;
+		run(iou);
+		for (int k = 0; k < N_FAILING; k++) {
+			ck_assert_int_eq(heads[k].n, 1);
+			ck_assert_int_eq(sends[k].n, 1);
+			ck_assert_int_eq(sends[k].result, -ECANCELED);
+		}
+	}
+	close_pair(fds);
+	done(iou);
+}
+END_TEST
+
 Suite *chains_suite(void)
 {
 	Suite *suite = suite_create("chains");
+	TCase *tcase;
 
 	TEST_CASE(suite, "links", linked_ops_run_one_after_the_other, a_failure_ends_a_link_but_no_hardlink,
 		  a_chain_is_never_split, many_chains_in_a_row, a_chain_longer_than_the_sq_fails_whole,
 		  a_bad_opcode_in_a_chain, a_link_timeout_works, a_chain_is_queued_again);
 	TEST_CASE(suite, "end", a_flush_or_a_poll_ends_a_chain, a_round_ends_a_chain, a_nested_poll_ends_a_chain,
 		  a_waiting_chain_was_ended);
-	TEST_CASE(suite, "inside", the_wake_up_stands_in_no_chain, cancels_stand_in_no_chain,
-		  what_follows_a_zero_copy_send_is_cancelled, a_zero_copy_send_fails_with_its_chain);
+	tcase = TEST_CASE(suite, "inside", the_wake_up_stands_in_no_chain, cancels_stand_in_no_chain,
+			  what_follows_a_zero_copy_send_is_cancelled, a_zero_copy_send_fails_with_its_chain);
+	tcase_add_loop_test(tcase, zero_copy_sends_fail_with_their_chains, 0, 5);
 	TEST_CASE(suite, "drain", a_drained_op_waits_for_those_before_it, nothing_passes_a_drained_op,
 		  drain_does_not_hold_up_the_rest, a_drained_op_is_cancelled, a_drained_chain,
 		  a_multishot_op_is_drained, drained_ops_are_queued_again, a_waiting_drain_costs_no_system_calls,
