@@ -119,7 +119,9 @@ typedef struct world_t {
 	bool thread_refused;   /* pthread_create() was one of them */
 	unsigned n_refused;    /* times in a row that it was, */
 	unsigned n_starts;     /* and was called */
-	bool wake_up_lost;     /* a worker's, and none has come since */
+	bool wake_up_lost;     /* a worker's, and none has come since; */
+	unsigned lost_poll;    /* n_polls was that then */
+	unsigned n_polls;      /* iou_poll() calls, each of which begins a round */
 	unsigned drops;        /* how many CQEs may be lost */
 	unsigned n_allocs;     /* memory that iou holds */
 	bool signals;          /* signals may arrive */

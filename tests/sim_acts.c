@@ -297,19 +297,29 @@ static void act_timer(void)
 		queue_timer(op, false);
 }
 
+static bool is_job(const op_model_t *op)
+{
+	return op->state == PENDING && (op->door == JOB || op->door == SHORT_JOB);
+}
+
+static unsigned n_running_jobs(void)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 1; i <= model.n_ops; i++)
+		n += is_job(&ops[i]) && ops[i].started && !ops[i].finished;
+	return n;
+}
+
 /* A job that waits because each worker has one, and there might be more; or NULL. */
 static const op_model_t *job_lacks_worker(void)
 {
 	const op_model_t *waiting = NULL;
-	unsigned n_running = 0;
+	unsigned n_running = n_running_jobs();
 
-	for (unsigned i = 1; i <= model.n_ops; i++) {
-		if (ops[i].state != PENDING || (ops[i].door != JOB && ops[i].door != SHORT_JOB))
-			continue;
-		n_running += ops[i].started && !ops[i].finished;
-		if (!ops[i].started && !ops[i].asked && !ops[i].has_deadline)
+	for (unsigned i = 1; i <= model.n_ops; i++)
+		if (is_job(&ops[i]) && !ops[i].started && !ops[i].asked && !ops[i].has_deadline)
 			waiting = &ops[i];
-	}
 	return n_running == threads_n_workers() && n_running < workers_most() ? waiting : NULL;
 }
 
@@ -329,6 +339,9 @@ static bool queue_job(op_model_t *op)
 	op->state = PENDING; /* it may start at once */
 	TRACE("iou_%sasync %u", op->op ? "op_" : "", number_of(op));
 	before_ns = world.now_ns;
+	/* A job that is queued in a later round brings another, unless a worker is under way, which will take it. */
+	if (world.lost_poll != world.n_polls && threads_n_workers() == threads_n_free() + n_running_jobs())
+		world.wake_up_lost = false;
 	op->deadline_from_ns = before_ns + after_ns;
 	op->deadline_ns = NEVER;
 	if (op->op)
@@ -588,6 +601,7 @@ int poll_once(int64_t timeout_ns)
 	world.may_cancel = true;
 	drive_begin(&driver, false, timeout_ns);
 	TRACE("iou_poll(%lld)", (long long)timeout_ns);
+	world.n_polls++;
 	ret = iou_poll(model.iou, timeout_ns);
 	TRACE("iou_poll: %d", ret);
 	faulty = call_end(call);

@@ -517,6 +517,7 @@ static unsigned futex_wake(const unsigned *word, unsigned most)
 		if (at > N_POSTERS && most == 1 && fault(20)) {
 			TRACE("-- the wake-up of thread %u gets lost", at);
 			world.wake_up_lost = true;
+			world.lost_poll = world.n_polls;
 		} else {
 			thread->woken = true;
 			world.wake_up_lost &= at <= N_POSTERS; /* a later one has to do for both */
