@@ -446,6 +446,7 @@ struct iou_t {
 	bool ending;          /* in iou_free(): nothing is called back, descriptors that ops return are closed */
 	bool others_cancel;   /* the program has sent a CANCEL of its own: an op may end by it */
 	atomic_uint depth;    /* iou_run() and iou_poll() calls active; pairs with iou_free() on another thread */
+	_Atomic(uint64_t) runner; /* of one that is handed: this_thread of the thread in those calls, or 0 */
 	unsigned n_runs;      /* iou_run() calls active */
 	unsigned n_shortages; /* fruitless enters in a row */
 	round_t cut;          /* ended in the middle; the next round delivers the rest of it first. Or AT_NONE */
@@ -576,6 +577,13 @@ static inline bool is_owner(const iou_t *iou)
 static inline bool is_mine(const iou_t *iou)
 {
 	return is_owner(iou) || (atomic_load_explicit(&iou->owner, memory_order_relaxed) == NOBODY && is_here(iou));
+}
+
+/* On its loop's thread? If the iou is handed: on the thread that is in its loop, in whatever callback. */
+static bool is_loops(const iou_t *iou)
+{
+	return is_owner(iou) || (this_thread && is_here(iou) &&
+				 atomic_load_explicit(&iou->runner, memory_order_relaxed) == this_thread);
 }
 
 /* How the calls of the loop thread begin: those that return nothing, and those that return an int. */
@@ -3018,14 +3026,18 @@ static void begin_loop(iou_t *iou)
 	if (unlikely(unowned))
 		pthread_mutex_lock(&iou->bhs_lock); /* see iou_bh_cancel() */
 	atomic_store_explicit(&iou->depth, iou->depth + 1, memory_order_relaxed); /* written by this thread alone */
-	if (unlikely(unowned))
+	if (unlikely(unowned)) {
+		atomic_store_explicit(&iou->runner, thread_number(), memory_order_relaxed);
 		pthread_mutex_unlock(&iou->bhs_lock);
+	}
 }
 
 static void end_loop(iou_t *iou)
 {
 	if (unlikely(iou->fd >= 0) && is_here(iou))
 		rest(iou);
+	if (unlikely(iou->handed) && iou->depth == 1)
+		atomic_store_explicit(&iou->runner, 0, memory_order_relaxed);
 	atomic_store_explicit(&iou->depth, iou->depth - 1, memory_order_release);
 }
 
@@ -3307,7 +3319,7 @@ iou_t *iou_free(iou_t *iou)
 	if (!iou)
 		return NULL;
 	if (is_here(iou)) {
-		MUST(!iou->depth || !(is_owner(iou) || current_iou == iou), "not within a callback");
+		MUST(!iou->depth || !is_loops(iou), "not within a callback");
 		if (iou->depth || (!is_mine(iou) && (n_ring(iou) || iou->n_cancels))) /* depth: it may be asleep in iou_run() */
 			return refuse(EEXIST);
 	}
@@ -3885,7 +3897,7 @@ void iou_bh_cancel(iou_bh_t *bh)
 	if (!is_here(iou))
 		return;
 	MUST(!(atomic_load(&bh->bits) & BH_DELETED), "bh was deleted");
-	if (is_owner(iou) || current_iou == iou) {
+	if (is_loops(iou)) {
 		bh_unqueue(bh);
 	} else if (atomic_load(&iou->owner) != NOBODY) {
 		bh_cancel_only(bh);
