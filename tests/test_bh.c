@@ -350,6 +350,224 @@ START_TEST(those_left_are_freed)
 }
 END_TEST
 
+/* ---- Its place in line ----------------------------------------------------------------------- */
+
+/* Three that are scheduled one after the other, with a post between. */
+typedef struct line_t {
+	iou_t *iou;
+	iou_bh_t *bhs[3];
+	call_t calls[3], posted;
+	bool idle;
+} line_t;
+
+static void line_make(line_t *line, iou_t *iou)
+{
+	*line = (line_t){.iou = iou, .posted.id = 9};
+	for (int i = 0; i < 3; i++) {
+		line->calls[i] = (call_t){.id = i};
+		line->bhs[i] = new_bh(iou, on_call, &line->calls[i]);
+	}
+}
+
+static void line_schedule(line_t *line, int i)
+{
+	if (line->idle)
+		iou_bh_schedule_idle(line->bhs[i]);
+	else
+		iou_bh_schedule(line->bhs[i]);
+}
+
+static void line_up(line_t *line)
+{
+	n_order = 0;
+	line_schedule(line, 0);
+	if (!line->idle)
+		post(line->iou, on_call, &line->posted);
+	line_schedule(line, 1);
+	line_schedule(line, 2);
+}
+
+/* The first leaves the line and joins it again. */
+static void line_move_first(void *data)
+{
+	line_t *line = data;
+
+	iou_bh_cancel(line->bhs[0]);
+	line_schedule(line, 0);
+}
+
+/* They run in this order, the post where it stood; each once. */
+static void line_check(line_t *line, bool moved)
+{
+	static const int kept[] = {0, 9, 1, 2}, last[] = {9, 1, 2, 0};
+	static const int kept_idle[] = {0, 1, 2}, last_idle[] = {1, 2, 0};
+	const int *expected = line->idle ? (moved ? last_idle : kept_idle) : moved ? last : kept;
+
+	run(line->iou);
+	ck_assert_int_eq(n_order, line->idle ? 3 : 4);
+	for (int i = 0; i < n_order; i++)
+		ck_assert_msg(order[i] == expected[i], "%d ran at place %d", order[i], i);
+}
+
+static void run_it(void *iou)
+{
+	EXPECT(iou_run(iou) == 0);
+}
+
+static iou_t *new_handed(void)
+{
+	return new_iou_with(&(iou_config_t){.entries = 4, .setup_flags = IORING_SETUP_CLAMP});
+}
+
+/* Before the first run and after it; of this thread's iou, and of one that is handed on. */
+START_TEST(cancelled_and_scheduled_it_goes_last)
+{
+	for (int i = 0; i < 4; i++) {
+		line_t line;
+
+		line_make(&line, i < 2 ? new_iou(4) : new_handed());
+		line.idle = i % 2;
+		for (int turn = 0; turn < 4; turn++) {
+			line_up(&line);
+			line_move_first(&line);
+			if (turn % 2)
+				line_move_first(&line);
+			line_check(&line, true);
+			if (i >= 2)
+				in_thread(run_it, line.iou); /* another thread has it meanwhile */
+		}
+		done(line.iou);
+	}
+}
+END_TEST
+
+static int on_move_first(void *data)
+{
+	line_move_first(data);
+	return 0;
+}
+
+static int on_line_up_and_move_first(void *data)
+{
+	line_up(data);
+	line_move_first(data);
+	return 0;
+}
+
+/* In a callback of each kind: of those that wait in the round, or were scheduled just now. */
+START_TEST(in_a_callback_it_goes_last)
+{
+	for (int i = 0; i < 8 * N_KINDS; i++) {
+		const bool fresh = i & 4;
+		const kind_t kind = (kind_t)(i / 8);
+		line_t line;
+
+		line_make(&line, i & 1 ? new_handed() : new_iou(4));
+		line.idle = i & 2;
+		if (fresh) {
+			make_ready(line.iou, kind, on_line_up_and_move_first, &line);
+		} else {
+			make_ready(line.iou, kind, on_move_first, &line);
+			line_up(&line);
+		}
+		if (fresh || line.idle || kind <= BH)
+			line_check(&line, true);
+		else
+			run(line.iou); /* they ran before that callback */
+		ck_assert_int_eq(line.calls[1].n, 1);
+		done(line.iou);
+	}
+}
+END_TEST
+
+static iou_t *inner_iou;
+
+static int on_run_another(void *data)
+{
+	run(inner_iou);
+	ck_assert_ptr_eq(iou_current(), ((line_t *)data)->iou);
+	return 0;
+}
+
+/* In a callback of another iou, whose loop runs in one of this iou's. */
+START_TEST(inside_another_loop_it_goes_last)
+{
+	for (int i = 0; i < 4; i++) {
+		line_t line;
+
+		line_make(&line, i & 1 ? new_handed() : new_iou(4));
+		line.idle = i & 2;
+		inner_iou = new_iou(4);
+		make_ready(inner_iou, TIMER, on_move_first, &line);
+		make_ready(line.iou, TIMER, on_run_another, &line);
+		line_up(&line);
+		line_check(&line, true);
+		done(line.iou);
+		done(inner_iou);
+	}
+}
+END_TEST
+
+static int on_move_first_elsewhere(void *data)
+{
+	in_thread(line_move_first, data);
+	return 0;
+}
+
+/* From another thread while the loop is this one's: as its owner, or as the one that runs it. */
+START_TEST(from_another_thread_it_keeps_its_place)
+{
+	for (int i = 0; i < 8; i++) {
+		line_t line;
+
+		line_make(&line, i & 1 ? new_handed() : new_iou(4));
+		line.idle = i & 2;
+		run(line.iou);
+		if (i & 1) {
+			make_ready(line.iou, TIMER, on_move_first_elsewhere, &line);
+			line_up(&line);
+		} else {
+			line_up(&line);
+			if (i & 4 && line.idle) { /* they wait for the loop to be idle */
+				post(line.iou, on_nothing, NULL);
+				ck_assert_int_eq(iou_poll(line.iou, 0), 1);
+			}
+			in_thread(line_move_first, &line);
+		}
+		line_check(&line, false);
+		done(line.iou);
+	}
+}
+END_TEST
+
+static sem_t job_done;
+
+static int move_first_job(void *data)
+{
+	line_move_first(data);
+	sem_post(&job_done);
+	return 0;
+}
+
+START_TEST(from_a_job_it_keeps_its_place)
+{
+	line_t line;
+
+	ck_assert_int_eq(sem_init(&job_done, 0, 0), 0);
+	line_make(&line, new_iou(4));
+	flush(line.iou); /* it is this thread's */
+	for (int i = 0; i < 2; i++) {
+		line.idle = i;
+		line_up(&line);
+		start_job(line.iou, new_op(line.iou), move_first_job, &line, on_nothing, NULL);
+		while (sem_wait(&job_done) != 0)
+			;
+		line_check(&line, false);
+	}
+	done(line.iou);
+}
+END_TEST
+
 /* ---- Idle ------------------------------------------------------------------------------------ */
 
 START_TEST(an_idle_one_runs_when_nothing_else_does)
@@ -439,6 +657,143 @@ START_TEST(idle_ones_starve_nobody)
 		ck_assert_int_ge(iou_poll(iou, -1), 1);
 	iou_bh_delete(idle.bh);
 	run(iou);
+	done(iou);
+}
+END_TEST
+
+#define N_MANY 5000
+
+/* What becomes of an idle one, by the loop's thread or by another. */
+enum fate {
+	LEFT, CANCELLED, CANCELLED_ELSEWHERE, DELETED, DELETED_ELSEWHERE, MOVED, HURRIED, HURRIED_ELSEWHERE,
+	N_FATES
+};
+
+static iou_bh_t *many[N_MANY];
+static call_t many_calls[N_MANY];
+
+static void many_elsewhere(void *data)
+{
+	(void)data;
+	for (int i = 0; i < N_MANY; i++)
+		switch (i % N_FATES) {
+		case CANCELLED_ELSEWHERE:
+			iou_bh_cancel(many[i]);
+			break;
+		case DELETED_ELSEWHERE:
+			iou_bh_delete(many[i]);
+			break;
+		case HURRIED_ELSEWHERE:
+			iou_bh_schedule(many[i]);
+			break;
+		default:
+			break;
+		}
+}
+
+static void many_here(void)
+{
+	for (int i = 0; i < N_MANY; i++)
+		switch (i % N_FATES) {
+		case CANCELLED:
+			iou_bh_cancel(many[i]);
+			break;
+		case DELETED:
+			iou_bh_delete(many[i]);
+			break;
+		case MOVED: /* to the end */
+			iou_bh_cancel(many[i]);
+			iou_bh_schedule_idle(many[i]);
+			break;
+		case HURRIED:
+			iou_bh_schedule(many[i]);
+			break;
+		default:
+			break;
+		}
+}
+
+/* Those of this fate ran in their order, from this place on. Returns the place behind them. */
+static int many_ran(int at, enum fate fate)
+{
+	for (int i = (int)fate; i < N_MANY; i += N_FATES)
+		ck_assert_int_eq(order[at++], i);
+	return at;
+}
+
+/* _i: they wait to be looked at, or for the loop to be idle. */
+START_TEST(many_idle_ones)
+{
+	const int n_each = N_MANY / N_FATES;
+	iou_t *iou = new_iou(4);
+	int n;
+
+	flush(iou); /* it is this thread's */
+	for (int turn = 0; turn < 2; turn++) {
+		n_order = 0;
+		for (int i = 0; i < N_MANY; i++) {
+			many_calls[i] = (call_t){.id = i};
+			many[i] = new_bh(iou, on_call, &many_calls[i]);
+			iou_bh_schedule_idle(many[i]);
+		}
+		if (_i) /* a round takes a share of them, and at last the post behind them */
+			for (post(iou, on_nothing, NULL); iou_poll(iou, 0) == 0;)
+				;
+		ck_assert_int_eq(n_order, 0);
+		in_thread(many_elsewhere, NULL);
+		many_here();
+		while ((n = iou_poll(iou, 0)))
+			ck_assert_int_le(n, 1024);
+		run(iou);
+		ck_assert_int_eq(n_order, 4 * n_each);
+		n = many_ran(0, HURRIED_ELSEWHERE);
+		n = many_ran(n, HURRIED);
+		n = many_ran(n, LEFT);
+		n = many_ran(n, MOVED);
+		ck_assert_int_eq(n, n_order);
+		for (int i = 0; i < N_MANY; i++)
+			if (i % N_FATES != DELETED && i % N_FATES != DELETED_ELSEWHERE)
+				iou_bh_delete(many[i]);
+		run(iou);
+		ck_assert_int_eq(n_order, n);
+	}
+	done(iou);
+}
+END_TEST
+
+static void cancel_it(void *bh)
+{
+	iou_bh_cancel(bh);
+}
+
+static void delete_it(void *bh)
+{
+	iou_bh_delete(bh);
+}
+
+/* It waits for the loop to be idle, and is taken away: nothing is left to wait for. */
+START_TEST(an_idle_one_is_taken_away)
+{
+	iou_t *iou = new_iou(4);
+
+	for (int i = 0; i < 4; i++) {
+		call_t call = {0};
+		iou_bh_t *bh = new_bh(iou, on_call, &call);
+
+		iou_bh_schedule_idle(bh);
+		post(iou, on_nothing, NULL);
+		ck_assert_int_eq(iou_poll(iou, 0), 1);
+		ck_assert_int_eq(call.n, 0);
+		if (i < 2)
+			in_thread(i == 0 ? cancel_it : delete_it, bh);
+		else if (i == 2)
+			iou_bh_cancel(bh);
+		else
+			iou_bh_delete(bh);
+		ck_assert_int_eq(iou_poll(iou, -1), 0);
+		run(iou);
+		ck_assert_int_eq(call.n, 0);
+	}
 	done(iou);
 }
 END_TEST
@@ -674,6 +1029,59 @@ START_TEST(threads_make_and_delete)
 }
 END_TEST
 
+/* Threads do all that they may with idle ones of theirs while the loop comes to be idle and is busy in turns. */
+static void *idle_elsewhere(void *data)
+{
+	uint64_t my_seed = (uint64_t)(uintptr_t)data;
+	iou_bh_t *bhs[16];
+	int n = is_slow() ? 1000 : 10000;
+
+	for (int i = 0; i < 16; i++)
+		bhs[i] = new_bh(the_iou, on_nothing, NULL);
+	while (n--) {
+		int i = (int)random_below(&my_seed, 16);
+
+		switch (random_below(&my_seed, 8)) {
+		case 0:
+			iou_bh_cancel(bhs[i]);
+			break;
+		case 1:
+			iou_bh_schedule(bhs[i]);
+			break;
+		case 2:
+			iou_bh_delete(bhs[i]);
+			bhs[i] = new_bh(the_iou, on_nothing, NULL);
+			break;
+		case 3:
+			post(the_iou, on_nothing, NULL);
+			break;
+		default:
+			iou_bh_schedule_idle(bhs[i]);
+		}
+	}
+	for (int i = 0; i < 16; i++)
+		iou_bh_delete(bhs[i]);
+	iou_unhold(the_iou);
+	return NULL;
+}
+
+START_TEST(threads_use_idle_ones)
+{
+	pthread_t threads[3];
+
+	the_iou = new_iou(4);
+	for (int i = 0; i < 3; i++) {
+		iou_hold(the_iou);
+		threads[i] = start_thread(idle_elsewhere, (void *)(uintptr_t)(i + 1));
+	}
+	run(the_iou);
+	for (int i = 0; i < 3; i++)
+		join_thread(threads[i]);
+	run(the_iou);
+	done(the_iou);
+}
+END_TEST
+
 static pid_t loop_tid;
 
 static void *schedule_idle_for_the_sleeper(void *data)
@@ -763,15 +1171,20 @@ END_TEST
 Suite *bh_suite(void)
 {
 	Suite *suite = suite_create("bh");
+	TCase *tcase;
 
 	TEST_CASE(suite, "schedule", it_runs_once_however_often_scheduled, it_schedules_itself_ten_times,
 		  first_scheduled_first_run, schedule_keeps_errno, an_event_is_flushed);
 	TEST_CASE(suite, "end", it_is_cancelled, it_is_cancelled_by_another, it_is_deleted, it_deletes_itself,
 		  another_deletes_it, it_is_deleted_inside_its_own_nested_call, those_left_are_freed);
-	TEST_CASE(suite, "idle", an_idle_one_runs_when_nothing_else_does, an_idle_one_scheduled_first_runs_first,
-		  schedule_overrides_idle, idle_ones_starve_nobody);
+	TEST_CASE(suite, "place", cancelled_and_scheduled_it_goes_last, in_a_callback_it_goes_last,
+		  inside_another_loop_it_goes_last, from_another_thread_it_keeps_its_place,
+		  from_a_job_it_keeps_its_place);
+	tcase = TEST_CASE(suite, "idle", an_idle_one_runs_when_nothing_else_does, an_idle_one_scheduled_first_runs_first,
+			  schedule_overrides_idle, idle_ones_starve_nobody, an_idle_one_is_taken_away);
+	tcase_add_loop_test(tcase, many_idle_ones, 0, 2);
 	TEST_CASE(suite, "threads", a_signal_handler_schedules, a_handler_interrupts_anything, threads_schedule,
-		  threads_schedule_the_same_one, threads_make_and_delete, idle_from_a_thread_wakes,
+		  threads_schedule_the_same_one, threads_make_and_delete, threads_use_idle_ones, idle_from_a_thread_wakes,
 		  schedule_from_a_thread_keeps_errno);
 	return suite;
 }
