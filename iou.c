@@ -1278,7 +1278,8 @@ static void ring_close(ring_t *ring, bool by_owner, bool idle)
 
 	if (by_owner && idle) {
 		io_uring_register(fd, IORING_UNREGISTER_FILES, NULL, 0);
-		io_uring_register(fd, IORING_UNREGISTER_BUFFERS, NULL, 0);
+		if (ring->io.features & IORING_FEAT_RSRC_TAGS) /* before 5.13 it would wait for the library's own polls */
+			io_uring_register(fd, IORING_UNREGISTER_BUFFERS, NULL, 0);
 	}
 	if (by_owner && ring->enter_flags)
 		io_uring_register(fd, IORING_UNREGISTER_RING_FDS, &index, 1);
