@@ -804,6 +804,265 @@ START_TEST(direct_descriptors_are_left_alone)
 }
 END_TEST
 
+/* ---- What the ring holds of the program ------------------------------------------------------ */
+
+static bool is_at_end(int fd)
+{
+	char c;
+
+	return recv(fd, &c, 1, MSG_DONTWAIT) == 0;
+}
+
+static int on_resize_ring(void *data)
+{
+	ck_assert_int_eq(iou_resize(data, 16), 0);
+	return 0;
+}
+
+/* The ways in which a ring ends, by its owner. */
+enum ring_end { FREED, FREED_UNUSED, RESIZED, RESIZED_UNUSED, RESIZED_IN_CALLBACK, N_RING_ENDS };
+
+static iou_t *begin_ring(enum ring_end how)
+{
+	iou_t *iou = new_iou(8);
+
+	if (how != FREED_UNUSED && how != RESIZED_UNUSED)
+		flush(iou);
+	return iou;
+}
+
+/* Returns the iou if it still is one. */
+static iou_t *end_ring(iou_t *iou, enum ring_end how)
+{
+	if (how == FREED || how == FREED_UNUSED)
+		return iou_free(iou);
+	if (how == RESIZED_IN_CALLBACK) {
+		post(iou, on_resize_ring, iou);
+		run(iou);
+	} else {
+		ck_assert_int_eq(iou_resize(iou, 16), 0);
+	}
+	return iou;
+}
+
+/* _i: how the ring ends. A socket that lives in its table alone is closed: the other side sees the end. */
+START_TEST(registered_files_are_let_go_of)
+{
+	for (int i = 0; i < 5; i++) {
+		iou_t *iou = begin_ring((enum ring_end)_i);
+		int fds[2];
+
+		new_socketpair(fds);
+		if (io_uring_register_files(iou_ring(iou), fds, 1) != 0) {
+			close_pair(fds);
+			iou_free(iou);
+			SKIP("needs to register files on a ring that is disabled");
+		}
+		close(fds[0]);
+		ck_assert(!is_at_end(fds[1]));
+		iou = end_ring(iou, (enum ring_end)_i);
+		ck_assert(is_at_end(fds[1]));
+		close(fds[1]);
+		iou_free(iou);
+	}
+}
+END_TEST
+
+/* As above, with a receive from it in flight. */
+START_TEST(a_registered_file_in_use_is_let_go_of)
+{
+	for (int i = 0; i < 8; i++) {
+		iou_t *iou = new_iou(8);
+		iou_op_t *op = new_op(iou);
+		char buf[16];
+		int fds[2];
+
+		flush(iou);
+		new_socketpair(fds);
+		ck_assert_int_eq(io_uring_register_files(iou_ring(iou), fds, 1), 0);
+		io_uring_prep_recv(op->sqe, 0, buf, sizeof(buf), 0);
+		op->sqe->flags = IOSQE_FIXED_FILE | (i % 2 ? IOSQE_ASYNC : 0);
+		iou_op_queue(iou, op, never, NULL);
+		flush(iou);
+		close(fds[0]);
+		ck_assert(!is_at_end(fds[1]));
+		ck_assert_ptr_null(iou_free(iou));
+		ck_assert(is_at_end(fds[1]));
+		close(fds[1]);
+	}
+}
+END_TEST
+
+/* _i: how the ring ends. What an op put into the table. */
+START_TEST(direct_descriptors_are_let_go_of)
+{
+	struct sockaddr_in addr;
+	int listener = new_listener(&addr), none = -1;
+	int client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	iou_t *iou = begin_ring((enum ring_end)_i);
+	call_t accepted = {.result = -EINVAL};
+
+	if (io_uring_register_files(iou_ring(iou), &none, 1) == 0) {
+		io_uring_prep_accept_direct(call_op(iou, &accepted, 0), listener, NULL, NULL, 0, 0);
+		call_queue(iou, &accepted);
+		ck_assert_int_eq(connect(client, (struct sockaddr *)&addr, sizeof(addr)), 0);
+		run(iou);
+	}
+	close(listener);
+	if (accepted.result < 0) {
+		close(client);
+		iou_free(iou);
+		SKIP("needs accept to a direct descriptor (5.15)");
+	}
+	ck_assert(!is_at_end(client));
+	iou = end_ring(iou, (enum ring_end)_i);
+	ck_assert(is_at_end(client));
+	close(client);
+	iou_free(iou);
+}
+END_TEST
+
+/* Memory of this process that is pinned, in kB. */
+static long pinned(void)
+{
+	FILE *file = fopen("/proc/self/status", "re");
+	char line[256];
+	long found = -1;
+
+	ck_assert_ptr_nonnull(file);
+	while (fgets(line, sizeof(line), file))
+		sscanf(line, "VmPin: %ld", &found);
+	fclose(file);
+	return found;
+}
+
+/* _i: how the ring ends. */
+START_TEST(registered_buffers_are_let_go_of)
+{
+	static char mem[64 * 1024];
+	struct iovec iov = {mem, sizeof(mem)};
+	long before = pinned();
+	iou_t *iou = begin_ring((enum ring_end)_i);
+	int ret = io_uring_register_buffers(iou_ring(iou), &iov, 1);
+
+	if (ret != 0 || pinned() <= before || !(iou_ring(iou)->features & IORING_FEAT_RSRC_TAGS)) {
+		iou_free(iou);
+		SKIP("needs buffers that count as pinned, and are let go of without a wait (5.13)");
+	}
+	iou = end_ring(iou, (enum ring_end)_i);
+	ck_assert_int_eq(pinned(), before);
+	iou_free(iou);
+}
+END_TEST
+
+/* ---- Descriptors in messages ----------------------------------------------------------------- */
+
+#define N_PASSED 3
+
+#ifndef SO_PASSPIDFD
+#define SO_PASSPIDFD 76
+#endif
+
+typedef struct message_t {
+	struct msghdr header;
+	struct iovec iov;
+	char byte;
+	_Alignas(struct cmsghdr) char control[256];
+} message_t;
+
+static void message_init(message_t *message, size_t control_size)
+{
+	message->iov = (struct iovec){&message->byte, 1};
+	message->header = (struct msghdr){.msg_iov = &message->iov, .msg_iovlen = 1,
+					  .msg_control = message->control,
+					  .msg_controllen = control_size};
+}
+
+static void send_descriptors(int socket_fd)
+{
+	message_t message = {.byte = 'x'};
+	struct cmsghdr *part;
+	int fds[N_PASSED];
+
+	message_init(&message, CMSG_SPACE(sizeof(fds)));
+	part = CMSG_FIRSTHDR(&message.header);
+	part->cmsg_level = SOL_SOCKET;
+	part->cmsg_type = SCM_RIGHTS;
+	part->cmsg_len = CMSG_LEN(sizeof(fds));
+	for (int i = 0; i < N_PASSED; i++)
+		fds[i] = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	memcpy(CMSG_DATA(part), fds, sizeof(fds));
+	ck_assert_int_eq(sendmsg(socket_fd, &message.header, 0), 1);
+	for (int i = 0; i < N_PASSED; i++)
+		close(fds[i]);
+}
+
+static message_t received;
+
+static void prep_receive(struct io_uring_sqe *sqe, void *fd)
+{
+	message_init(&received, sizeof(received.control));
+	io_uring_prep_recvmsg(sqe, *(int *)fd, &received.header, MSG_CMSG_CLOEXEC);
+}
+
+enum receive { PLAIN, BY_IO_WQ, IN_CHAIN, WITH_DEADLINE, BY_HANDLER, WITH_PIDFD, N_RECEIVES };
+
+/* _i: how it is received. The message has come and is not delivered: iou_free() closes what is in it. */
+START_TEST(descriptors_in_messages_are_closed)
+{
+	static iou_handler_t handler = {.cb = never_handler};
+	int fds[2], n_before, one = 1;
+	iou_t *iou = new_iou(8);
+	iou_op_t *op;
+
+	new_socketpair(fds);
+	if (_i == WITH_PIDFD) /* one more descriptor, of the sender; unknown before 6.5 */
+		setsockopt(fds[0], SOL_SOCKET, SO_PASSPIDFD, &one, sizeof(one));
+	flush(iou);
+	n_before = n_fds();
+	if (_i == BY_HANDLER) {
+		ck_assert_int_eq(iou_add_sqe(iou, prep_receive, &fds[0], &handler), 0);
+	} else {
+		op = new_op(iou);
+		prep_receive(op->sqe, &fds[0]);
+		op->sqe->flags |= _i == BY_IO_WQ ? IOSQE_ASYNC : _i == IN_CHAIN ? IOSQE_IO_LINK : 0;
+		if (_i == WITH_DEADLINE)
+			iou_op_deadline(iou, op, 100 * SECOND);
+		iou_op_queue(iou, op, never, NULL);
+		nop_queue(iou, new_op(iou), never, NULL);
+	}
+	flush(iou);
+	send_descriptors(fds[1]);
+	WAIT_UNTIL((io_uring_get_events(iou_ring(iou)), n_fds() >= n_before + N_PASSED));
+	WAIT_UNTIL((io_uring_get_events(iou_ring(iou)),
+		    io_uring_cq_ready(iou_ring(iou)) >= (_i == BY_HANDLER ? 1 : 2)));
+	ck_assert_ptr_null(iou_free(iou));
+	ck_assert_int_lt(n_fds(), n_before); /* the ring's own are gone too; the fixture counts */
+	close_pair(fds);
+}
+END_TEST
+
+/* Once it is delivered, they are the program's. */
+START_TEST(descriptors_of_a_delivered_message_stay)
+{
+	int fds[2], passed[N_PASSED];
+	iou_t *iou = new_iou(8);
+	call_t call;
+
+	new_socketpair(fds);
+	prep_receive(call_op(iou, &call, 0), &fds[0]);
+	call_queue(iou, &call);
+	send_descriptors(fds[1]);
+	run(iou);
+	ck_assert_int_eq(call.result, 1);
+	ck_assert_ptr_null(iou_free(iou));
+	memcpy(passed, CMSG_DATA(CMSG_FIRSTHDR(&received.header)), sizeof(passed));
+	for (int i = 0; i < N_PASSED; i++)
+		ck_assert_int_eq(close(passed[i]), 0);
+	close_pair(fds);
+}
+END_TEST
+
 /* ---- iou_free and jobs ----------------------------------------------------------------------- */
 
 static sem_t job_started, job_may_end;
@@ -1335,6 +1594,12 @@ Suite *life_suite(void)
 		  direct_descriptors_are_left_alone, free_waits_for_running_jobs_and_drops_the_rest,
 		  a_running_job_still_posts, another_thread_frees_an_idle_iou, another_thread_may_not_free_a_busy_iou);
 	tcase_add_loop_test(tcase, descriptors_of_other_kinds_are_closed, 0, 3);
+	tcase = TEST_CASE(suite, "held", a_registered_file_in_use_is_let_go_of,
+			  descriptors_of_a_delivered_message_stay);
+	tcase_add_loop_test(tcase, registered_files_are_let_go_of, 0, N_RING_ENDS);
+	tcase_add_loop_test(tcase, direct_descriptors_are_let_go_of, 0, N_RING_ENDS);
+	tcase_add_loop_test(tcase, registered_buffers_are_let_go_of, 0, N_RING_ENDS);
+	tcase_add_loop_test(tcase, descriptors_in_messages_are_closed, 0, N_RECEIVES);
 	TEST_CASE(suite, "again", the_first_has_no_memory, memory_comes_back, descriptors_come_back,
 		  the_programs_own_eventfd_goes);
 	TEST_CASE(suite, "resize", resize_changes_the_sq, resize_carries_what_is_queued, resize_forgets_registrations,
