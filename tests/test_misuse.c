@@ -259,6 +259,241 @@ static void deadline_after_its_end(void)
 	iou_op_deadline(the_iou, the_op, 1);
 }
 
+/* ---- An op that is named by more than its address -------------------------------------------- */
+
+static void read_in_flight(void)
+{
+	static char byte;
+	int fds[2];
+
+	new_pipe(fds);
+	EXPECT(dup2(fds[0], 77) == 77);
+	io_uring_prep_read(the_op->sqe, 77, &byte, 1, 0);
+	iou_op_queue(the_iou, the_op, on_nothing, NULL);
+	EXPECT(iou_flush(the_iou) == 0);
+}
+
+static void queue_a_read_in_flight(void)
+{
+	read_in_flight();
+	iou_op_queue(the_iou, the_op, on_nothing, NULL);
+}
+
+static void free_a_read_in_flight(void)
+{
+	read_in_flight();
+	iou_op_free(the_iou, the_op);
+}
+
+static int on_free_more(void *data)
+{
+	iou_op_free(the_iou, the_op);
+	return data ? -1 : 0;
+}
+
+static void free_in_a_callback_with_more(void)
+{
+	iou_op_timer(the_iou, the_op, 0, SECOND, on_free_more, NULL);
+	poll_once();
+}
+
+/* It has ended, and is not delivered. */
+static void queue_a_cancelled_timer(void)
+{
+	far_timer();
+	EXPECT(iou_op_cancel(the_iou, the_op) == 0);
+	queue_nop();
+}
+
+static void free_a_cancelled_timer(void)
+{
+	far_timer();
+	EXPECT(iou_op_cancel(the_iou, the_op) == 0);
+	iou_op_free(the_iou, the_op);
+}
+
+/* ---- What is no environment ------------------------------------------------------------------ */
+
+static void *new_env(size_t size)
+{
+	void *env = iou_op_env(the_op, size);
+
+	EXPECT(env != NULL);
+	return env;
+}
+
+static void op_of(const void *env)
+{
+	EXPECT(iou_op_of(env) == NULL);
+}
+
+static void op_of_unaligned(void)
+{
+	op_of((char *)new_env(8) + 1);
+}
+
+static void op_of_inside(void)
+{
+	op_of((char *)new_env(64) + 16);
+}
+
+static void op_of_inside_an_allocated_one(void)
+{
+	op_of((char *)new_env(200) + 64);
+}
+
+static void op_of_stack(void)
+{
+	void *volatile words[4] = {NULL};
+
+	op_of((void *)&words[2]);
+}
+
+/* It looks like one: its op stands before it. */
+static void op_of_a_copy(void)
+{
+	void *volatile words[4] = {NULL, the_op};
+
+	(void)new_env(8);
+	op_of((void *)&words[2]);
+}
+
+static void op_of_an_op(void)
+{
+	op_of(the_op);
+}
+
+static void op_of_one_given_back(void)
+{
+	void *env = new_env(8);
+
+	queue_nop();
+	poll_once();
+	op_of(env);
+}
+
+static void op_of_one_freed(void)
+{
+	void *env = new_env(8);
+
+	iou_op_free(the_iou, the_op);
+	op_of(env);
+}
+
+/* Its op was taken again, and has none. */
+static void op_of_one_lost(void)
+{
+	void *env = new_env(8);
+	iou_op_t *before = the_op;
+
+	iou_op_free(the_iou, the_op);
+	the_op = iou_op_new(the_iou);
+	EXPECT(the_op == before);
+	op_of(env);
+}
+
+/* ---- A bottom half that was deleted ---------------------------------------------------------- */
+
+static iou_bh_t *the_bh;
+
+static void new_the_bh(int (*cb)(void *data))
+{
+	the_bh = iou_bh_new(the_iou, cb, NULL);
+	EXPECT(the_bh != NULL);
+}
+
+static void deleted_bh(void)
+{
+	new_the_bh(on_nothing);
+	iou_bh_delete(the_bh);
+}
+
+static void schedule_deleted(void)
+{
+	deleted_bh();
+	iou_bh_schedule(the_bh);
+}
+
+static void schedule_idle_deleted(void)
+{
+	deleted_bh();
+	iou_bh_schedule_idle(the_bh);
+}
+
+static void cancel_deleted(void)
+{
+	deleted_bh();
+	iou_bh_cancel(the_bh);
+}
+
+static void delete_twice(void)
+{
+	deleted_bh();
+	iou_bh_delete(the_bh);
+}
+
+/* It waits for the loop to be idle. */
+static void delete_an_idle_one_twice(void)
+{
+	new_the_bh(on_nothing);
+	iou_bh_schedule_idle(the_bh);
+	EXPECT(iou_post(the_iou, on_nothing, NULL) == 0);
+	poll_once();
+	iou_bh_delete(the_bh);
+	iou_bh_delete(the_bh);
+}
+
+static int on_delete_and_schedule(void *data)
+{
+	iou_bh_delete(the_bh);
+	iou_bh_schedule(the_bh);
+	return data ? -1 : 0;
+}
+
+static void schedule_deleted_in_its_callback(void)
+{
+	new_the_bh(on_delete_and_schedule);
+	iou_bh_schedule(the_bh);
+	poll_once();
+}
+
+static void *do_schedule(void *data)
+{
+	iou_bh_schedule(the_bh);
+	return data;
+}
+
+static void *do_schedule_idle(void *data)
+{
+	iou_bh_schedule_idle(the_bh);
+	return data;
+}
+
+static void *do_cancel_bh(void *data)
+{
+	iou_bh_cancel(the_bh);
+	return data;
+}
+
+static void *do_delete_bh(void *data)
+{
+	iou_bh_delete(the_bh);
+	return data;
+}
+
+/* By another thread than the loop's, which deleted it. */
+static void bh_elsewhere(void *(*func)(void *data))
+{
+	EXPECT(iou_run(the_iou) == 0);
+	deleted_bh();
+	join_thread(start_thread(func, NULL));
+}
+
+static void schedule_deleted_elsewhere(void) { bh_elsewhere(do_schedule); }
+static void schedule_idle_deleted_elsewhere(void) { bh_elsewhere(do_schedule_idle); }
+static void cancel_deleted_elsewhere(void) { bh_elsewhere(do_cancel_bh); }
+static void delete_deleted_elsewhere(void) { bh_elsewhere(do_delete_bh); }
+
 /* ---- An op of another iou -------------------------------------------------------------------- */
 
 static iou_t *new_other(void)
@@ -390,6 +625,14 @@ static void iou_free_deep_in_a_callback(void)
 	poll_once();
 }
 
+/* The outer one belongs to no thread. */
+static void iou_free_of_a_handed_one(void)
+{
+	the_iou = iou_new_with(&(iou_config_t){.entries = 4, .setup_flags = IORING_SETUP_CLAMP});
+	EXPECT(the_iou != NULL);
+	iou_free_deep_in_a_callback();
+}
+
 static void null_queue_iou(void) { iou_op_queue(NULL, the_op, on_nothing, NULL); }
 static void null_queue_op(void) { iou_op_queue(the_iou, NULL, on_nothing, NULL); }
 static void null_queue_cb(void) { iou_op_queue(the_iou, the_op, NULL, NULL); }
@@ -409,38 +652,79 @@ static void null_stats_iou(void) { iou_stats(NULL, &(iou_stats_t){0}); }
 static void null_dump(void) { iou_dump(the_iou, NULL); }
 static void null_dump_iou(void) { iou_dump(NULL, stdout); }
 
+#define QUEUED  "op is queued already"
+#define PENDING "op is still queued: cancel it first"
+#define GONE    "op was given back, since its last callback did not queue it again"
+#define FREED   "op was given back by iou_op_free"
+#define NO_ENV  "not an environment"
+#define DELETED "bh was deleted"
+
+/* Those that name the op, as far as it is known, and its callback. */
 static const struct {
 	const char *says; /* how its line begins, after "iou: " */
 	void (*func)(void);
+	const char *names;
+	int (*cb)(void *data);
+} named[] = {
+	{"iou_op_queue: " QUEUED, queue_twice, "NOP fd -1", on_nothing},
+	{"iou_op_queue: " QUEUED, queue_in_flight, "NOP fd -1", on_nothing},
+	{"iou_op_queue: " QUEUED, queue_a_read_in_flight, "READ fd 77", on_nothing},
+	{"iou_op_queue: " QUEUED, queue_a_timer, "timer", on_nothing},
+	{"iou_op_queue: " QUEUED, queue_a_job, "job", on_nothing},
+	{"iou_op_timer: " QUEUED, time_a_queued_op, "NOP fd -1", on_nothing},
+	{"iou_op_timer: " QUEUED, time_a_job, "job", on_nothing},
+	{"iou_op_async: " QUEUED, work_on_a_queued_op, "NOP fd -1", on_nothing},
+	{"iou_op_async: " QUEUED, work_twice, "job", on_nothing},
+	{"iou_op_async: " QUEUED, work_on_a_timer, "timer", on_nothing},
+	{"iou_op_queue: " QUEUED, queue_in_a_callback_with_more, "timer", on_queue_more},
+	{"iou_op_queue: " QUEUED, queue_twice_in_its_callback, "NOP fd -1", on_nothing},
+	{"iou_op_queue: " QUEUED, queue_a_cancelled_timer, "", on_nothing},
+	{"iou_op_deadline: " QUEUED, deadline_on_a_queued_op, "NOP fd -1", on_nothing},
+	{"iou_op_deadline: " QUEUED, deadline_on_a_job, "job", on_nothing},
+	{"iou_op_queue: " GONE, queue_after_its_end, "", on_nothing},
+	{"iou_op_timer: " GONE, time_after_its_end, "", on_nothing},
+	{"iou_op_async: " GONE, work_after_its_end, "", on_nothing},
+	{"iou_op_free: " GONE, free_after_its_end, "", on_nothing},
+	{"iou_op_free: " PENDING, free_a_queued_op, "NOP fd -1", on_nothing},
+	{"iou_op_free: " PENDING, free_a_read_in_flight, "READ fd 77", on_nothing},
+	{"iou_op_free: " PENDING, free_a_timer, "timer", on_nothing},
+	{"iou_op_free: " PENDING, free_a_job, "job", on_nothing},
+	{"iou_op_free: " PENDING, free_in_a_callback_with_more, "timer", on_free_more},
+	{"iou_op_free: " PENDING, free_a_cancelled_timer, "", on_nothing},
+	{"iou_op_deadline: " GONE, deadline_after_its_end, "", on_nothing},
+};
+#define N_NAMED ((int)(sizeof(named) / sizeof(named[0])))
+
+static const struct {
+	const char *says; /* as above */
+	void (*func)(void);
 } misuses[] = {
-	{"iou_op_queue: ", queue_twice},
-	{"iou_op_queue: ", queue_in_flight},
-	{"iou_op_queue: ", queue_a_timer},
-	{"iou_op_queue: ", queue_a_job},
-	{"iou_op_timer: ", time_a_queued_op},
-	{"iou_op_timer: ", time_a_job},
-	{"iou_op_async: ", work_on_a_queued_op},
-	{"iou_op_async: ", work_twice},
-	{"iou_op_async: ", work_on_a_timer},
-	{"iou_op_queue: ", queue_in_a_callback_with_more},
-	{"iou_op_queue: ", queue_twice_in_its_callback},
-	{"iou_op_deadline: ", deadline_on_a_queued_op},
-	{"iou_op_deadline: ", deadline_on_a_job},
 	{"iou_op_queue: op is not prepared", queue_unprepared},
 	{"iou_op_queue: op is not prepared", queue_with_user_data_alone},
 	{"iou_op_queue: op is not prepared", queue_again_unprepared},
 	{"iou_op_queue: op is not prepared", queue_again_unprepared_after_a_cancel},
 	{"iou_op_queue: op is not prepared", queue_after_a_timer_unprepared},
-	{"iou_op_queue: ", queue_after_its_end},
-	{"iou_op_timer: ", time_after_its_end},
-	{"iou_op_async: ", work_after_its_end},
-	{"iou_op_queue: ", queue_after_free},
-	{"iou_op_free: ", free_twice},
-	{"iou_op_free: ", free_after_its_end},
-	{"iou_op_free: ", free_a_queued_op},
-	{"iou_op_free: ", free_a_timer},
-	{"iou_op_free: ", free_a_job},
-	{"iou_op_deadline: ", deadline_after_its_end},
+	{"iou_op_queue: " FREED, queue_after_free},
+	{"iou_op_free: " FREED, free_twice},
+	{"iou_op_of: " NO_ENV, op_of_unaligned},
+	{"iou_op_of: " NO_ENV, op_of_inside},
+	{"iou_op_of: " NO_ENV, op_of_inside_an_allocated_one},
+	{"iou_op_of: " NO_ENV, op_of_stack},
+	{"iou_op_of: " NO_ENV, op_of_a_copy},
+	{"iou_op_of: " NO_ENV, op_of_an_op},
+	{"iou_op_of: " NO_ENV, op_of_one_given_back},
+	{"iou_op_of: " NO_ENV, op_of_one_freed},
+	{"iou_op_of: " NO_ENV, op_of_one_lost},
+	{"iou_bh_schedule: " DELETED, schedule_deleted},
+	{"iou_bh_schedule_idle: " DELETED, schedule_idle_deleted},
+	{"iou_bh_cancel: " DELETED, cancel_deleted},
+	{"iou_bh_delete: " DELETED, delete_twice},
+	{"iou_bh_delete: " DELETED, delete_an_idle_one_twice},
+	{"iou_bh_schedule: " DELETED, schedule_deleted_in_its_callback},
+	{"iou_bh_schedule: " DELETED, schedule_deleted_elsewhere},
+	{"iou_bh_schedule_idle: " DELETED, schedule_idle_deleted_elsewhere},
+	{"iou_bh_cancel: " DELETED, cancel_deleted_elsewhere},
+	{"iou_bh_delete: " DELETED, delete_deleted_elsewhere},
 	{"iou_op_env: ", env_after_free},
 	{"iou_op_env: ", env_after_its_end},
 	{"iou_op_queue: ", queue_on_another},
@@ -458,6 +742,7 @@ static const struct {
 	{"iou_unhold: ", unhold_below_zero},
 	{"iou_free: ", iou_free_in_a_callback},
 	{"iou_free: ", iou_free_deep_in_a_callback},
+	{"iou_free: ", iou_free_of_a_handed_one},
 	{"iou_op_queue: ", null_queue_iou},
 	{"iou_op_queue: ", null_queue_op},
 	{"iou_op_queue: ", null_queue_cb},
@@ -479,29 +764,46 @@ static const struct {
 };
 #define N_MISUSES ((int)(sizeof(misuses) / sizeof(misuses[0])))
 
-static void misuse(void *data)
+static void misuse(void *func)
 {
-	const int *i = data;
-
 	the_iou = iou_new(4);
 	EXPECT(the_iou != NULL);
 	the_op = iou_op_new(the_iou);
 	EXPECT(the_op != NULL);
-	misuses[*i].func();
+	(*(void (**)(void))func)();
+}
+
+/* It ends the program with one line, which begins so and goes on. */
+static void check_misuse(void (*func)(void), const char *says, char *said, size_t size)
+{
+	int status = in_child(misuse, &func, said, size);
+
+	ck_assert_msg(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT, "%s: status %#x, said: %s", says,
+		      status, said);
+	ck_assert_msg(strncmp(said, "iou: ", 5) == 0, "%s: said: %s", says, said);
+	ck_assert_msg(strncmp(said + 5, says, strlen(says)) == 0, "%s: said: %s", says, said);
+	ck_assert_msg(strlen(said) > 5 + strcspn(says, ":") + 7, "no rule: %s", said);
+	ck_assert_ptr_eq(strchr(said, '\n'), said + strlen(said) - 1);
 }
 
 /* _i: which */
 START_TEST(misuse_ends_the_program)
 {
 	char said[4096];
-	int status = in_child(misuse, &_i, said, sizeof(said));
 
-	ck_assert_msg(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT, "%d (%s): status %#x, said: %s", _i,
-		      misuses[_i].says, status, said);
-	ck_assert_msg(strncmp(said, "iou: ", 5) == 0, "%d said: %s", _i, said);
-	ck_assert_msg(strncmp(said + 5, misuses[_i].says, strlen(misuses[_i].says)) == 0, "%d said: %s", _i, said);
-	ck_assert_msg(strlen(said) > 5 + strlen(misuses[_i].says) + 5, "no rule: %s", said);
-	ck_assert_ptr_eq(strchr(said, '\n'), said + strlen(said) - 1); /* one line */
+	check_misuse(misuses[_i].func, misuses[_i].says, said, sizeof(said));
+}
+END_TEST
+
+/* _i: which */
+START_TEST(misuse_names_the_op)
+{
+	char said[4096], callback[64];
+
+	check_misuse(named[_i].func, named[_i].says, said, sizeof(said));
+	snprintf(callback, sizeof(callback), "callback %p", (void *)(uintptr_t)named[_i].cb);
+	ck_assert_msg(strstr(said, named[_i].names) && strstr(said, callback), "%s, %s: not in %s",
+		      named[_i].names, callback, said);
 }
 END_TEST
 
@@ -658,5 +960,6 @@ Suite *misuse_suite(void)
 				 an_op_is_hardly_prepared, errors_print_nothing);
 
 	tcase_add_loop_test(tcase, misuse_ends_the_program, 0, N_MISUSES);
+	tcase_add_loop_test(tcase, misuse_names_the_op, 0, N_NAMED);
 	return suite;
 }
