@@ -214,6 +214,20 @@ static void free_twice(void)
 	iou_op_free(the_iou, the_op);
 }
 
+static int on_free_the_op(void *data)
+{
+	iou_op_free(the_iou, the_op);
+	return data ? -1 : 0;
+}
+
+static void queue_after_free_in_its_callback(void)
+{
+	nop(the_op);
+	iou_op_queue(the_iou, the_op, on_free_the_op, NULL);
+	poll_once();
+	iou_op_queue(the_iou, the_op, on_nothing, NULL);
+}
+
 static void free_after_its_end(void)
 {
 	queue_nop();
@@ -285,15 +299,9 @@ static void free_a_read_in_flight(void)
 	iou_op_free(the_iou, the_op);
 }
 
-static int on_free_more(void *data)
-{
-	iou_op_free(the_iou, the_op);
-	return data ? -1 : 0;
-}
-
 static void free_in_a_callback_with_more(void)
 {
-	iou_op_timer(the_iou, the_op, 0, SECOND, on_free_more, NULL);
+	iou_op_timer(the_iou, the_op, 0, SECOND, on_free_the_op, NULL);
 	poll_once();
 }
 
@@ -689,7 +697,7 @@ static const struct {
 	{"iou_op_free: " PENDING, free_a_read_in_flight, "READ fd 77", on_nothing},
 	{"iou_op_free: " PENDING, free_a_timer, "timer", on_nothing},
 	{"iou_op_free: " PENDING, free_a_job, "job", on_nothing},
-	{"iou_op_free: " PENDING, free_in_a_callback_with_more, "timer", on_free_more},
+	{"iou_op_free: " PENDING, free_in_a_callback_with_more, "timer", on_free_the_op},
 	{"iou_op_free: " PENDING, free_a_cancelled_timer, "", on_nothing},
 	{"iou_op_deadline: " GONE, deadline_after_its_end, "", on_nothing},
 };
@@ -705,6 +713,7 @@ static const struct {
 	{"iou_op_queue: op is not prepared", queue_again_unprepared_after_a_cancel},
 	{"iou_op_queue: op is not prepared", queue_after_a_timer_unprepared},
 	{"iou_op_queue: " FREED, queue_after_free},
+	{"iou_op_queue: " FREED, queue_after_free_in_its_callback},
 	{"iou_op_free: " FREED, free_twice},
 	{"iou_op_of: " NO_ENV, op_of_unaligned},
 	{"iou_op_of: " NO_ENV, op_of_inside},
