@@ -889,7 +889,7 @@ START_TEST(a_child_frees_what_another_thread_runs)
 	sem_t running;
 
 	sem_init(&running, 0, 0);
-	begin_traffic(_i ? IORING_SETUP_COOP_TASKRUN : 0);
+	begin_traffic(_i ? IORING_SETUP_CLAMP : 0);
 	begin_forking(free_beside_the_loop);
 	post(traffic.iou, on_running, &running);
 	runner = start_thread(run_traffic, NULL);

@@ -615,6 +615,8 @@ START_TEST(a_round_is_short_however_much_waits)
 		ns = longest_round(_i, 16 * n_few);
 		many_ns = ns < many_ns ? ns : many_ns;
 	}
+	if (few_ns == 0)
+		SKIP("needs CPU time to be counted finer than by the clock's ticks");
 	ck_assert_msg(many_ns < 8 * few_ns, "a round takes %d us with %d waiting, %d us with %d",
 		      (int)(few_ns / 1000), n_few, (int)(many_ns / 1000), 16 * n_few);
 }
