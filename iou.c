@@ -3020,25 +3020,35 @@ static void rest(iou_t *iou)
 	}
 }
 
+/* Of one that is handed: the thread in its loop is told from others under the lock: see iou_bh_cancel(). */
+static __attribute__((noinline)) void begin_unowned(iou_t *iou)
+{
+	pthread_mutex_lock(&iou->bhs_lock);
+	atomic_store_explicit(&iou->depth, 1, memory_order_relaxed);
+	atomic_store_explicit(&iou->runner, thread_number(), memory_order_relaxed);
+	pthread_mutex_unlock(&iou->bhs_lock);
+}
+
 static void begin_loop(iou_t *iou)
 {
-	bool unowned = iou->handed && !iou->depth;
+	if (unlikely(iou->handed) && !iou->depth)
+		begin_unowned(iou);
+	else /* the count is written by this thread alone */
+		atomic_store_explicit(&iou->depth, iou->depth + 1, memory_order_relaxed);
+}
 
-	if (unlikely(unowned))
-		pthread_mutex_lock(&iou->bhs_lock); /* see iou_bh_cancel() */
-	atomic_store_explicit(&iou->depth, iou->depth + 1, memory_order_relaxed); /* written by this thread alone */
-	if (unlikely(unowned)) {
-		atomic_store_explicit(&iou->runner, thread_number(), memory_order_relaxed);
-		pthread_mutex_unlock(&iou->bhs_lock);
-	}
+static __attribute__((noinline)) void end_watched(iou_t *iou)
+{
+	if (iou->fd >= 0 && is_here(iou))
+		rest(iou);
+	if (iou->handed && iou->depth == 1)
+		atomic_store_explicit(&iou->runner, 0, memory_order_relaxed);
 }
 
 static void end_loop(iou_t *iou)
 {
-	if (unlikely(iou->fd >= 0) && is_here(iou))
-		rest(iou);
-	if (unlikely(iou->handed) && iou->depth == 1)
-		atomic_store_explicit(&iou->runner, 0, memory_order_relaxed);
+	if (unlikely(iou->fd >= 0 || iou->handed))
+		end_watched(iou);
 	atomic_store_explicit(&iou->depth, iou->depth - 1, memory_order_release);
 }
 
