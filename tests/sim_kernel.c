@@ -1033,7 +1033,7 @@ int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *uring, 
 	if (kernel > KERNEL_5_10)
 		params->features |= IORING_FEAT_EXT_ARG | IORING_FEAT_NATIVE_WORKERS;
 	if (kernel >= KERNEL_5_18)
-		params->features |= IORING_FEAT_CQE_SKIP | IORING_FEAT_LINKED_FILE;
+		params->features |= IORING_FEAT_RSRC_TAGS | IORING_FEAT_CQE_SKIP | IORING_FEAT_LINKED_FILE;
 	if (kernel >= KERNEL_6_15)
 		params->features |= FEAT_NO_IOWAIT | FEAT_REG_REG_RING;
 	ring_map(ring, uring);
@@ -1065,7 +1065,9 @@ void __wrap_io_uring_queue_exit(struct io_uring *uring)
 
 	TRACE("kernel: ring closed");
 	CHECK(ring, "queue_exit of a ring that is not open");
-	CHECK(!(ring->has_files || ring->has_buffers) || ring->refuses & REFUSES_REGISTER || model_is_broken(),
+	/* Before 5.13 buffers could be unregistered only with nothing in flight. */
+	CHECK(!(ring->has_files || (ring->has_buffers && uring->features & IORING_FEAT_RSRC_TAGS)) ||
+	      ring->refuses & REFUSES_REGISTER || model_is_broken(),
 	      "files or buffers are still registered with a ring that is closed");
 	CHECK(!on_other_thread(), "a worker closes the ring");
 	gives_up = ring->refuses & REFUSES_CANCEL && ring->refuses & REFUSES_REGISTER;
