@@ -137,7 +137,8 @@ $(check-bin):
 endif
 
 ifneq ($(filter check,$(MAKECMDGOALS)),)
-tests        := check $(patsubst tests/%.sh,%,$(wildcard tests/*.sh)) $(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c))
+tests        := check $(patsubst tests/programs/%.sh,%,$(wildcard tests/programs/*.sh)) \
+		$(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c))
 $(if $(filter-out $(tests),$(T)),$(error T=$(filter-out $(tests),$(T)): the tests are $(tests)))
 endif
 check: $(library) $(examples) $(check-bin)
@@ -147,7 +148,7 @@ demo: $(B)/examples/walk
 	$(B)/examples/walk /usr
 
 # ---- Proofs and measurements: check-*, coverage, bench; they use the variables above -------------------
--include $(wildcard tests/proof.mk bench/bench.mk)
+-include $(wildcard tests/proof/proof.mk bench/bench.mk)
 
 # ---- Install ------------------------------------------------------------------------------------------
 to           := $(DESTDIR)

@@ -20,7 +20,7 @@ program() {
 }
 program check $CHECK_OBJECTS $CHECK_LIBS || exit 1
 program sim $SIM_SRC $SIM_WRAPS || exit 1
-program faults tests/faults.c $FAULT_WRAPS || exit 1
+program faults tests/proof/faults.c $FAULT_WRAPS || exit 1
 
 "$dir/check" >"$dir/check.log" 2>&1 || { echo "FAIL check"; tail -n 5 "$dir/check.log"; }
 "$dir/sim" -s 1 -n "$RUNS" -j "$JOBS" >"$dir/sim.log" 2>&1 || { echo "FAIL sim"; tail -n 3 "$dir/sim.log"; }

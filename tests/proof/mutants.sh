@@ -68,9 +68,9 @@ check() {
 link_sim() { $CC $FLAGS -I. -o "$dir/sim" $SIM_SRC "$dir/iou.o" $SIM_WRAPS $LIBS; }
 link_fine() {
 	eval "$SMALL" '<"$dir/iou.c"' | $CC $FLAGS -w -I. -fsanitize=thread -x c -c -o "$dir/fine.o" - 2>>"$dir/log" &&
-		$CC $FLAGS -DSIM_FINE -DROUND_MAX=3 -I. -o "$dir/fine" $SIM_SRC tests/sim_atomics.c "$dir/fine.o" $SIM_WRAPS $LIBS
+		$CC $FLAGS -DSIM_FINE -DROUND_MAX=3 -I. -o "$dir/fine" $SIM_SRC tests/sim/atomics.c "$dir/fine.o" $SIM_WRAPS $LIBS
 }
-link_faults() { $CC $FLAGS -I. -o "$dir/faults" tests/faults.c "$dir/iou.o" $FAULT_WRAPS $LIBS; }
+link_faults() { $CC $FLAGS -I. -o "$dir/faults" tests/proof/faults.c "$dir/iou.o" $FAULT_WRAPS $LIBS; }
 link_check() { $CC $FLAGS -o "$dir/check" $CHECK_OBJECTS "$dir/iou.o" $CHECK_LIBS $LIBS; }
 
 # Says who caught it, on stdout; nothing where it survives.

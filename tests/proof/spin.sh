@@ -1,13 +1,13 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 #
-# The wake-up protocols: tests/wake.pml checked by spin, with each of its broken variants, which must fail; then
+# The wake-up protocols: tests/proof/wake.pml checked by spin, with each of its broken variants, which must fail; then
 # HANDOFFS real ones on one CPU, and as many on two.
 set -eu
 : "${B:?the build folder}" "${CC:=cc}" "${HANDOFFS:=10000000}"
 cd "$(dirname "$0")/../.."
 mkdir -p "$B/spin"
-model=$PWD/tests/wake.pml
+model=$PWD/tests/proof/wake.pml
 handoff=$(cd "$(dirname "$B/tests/handoff")" && pwd)/handoff
 cd "$B/spin"
 states=0 models=0 broken=0 skipped=0

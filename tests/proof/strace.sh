@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 #
-# The programs of tests/faults.c once more, with real system calls that fail: strace puts the error where the kernel
+# The programs of tests/proof/faults.c once more, with real system calls that fail: strace puts the error where the kernel
 # would, so that liburing's own calls are among them. Each once, each error, the first N calls of each kind.
 set -u
 : "${B:?the build folder}" "${JOBS:=$(nproc)}"

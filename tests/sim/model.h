@@ -4,8 +4,8 @@
 
 /*
  * The model: what the program has asked for, what the kernel was seen to do, and so what iou has to do.
- * sim_model.c checks it where the kernel sees something and where the loop sleeps, sim_callbacks.c in
- * each callback, sim_acts.c at each call's return.
+ * model.c checks it where the kernel sees something and where the loop sleeps, callbacks.c in
+ * each callback, acts.c at each call's return.
  */
 
 #include "sim.h"
@@ -208,7 +208,7 @@ bool call_end(call_t before);
 		call_end(call_); \
 	} while (0)
 
-/* ---- sim_model.c ------------------------------------------------------------------------------- */
+/* ---- model.c ------------------------------------------------------------------------------- */
 
 bool deadline_may_be_over(const op_model_t *op);
 /* Is it known which ops are together in the chain of this first one? Not, where some may have ended in iou. */
@@ -225,7 +225,7 @@ void check_at_rest(bool for_ever, uint64_t until_ns);
 void check_cancelled(const op_model_t *op, int got);
 void check_result(op_model_t *op, int got, unsigned flags);
 
-/* ---- sim_callbacks.c --------------------------------------------------------------------------- */
+/* ---- callbacks.c --------------------------------------------------------------------------- */
 
 int on_ring(void *data);
 int on_handler(iou_handler_t *handler);
@@ -240,7 +240,7 @@ void op_gone(op_model_t *op);
 /* Do something with a bottom half. */
 void act_bh(void);
 
-/* ---- sim_acts.c -------------------------------------------------------------------------------- */
+/* ---- acts.c -------------------------------------------------------------------------------- */
 
 /* Do one thing at random, while there is budget. */
 void act(void);

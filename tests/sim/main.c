@@ -10,7 +10,7 @@
  * iou_free() in the middle of it all.
  */
 
-#include "sim_model.h"
+#include "model.h"
 
 #include <signal.h>
 #include <stdarg.h>

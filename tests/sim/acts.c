@@ -2,7 +2,7 @@
 
 /* What a program does: each act is one or a few calls, and checks what they return. */
 
-#include "sim_model.h"
+#include "model.h"
 
 #include <errno.h>
 #include <poll.h>

@@ -2,7 +2,7 @@
 
 /* Callbacks, jobs, and what the other threads do. */
 
-#include "sim_model.h"
+#include "model.h"
 
 #include <errno.h>
 #include <limits.h>

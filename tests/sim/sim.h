@@ -3,9 +3,9 @@
 #define IOU_TESTS_SIM_H
 
 /*
- * Deterministic simulation. iou.c, as it is, is linked with a fake kernel (sim_kernel.c) and fake threads
- * (sim_threads.c) by the linker's --wrap; one seed decides everything that either does. Random programs
- * of API calls (sim_acts.c, sim_callbacks.c) run on it, and a model of what iou promises (sim_model.c) looks
+ * Deterministic simulation. iou.c, as it is, is linked with a fake kernel (kernel.c) and fake threads
+ * (threads.c) by the linker's --wrap; one seed decides everything that either does. Random programs
+ * of API calls (acts.c, callbacks.c) run on it, and a model of what iou promises (model.c) looks
  * at each callback, each SQE that reaches the kernel, and each time the loop goes to sleep.
  *
  * All runs in one thread of the system. The main program is the loop thread; workers, and two more
@@ -38,7 +38,7 @@
 #define SIM_ASAN 0
 #endif
 
-#ifdef SIM_FINE /* sim_atomics.c */
+#ifdef SIM_FINE /* atomics.c */
 #undef SIM_FINE
 #define SIM_FINE 1
 #else
@@ -103,7 +103,7 @@ void sim_trace(const char *format, ...) __attribute__((cold, format(printf, 1, 2
 			sim_trace(__VA_ARGS__); \
 	} while (0)
 
-/* ---- The world: what kernel, threads and programs share (sim_threads.c) ----------------------- */
+/* ---- The world: what kernel, threads and programs share (threads.c) ----------------------- */
 
 #define NEVER UINT64_MAX
 
@@ -161,17 +161,17 @@ void threads_until(bool (*cond)(const void *data), const void *data, const char 
 void threads_check_end(void);
 /* Give back what iou holds, where it may not do that itself. */
 void threads_free_all(void);
-/* What a posting thread does when told to (sim_callbacks.c); and telling one. */
+/* What a posting thread does when told to (callbacks.c); and telling one. */
 void poster_act(unsigned number);
 bool poster_start(bool forced);
 bool posters_idle(void);
-/* What a signal handler does that interrupts the loop thread, anywhere in iou (sim_callbacks.c). */
+/* What a signal handler does that interrupts the loop thread, anywhere in iou (callbacks.c). */
 void signal_arrives(void);
 
 /* Decide whether this call fails, at a chance of one in n, while there are faults left. */
 bool fault(unsigned n);
 
-/* ---- The fake kernel (sim_kernel.c) ----------------------------------------------------------- */
+/* ---- The fake kernel (kernel.c) ----------------------------------------------------------- */
 
 /* What a program's descriptor does is in its number. */
 enum {
@@ -223,7 +223,7 @@ bool kernel_holds(unsigned op);
 bool kernel_fences(uint64_t user_data);
 const char *kernel_where(unsigned op);
 
-/* ---- The model (sim_model.c) ------------------------------------------------------------------------ */
+/* ---- The model (model.c) ------------------------------------------------------------------------ */
 
 /* The kernel's side of it. `op` is the number that the program put in the SQE's last word; 0: iou's own. */
 void model_taken(unsigned op, const struct io_uring_sqe *sqe, unsigned previous, bool linked);

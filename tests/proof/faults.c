@@ -147,7 +147,7 @@ static const char *injection_name(void)
 __attribute__((noreturn)) static void failed(int line, const char *what)
 {
 	char text[512];
-	int n = snprintf(text, sizeof(text), "FAIL %s: tests/faults.c:%d: %s\n", injection_name(), line, what);
+	int n = snprintf(text, sizeof(text), "FAIL %s: tests/proof/faults.c:%d: %s\n", injection_name(), line, what);
 
 	_exit(write(STDERR_FILENO, text, (size_t)n) == n ? 1 : 2);
 }

@@ -18,7 +18,7 @@
 
 JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
-# ---- check-sim: deterministic simulation, tests/sim*.c --------------------------------------------------
+# ---- check-sim: deterministic simulation, tests/sim/ ----------------------------------------------------
 SEED ?= 1
 RUNS ?= 10000000
 
@@ -27,21 +27,23 @@ sim-wraps := io_uring_queue_init_params io_uring_queue_exit io_uring_ring_dontfo
 	pthread_create pthread_join pthread_setcancelstate pthread_sigmask pthread_setname_np sched_getaffinity sched_yield \
 	pthread_mutex_init pthread_mutex_destroy pthread_mutex_lock pthread_mutex_unlock \
 	malloc calloc realloc aligned_alloc posix_memalign free
-sim-link   = $(link) $(if $(findstring fine,$@),-DSIM_FINE) $(if $(findstring -,$(@F)),-DROUND_MAX=3) -o $@ $(filter %.c %.o,$^) -I. $(sim-wraps:%=-Wl,--wrap=%) $(libs)
-sim-src   := $(filter-out %_atomics.c,$(wildcard tests/sim*.c))
+sim-link   = $(link) $(if $(findstring fine,$@),-DSIM_FINE) $(if $(findstring -,$(@F)),-DROUND_MAX=3) \
+	-o $@ $(filter %.c %.o,$^) -I. $(sim-wraps:%=-Wl,--wrap=%) $(libs)
+sim-src   := $(filter-out %/atomics.c,$(wildcard tests/sim/*.c))
+sim-headers := $(wildcard tests/sim/*.h)
 
-$(B)/tests/sim: $(sim-src) $(B)/iou.o $(wildcard tests/sim*.h)
+$(B)/tests/sim: $(sim-src) $(B)/iou.o $(sim-headers)
 	$(call say,CC)
 	$(Q)mkdir -p $(@D) && $(sim-link)
 
 # The same with slabs so small that each run uses some again, and rounds that are over after three of each source; and
 # with iou.c taken apart at each atomic operation too.
 small := sed -e 's/^\#define SLAB_SIZE .*/\#define SLAB_SIZE 128/' -e 's/^\#define ROUND_MAX .*/\#define ROUND_MAX 3/'
-$(B)/tests/sim-small: $(sim-src) $(B)/tests/iou-small.o $(wildcard tests/sim*.h)
+$(B)/tests/sim-small: $(sim-src) $(B)/tests/iou-small.o $(sim-headers)
 	$(call say,CC)
 	$(Q)$(sim-link)
 
-$(B)/tests/sim-fine: $(sim-src) tests/sim_atomics.c $(B)/tests/iou-fine.o $(wildcard tests/sim*.h)
+$(B)/tests/sim-fine: $(sim-src) tests/sim/atomics.c $(B)/tests/iou-fine.o $(sim-headers)
 	$(call say,CC)
 	$(Q)$(sim-link)
 
@@ -61,23 +63,23 @@ check-sim: check-sim-part
 		$(make) --no-print-directory RUNS=$$(($(RUNS) / 10)) GRAIN=sim-fine check-sim-part && \
 		$(make) --no-print-directory RUNS=$$(($(RUNS) / 10)) SAN=address B='$(B)/address' check-sim-part)
 
-# ---- check-faults: each call to the outside fails, tests/faults.c ---------------------------------------
+# ---- check-faults: each call to the outside fails, tests/proof/faults.c ---------------------------------------
 fault-wraps := malloc calloc aligned_alloc posix_memalign free pthread_create pthread_join mmap madvise \
 	sched_getaffinity eventfd syscall timerfd_create io_uring_queue_init_params io_uring_queue_exit \
 	io_uring_register io_uring_enter2 nanosleep
 
-$(B)/tests/faults: tests/faults.c $(B)/iou.o
+$(B)/tests/faults: tests/proof/faults.c $(B)/iou.o
 	$(call say,CC)
-	$(Q)mkdir -p $(@D) && $(compile) $(LDFLAGS) -o $@ tests/faults.c $(B)/iou.o $(fault-wraps:%=-Wl,--wrap=%) $(libs)
+	$(Q)mkdir -p $(@D) && $(compile) $(LDFLAGS) -o $@ tests/proof/faults.c $(B)/iou.o $(fault-wraps:%=-Wl,--wrap=%) $(libs)
 
 .PHONY: check-faults
 check-faults: $(B)/tests/faults
 	$(Q)$(B)/tests/faults -j $$(($(JOBS) * 2))
 	$(Q)B='$(B)' JOBS='$(JOBS)' bash tests/proof/strace.sh
 
-# ---- check-destroy: nothing is written after iou_free(), tests/destroy.c --------------------------------
+# ---- check-destroy: nothing is written after iou_free(), tests/proof/destroy.c --------------------------------
 DESTROYS ?= 1000
-$(B)/tests/destroy: tests/destroy.c $(B)/libiou.a
+$(B)/tests/destroy: tests/proof/destroy.c $(B)/libiou.a
 	$(call say,CC)
 	$(Q)mkdir -p $(@D) && $(compile) $(LDFLAGS) -o $@ $^ $(libs)
 
@@ -123,7 +125,7 @@ check-liburing:
 
 # ---- check-spin: the wake-up protocols as models, and for real ------------------------------------------
 HANDOFFS ?= 10000000
-$(B)/tests/handoff: tests/handoff.c $(B)/libiou.a
+$(B)/tests/handoff: tests/proof/handoff.c $(B)/libiou.a
 	$(call say,CC)
 	$(Q)mkdir -p $(@D) && $(compile) $(LDFLAGS) -o $@ $^ $(libs)
 

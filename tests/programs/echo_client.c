@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * echo_client TEST ECHO [OPTION...]: starts examples/echo on a free port and drives it; tests/echo.sh says how.
+ * echo_client TEST ECHO [OPTION...]: starts examples/echo on a free port and drives it; tests/programs/echo.sh says how.
  *
  * Exits 0 when all went as it should, else says on stderr what did not. The server must end with status 0 when it is
  * told to, with no descriptor left over from its connections, and with totals that fit.

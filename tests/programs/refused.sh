@@ -9,7 +9,7 @@ dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 fail() { echo "FAIL: $*"; exit 1; }
 
-${CC:-cc} -O2 -Wall -Wextra -Wshadow -Wstrict-prototypes -o "$dir/refuse" tests/refuse.c
+${CC:-cc} -O2 -Wall -Wextra -Wshadow -Wstrict-prototypes -o "$dir/refuse" tests/programs/refuse.c
 "$dir/refuse" setup EPERM true || { echo "SKIP refused: no seccomp filter here"; exit 77; }
 
 # Whatever the kernel refuses, and however.

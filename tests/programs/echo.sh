@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 #
-# examples/echo under load: what each test of tests/echo_client.c does is said there.
+# examples/echo under load: what each test of tests/programs/echo_client.c does is said there.
 # Needs io_uring.
 # shellcheck disable=SC2015
 set -eu
@@ -22,7 +22,7 @@ try() { # TEST [OPTION...]
 	echo "ok: $test $*"
 }
 
-${CC:-cc} -O2 -g -Wall -Wextra -Wshadow -Wstrict-prototypes -o "$client" tests/echo_client.c
+${CC:-cc} -O2 -g -Wall -Wextra -Wshadow -Wstrict-prototypes -o "$client" tests/programs/echo_client.c
 try storm
 try storm -c 50
 try shortage

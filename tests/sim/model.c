@@ -2,7 +2,7 @@
 
 /* The model, seen from below: each SQE that the kernel takes, each CQE that it posts, each sleep. */
 
-#include "sim_model.h"
+#include "model.h"
 
 model_t model;
 op_model_t ops[MAX_OPS];
