@@ -16,34 +16,11 @@
 # CC, AR, CFLAGS, CPPFLAGS, LDFLAGS and PKG_CONFIG are the user's. V=1 shows the commands. SHARED=no
 # leaves libiou.so out. `make -f FOLDER/Makefile` does what `make -C FOLDER` does.
 
-ifneq ($(findstring /,$(MAKEFILE_LIST)),)
-# ---- If it is named from another folder, it runs in its own --------------------------------------------
-.PHONY: its-own-folder $(MAKECMDGOALS)
-$(or $(MAKECMDGOALS),all): its-own-folder
-its-own-folder:
-	@$(MAKE) --no-print-directory -C "$$(dirname '$(strip $(MAKEFILE_LIST))')" $(MAKECMDGOALS)
-
-else ifneq ($(filter deps%,$(MAKECMDGOALS)),)
-# ---- Goals named beside `deps` run after it, in a make of their own that sees what was installed ------
-.NOTPARALLEL:
-.PHONY: $(MAKECMDGOALS)
-$(filter-out deps%,$(MAKECMDGOALS)): $(filter deps%,$(MAKECMDGOALS))
-	@$(MAKE) --no-print-directory $@
-$(filter deps%,$(MAKECMDGOALS)):
-	@CC='$(CC)' PKG_CONFIG='$(PKG_CONFIG)' sh .ci/deps $@
-
-else
+# Named from another folder, or with `deps` among the goals? The end of this file says what it does then.
+ifeq ($(findstring /,$(MAKEFILE_LIST))$(filter deps%,$(MAKECMDGOALS)),)
 VERSION := $(shell awk '/define IOU_VERSION_(MAJOR|MINOR|PATCH) / { v = v s $$3; s = "." } END { print v }' iou.h)
 SONAME  := libiou.so.$(firstword $(subst ., ,$(VERSION)))
 
-PREFIX       ?= /usr/local
-prefix       ?= $(PREFIX)
-libdir       ?= $(prefix)/lib
-includedir   ?= $(prefix)/include
-pkgconfigdir ?= $(libdir)/pkgconfig
-datarootdir  ?= $(prefix)/share
-docdir       ?= $(datarootdir)/doc/iou
-INSTALL      ?= install
 PKG_CONFIG   ?= pkg-config
 CFLAGS       ?= -O2 -g
 
@@ -147,56 +124,11 @@ check: $(library) $(examples) $(check-bin)
 demo: $(B)/examples/walk
 	$(B)/examples/walk /usr
 
-# ---- Proofs and measurements: check-*, coverage, bench; they use the variables above -------------------
+# ---- Files of their own, which use the variables above: install; check-*, coverage; bench ---------------
+include install.mk
 -include $(wildcard tests/proof/proof.mk bench/bench.mk)
 
-# ---- Install ------------------------------------------------------------------------------------------
-to           := $(DESTDIR)
-in-prefix     = $(patsubst $(prefix)/%,$${prefix}/%,$(1))
-# If there is no libiou.so, programs link the archive, and pkg-config lists what it needs by default.
-static-pc    := -e 's/^Requires.private/Requires/' -e '/^Libs.private/d' -e '/^Libs:/s/$$/ -pthread/'
-# $(call put,MODE,FILE,WHERE), $(call put-link,TO,WHERE), $(call take-away,WHERE)
-define put
-$(call say,INSTALL,$(to)$(3))
-$(Q)$(INSTALL) -m $(1) $(2) '$(to)$(3)'
-endef
-define put-link
-$(call say,INSTALL,$(to)$(2))
-$(Q)ln -sf $(1) '$(to)$(2)'
-endef
-define take-away
-$(call say,RM,$(to)$(1))
-$(Q)rm -f '$(to)$(1)'
-endef
-
-install: $(if $(built),,lib)
-	$(Q)$(INSTALL) -d '$(to)$(includedir)' '$(to)$(libdir)' '$(to)$(pkgconfigdir)' '$(to)$(docdir)'
-	$(call put,644,iou.h,$(includedir)/iou.h)
-	$(call put,644,$(B)/libiou.a,$(libdir)/libiou.a)
-ifneq ($(shared),)
-	$(call put,755,$(shared),$(libdir)/libiou.so.$(VERSION))
-	$(call put-link,libiou.so.$(VERSION),$(libdir)/$(SONAME))
-	$(call put-link,$(SONAME),$(libdir)/libiou.so)
-endif
-	$(call say,INSTALL,$(to)$(pkgconfigdir)/iou.pc)
-	$(Q)sed -e 's|@prefix@|$(prefix)|' -e 's|@libdir@|$(call in-prefix,$(libdir))|' \
-		-e 's|@includedir@|$(call in-prefix,$(includedir))|' -e 's|@version@|$(VERSION)|' \
-		$(if $(shared),,$(static-pc)) iou.pc.in > '$(to)$(pkgconfigdir)/iou.pc' && \
-		chmod 644 '$(to)$(pkgconfigdir)/iou.pc'
-	$(call put,644,LICENSE,$(docdir)/LICENSE)
-	$(call put,644,CHANGELOG.md,$(docdir)/CHANGELOG.md)
-
-uninstall:
-	$(call take-away,$(includedir)/iou.h)
-	$(call take-away,$(libdir)/libiou.a)
-	$(call take-away,$(libdir)/libiou.so.$(VERSION))
-	$(call take-away,$(libdir)/$(SONAME))
-	$(call take-away,$(libdir)/libiou.so)
-	$(call take-away,$(pkgconfigdir)/iou.pc)
-	$(call take-away,$(docdir)/LICENSE)
-	$(call take-away,$(docdir)/CHANGELOG.md)
-	$(Q)rmdir '$(to)$(docdir)' 2>/dev/null || :
-
+# ---- A tarball, an empty folder, help -------------------------------------------------------------------
 dist:
 	$(Q)mkdir -p build && git archive --prefix=iou-$(VERSION)/ -o build/iou-$(VERSION).tar.gz HEAD
 	@echo build/iou-$(VERSION).tar.gz
@@ -217,5 +149,21 @@ $(B)/flags: FORCE
 			{ echo "iou: liburing's headers are not installed: run 'make deps'" >&2; exit 1; }; \
 		printf '%s\n' "$$flags" > $@; }
 -include $(wildcard $(B)/*.d $(B)/*/*.d)
+
+else ifneq ($(findstring /,$(MAKEFILE_LIST)),)
+# ---- If it is named from another folder, it runs in its own --------------------------------------------
+.PHONY: its-own-folder $(MAKECMDGOALS)
+$(or $(MAKECMDGOALS),all): its-own-folder
+its-own-folder:
+	@$(MAKE) --no-print-directory -C "$$(dirname '$(strip $(MAKEFILE_LIST))')" $(MAKECMDGOALS)
+
+else
+# ---- Goals named beside `deps` run after it, in a make of their own that sees what was installed ------
+.NOTPARALLEL:
+.PHONY: $(MAKECMDGOALS)
+$(filter-out deps%,$(MAKECMDGOALS)): $(filter deps%,$(MAKECMDGOALS))
+	@$(MAKE) --no-print-directory $@
+$(filter deps%,$(MAKECMDGOALS)):
+	@CC='$(CC)' PKG_CONFIG='$(PKG_CONFIG)' sh .ci/deps $@
 
 endif

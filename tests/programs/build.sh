@@ -16,7 +16,7 @@ unset prefix libdir includedir pkgconfigdir datarootdir docdir
 
 # A tree of its own with little in it: its library is one function.
 mkdir "$dir/tree" "$dir/tree/examples" "$dir/tree/tests"
-cp -r Makefile iou.h iou.pc.in LICENSE CHANGELOG.md "$dir/tree"
+cp -r Makefile install.mk iou.h iou.pc.in LICENSE CHANGELOG.md "$dir/tree"
 cp -r .ci "$dir/tree"
 cd "$dir/tree"
 cat >iou.c <<'END'

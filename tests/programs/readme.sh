@@ -50,7 +50,7 @@ for target in $(grep -o 'make [a-z][a-z -]*' README.md Makefile | sed 's/^[^:]*:
 	all | check* | deps* | demo | bench | clean* | dist | install | uninstall | coverage) ;;
 	*) continue ;; # a word after the last target
 	esac
-	grep -Eqs "^([a-z-]+ )*$target( [a-z-]+)*:" Makefile tests/proof/proof.mk bench/bench.mk ||
+	grep -Eqs "^([a-z-]+ )*$target( [a-z-]+)*:" Makefile install.mk tests/proof/proof.mk bench/bench.mk ||
 		[ "${target#deps}" != "$target" ] || fail "no make target $target"
 done
 for name in $(grep -Eo '\b(examples|tests|bench)/[a-z_./]+[a-z]' README.md | sort -u); do
