@@ -3,10 +3,11 @@
 /*
  * The fake kernel: rings, requests, chains, cancels, overflow, task work, eventfds.
  *
- * A request is taken from the SQ, waits behind its chain's predecessor (LINKED), is to be started by task
- * work (START), is with a driver (RUN), or is over and its last CQE is on the way (OVER). CQEs go through the
- * ring's task work; who may run that, and when, is what the setup flags are about: anybody at any time,
- * any system call of the loop thread (COOP_TASKRUN), or an enter that asks for events (DEFER_TASKRUN).
+ * A request is taken from the SQ. Then it waits behind the one before it in its chain (LINKED), is to
+ * be started by task work (START), is with a driver (RUN), or is over and its last CQE is on the way
+ * (OVER). CQEs go through the ring's task work. The setup flags say who runs that, and when: anybody at
+ * any time, any system call of the loop thread (COOP_TASKRUN), or an enter that asks for events
+ * (DEFER_TASKRUN).
  */
 
 #include "sim.h"
@@ -57,7 +58,7 @@ struct req_t {
 	bool event;          /* its descriptor was written to since it looked */
 	bool hit;            /* a cancel got through to it */
 	bool notifies;       /* the first CQE of a zero-copy send is out */
-	bool strays;         /* a zero-copy send that did not begin, and will notify all the same (6.18) */
+	bool strays;         /* a zero-copy send that did not begin, and notifies all the same (6.18) */
 };
 
 typedef struct wait_t { /* a CQE on its way */
@@ -118,7 +119,8 @@ static unsigned restrictions; /* of the next ring that is made disabled */
 static unsigned n_refused; /* SQEs of iou's own */
 static bool leaves_ops; /* a ring was closed with ops in flight, which nothing could end */
 static bool strays; /* as 6.18 does: see req_t.strays */
-static bool signals_once; /* as 6.12.117 and 6.18 do: of task work that another descriptor's readiness brings about */
+/* As 6.12.117 and 6.18 do: task work that another descriptor's readiness brings about signals once. */
+static bool signals_once;
 static unsigned sq_entries_min;
 static uint64_t n_taken, n_wakes, n_cancels;
 static unsigned n_entered; /* SQEs that the last enter was to submit, */
@@ -239,43 +241,59 @@ static void req_end(ring_t *ring, req_t *req)
 	free_reqs[n_free_reqs++] = req;
 }
 
-/* The CQE becomes one that the program can see. */
-static void post(ring_t *ring, const wait_t *wait)
+static void work_add(ring_t *ring, const wait_t *wait)
 {
-	req_t *req = wait->req;
+	CHECK(ring->n_work < MAX_WAITS, "%d CQEs wait for task work", MAX_WAITS);
+	ring->work[ring->n_work++] = *wait;
+	if (ring->flags & IORING_SETUP_TASKRUN_FLAG)
+		ring->sq_flags |= IORING_SQ_TASKRUN;
+}
 
-	TRACE("kernel: %s op %u -> %d flags %#x%s", wait->op ? "CQE" : "own CQE", wait->op, wait->res, wait->flags,
-	      cq_full(ring) ? " (overflow)" : "");
-	if (wait->op)
-		model_posted(wait->op, wait->res, wait->flags);
-	if (req && req->sqe.flags & IOSQE_CQE_SKIP_SUCCESS && wait->res >= 0) {
-		/* none */
-	} else if (cq_full(ring) && world.drops && one_in(4)) {
+/* The CQ has no room for it. */
+static void overflow_add(ring_t *ring, const wait_t *wait)
+{
+	if (world.drops && one_in(4)) {
 		TRACE("kernel: that CQE is dropped");
 		world.drops--;
 		ring->cq_overflow++;
 		ring->dropped = true;
 		model_dropped(wait->op);
-	} else if (cq_full(ring)) {
-		CHECK(ring->n_overflow < MAX_WAITS, "%d CQEs have overflown", MAX_WAITS);
-		ring->overflow[ring->n_overflow++] = *wait;
-		ring->sq_flags |= IORING_SQ_CQ_OVERFLOW;
-	} else {
+		return;
+	}
+	CHECK(ring->n_overflow < MAX_WAITS, "%d CQEs have overflown", MAX_WAITS);
+	ring->overflow[ring->n_overflow++] = *wait;
+	ring->sq_flags |= IORING_SQ_CQ_OVERFLOW;
+}
+
+/* The last CQE of the request is posted. */
+static void req_over(ring_t *ring, req_t *req)
+{
+	wait_t notification = { NULL, req->sqe.user_data, 0, IORING_CQE_F_NOTIF, 0 };
+
+	if (req->strays)
+		work_add(ring, &notification);
+	chain_goes_on(ring, req);
+	req_end(ring, req);
+}
+
+/* The CQE becomes one that the program can see. */
+static void post(ring_t *ring, const wait_t *wait)
+{
+	req_t *req = wait->req;
+	bool skipped = req && req->sqe.flags & IOSQE_CQE_SKIP_SUCCESS && wait->res >= 0;
+
+	TRACE("kernel: %s op %u -> %d flags %#x%s", wait->op ? "CQE" : "own CQE", wait->op, wait->res,
+	      wait->flags, cq_full(ring) ? " (overflow)" : "");
+	if (wait->op)
+		model_posted(wait->op, wait->res, wait->flags);
+	if (!skipped && cq_full(ring)) {
+		overflow_add(ring, wait);
+	} else if (!skipped) {
 		cq_put(ring, wait);
 		ring_signal(ring);
 	}
-	if (req) {
-		wait_t notification = { NULL, req->sqe.user_data, 0, IORING_CQE_F_NOTIF, 0 };
-
-		if (req->strays) {
-			CHECK(ring->n_work < MAX_WAITS, "%d CQEs wait for task work", MAX_WAITS);
-			ring->work[ring->n_work++] = notification;
-			if (ring->flags & IORING_SETUP_TASKRUN_FLAG)
-				ring->sq_flags |= IORING_SQ_TASKRUN;
-		}
-		chain_goes_on(ring, req);
-		req_end(ring, req);
-	}
+	if (req)
+		req_over(ring, req);
 }
 
 static void work_run(ring_t *ring, bool all)
@@ -300,7 +318,7 @@ static bool is_unordered(const ring_t *ring, const req_t *req)
 	       req->sqe.opcode == IORING_OP_ASYNC_CANCEL;
 }
 
-/* The request has a CQE: the last one, but for those with MORE. */
+/* The request has a CQE, which is its last one unless it has the flag MORE. */
 static void complete(ring_t *ring, req_t *req, int res, unsigned flags, bool now)
 {
 	bool last = !(flags & IORING_CQE_F_MORE);
@@ -313,14 +331,12 @@ static void complete(ring_t *ring, req_t *req, int res, unsigned flags, bool now
 			req->failed = true;
 	}
 	world.events++;
-	if (is_unordered(ring, req) || (now && submitting && (!ring->n_work || one_in(2)))) { /* before what is still to be run */
+	/* this may be before what task work is still to post */
+	if (is_unordered(ring, req) || (now && submitting && (!ring->n_work || one_in(2)))) {
 		post(ring, &wait);
 		return;
 	}
-	CHECK(ring->n_work < MAX_WAITS, "%d CQEs wait for task work", MAX_WAITS);
-	ring->work[ring->n_work++] = wait;
-	if (ring->flags & IORING_SETUP_TASKRUN_FLAG)
-		ring->sq_flags |= IORING_SQ_TASKRUN;
+	work_add(ring, &wait);
 	if (ring->flags & IORING_SETUP_DEFER_TASKRUN)
 		ring_signal_for(ring, req->ends == EVENT);
 }
@@ -411,37 +427,61 @@ static int cancel_one(ring_t *ring, req_t *req, const req_t *by)
 	return -ENOENT;
 }
 
+static bool cancel_flags_known(unsigned flags)
+{
+	unsigned known = IORING_ASYNC_CANCEL_ALL | IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_FD;
+
+	if (kernel >= KERNEL_6_0)
+		known |= IORING_ASYNC_CANCEL_FD_FIXED;
+	return !flags || (kernel >= KERNEL_5_19 && !(flags & ~known));
+}
+
+static bool is_target(const req_t *req, const req_t *by)
+{
+	return req != by && req->state == RUN && key_matches(req, by);
+}
+
+static int cancel_first(ring_t *ring, const req_t *by)
+{
+	for (unsigned i = 0; i < ring->n_active; i++)
+		if (is_target(ring->active[i], by))
+			return cancel_one(ring, ring->active[i], by);
+	return -ENOENT;
+}
+
+/* The result is 0 in some kernels, and how many there were in others. */
+static int cancel_each(ring_t *ring, const req_t *by)
+{
+	int n = 0;
+
+	for (unsigned i = 0; i < ring->n_active; i++) {
+		req_t *req = ring->active[i];
+
+		if (!is_target(req, by))
+			continue;
+		if (req->place == WQ_RUNS && one_in(6))
+			continue; /* a pass over all can miss what io-wq is just moving */
+		cancel_one(ring, req, by);
+		n++;
+	}
+	if (!n)
+		return -ENOENT;
+	return one_in(2) ? 0 : n;
+}
+
 static int cancel(ring_t *ring, const req_t *by)
 {
-	bool is_cancel = by->sqe.opcode == IORING_OP_ASYNC_CANCEL;
-	unsigned flags = is_cancel ? by->sqe.cancel_flags : 0;
-	bool all = flags & (IORING_ASYNC_CANCEL_ALL | IORING_ASYNC_CANCEL_ANY);
-	int ret = -ENOENT, n = 0;
+	unsigned flags = by->sqe.opcode == IORING_OP_ASYNC_CANCEL ? by->sqe.cancel_flags : 0;
 
 	if (!by->op) {
 		n_cancels++;
 		model_cancel_seen(by->sqe.addr);
 	}
-	if (is_cancel && flags && kernel < KERNEL_5_19)
+	if (!cancel_flags_known(flags))
 		return -EINVAL;
-	if (flags & ~(IORING_ASYNC_CANCEL_ALL | IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_FD |
-		      (kernel >= KERNEL_6_0 ? IORING_ASYNC_CANCEL_FD_FIXED : 0)))
-		return -EINVAL;
-	for (unsigned i = 0; i < ring->n_active; i++) {
-		req_t *req = ring->active[i];
-
-		if (req == by || req->state != RUN || !key_matches(req, by))
-			continue;
-		if (all && req->place == WQ_RUNS && one_in(6))
-			continue; /* a pass over all can miss what io-wq is just moving */
-		ret = cancel_one(ring, req, by);
-		n++;
-		if (!all)
-			return ret;
-	}
-	if (all && n)
-		return one_in(2) ? 0 : n;
-	return ret;
+	if (flags & (IORING_ASYNC_CANCEL_ALL | IORING_ASYNC_CANCEL_ANY))
+		return cancel_each(ring, by);
+	return cancel_first(ring, by);
 }
 
 /* ---- Starting an op --------------------------------------------------------------------------- */
@@ -492,13 +532,74 @@ static void behave(req_t *req, int full)
 	}
 }
 
+static bool start_poll(req_t *req, bool is_file)
+{
+	bool is_multishot = req->sqe.len & IORING_POLL_ADD_MULTI;
+
+	if (req->sqe.len && kernel < KERNEL_5_18)
+		return false; /* multishot came with 5.13 */
+	behave(req, POLLIN);
+	req->failed = false;
+	if (is_multishot)
+		req->n_shots = is_file ? 0xffff : 1 + pick(4);
+	return true;
+}
+
+static bool start_recv(req_t *req)
+{
+	behave(req, (int)req->sqe.len);
+	if (req->sqe.ioprio & IORING_RECV_MULTISHOT)
+		req->n_shots = 1 + pick(4);
+	return !req->n_shots || kernel >= KERNEL_6_0;
+}
+
+/* False where the kernel knows no such op. */
+static bool start_transfer(req_t *req, bool is_file)
+{
+	switch (req->sqe.opcode) {
+	case IORING_OP_POLL_ADD:
+		return start_poll(req, is_file);
+	case IORING_OP_OPENAT:
+	case IORING_OP_ACCEPT:
+		behave(req, 1);
+		req->failed = false;
+		return true;
+	case IORING_OP_RECV:
+		return start_recv(req);
+	case IORING_OP_READ:
+	case IORING_OP_WRITE:
+	case IORING_OP_SEND_ZC:
+		behave(req, (int)req->sqe.len);
+		return true;
+	}
+	return false;
+}
+
+/* An op on a descriptor: the program's, or one of iou's files. */
+static int start_on_fd(req_t *req)
+{
+	int fd = req->sqe.fd;
+	const file_t *file = file_of(fd);
+
+	if (fd == FD_BAD || ((fd < FD_READY || fd >= FD_END) && !file))
+		return -EBADF;
+	if (!start_transfer(req, file != NULL))
+		return -EINVAL;
+	if (file) {
+		CHECK(file_polls(file), "op on descriptor %d", fd);
+		req->ends = EVENT;
+		req->event = file->count > 0;
+		return UNDER_WAY;
+	}
+	if (fd == FD_READY && !req->n_shots && req->sqe.opcode != IORING_OP_SEND_ZC)
+		return req->res;
+	return UNDER_WAY;
+}
+
 /* What it comes to at once, or UNDER_WAY. */
 static int start(ring_t *ring, req_t *req)
 {
-	struct io_uring_sqe *sqe = &req->sqe;
-	const file_t *file = file_of(sqe->fd);
-
-	switch (sqe->opcode) {
+	switch (req->sqe.opcode) {
 	case IORING_OP_NOP:
 		behave(req, 0);
 		req->ends = SOON;
@@ -508,49 +609,14 @@ static int start(ring_t *ring, req_t *req)
 		req->ends = AT_DUE;
 		req->res = -ETIME;
 		req->place = ARMED;
-		req->due_ns = time_of(sqe);
+		req->due_ns = time_of(&req->sqe);
 		return UNDER_WAY;
 	case IORING_OP_ASYNC_CANCEL:
 	case IORING_OP_POLL_REMOVE:
 	case IORING_OP_TIMEOUT_REMOVE:
 		return cancel(ring, req);
 	}
-	if (sqe->fd == FD_BAD || ((sqe->fd < FD_READY || sqe->fd >= FD_END) && !file))
-		return -EBADF;
-	switch (sqe->opcode) {
-	case IORING_OP_POLL_ADD:
-		if (sqe->len && kernel < KERNEL_5_18)
-			return -EINVAL; /* multishot: 5.13 */
-		behave(req, POLLIN);
-		req->failed = false;
-		req->n_shots = sqe->len & IORING_POLL_ADD_MULTI ? file ? NEVER & 0xffff : 1 + pick(4) : 0;
-		break;
-	case IORING_OP_OPENAT:
-	case IORING_OP_ACCEPT:
-		behave(req, 1);
-		req->failed = false;
-		break;
-	case IORING_OP_RECV:
-		behave(req, (int)sqe->len);
-		req->n_shots = sqe->ioprio & IORING_RECV_MULTISHOT ? 1 + pick(4) : 0;
-		if (req->n_shots && kernel < KERNEL_6_0)
-			return -EINVAL;
-		break;
-	case IORING_OP_READ:
-	case IORING_OP_WRITE:
-	case IORING_OP_SEND_ZC:
-		behave(req, (int)sqe->len);
-		break;
-	default:
-		return -EINVAL;
-	}
-	if (file) {
-		CHECK(file_polls(file), "op on descriptor %d", sqe->fd);
-		req->ends = EVENT;
-		req->event = file->count > 0;
-		return UNDER_WAY;
-	}
-	return sqe->fd == FD_READY && !req->n_shots && sqe->opcode != IORING_OP_SEND_ZC ? req->res : UNDER_WAY;
+	return start_on_fd(req);
 }
 
 static int result(req_t *req)
@@ -570,19 +636,25 @@ static int result(req_t *req)
 	return req->res;
 }
 
-static void issue(ring_t *ring, req_t *req)
+/* A link timeout behind the request does not wait for it, but watches it. */
+static req_t *take_guard(req_t *req)
 {
 	req_t *guard = req->next;
+
+	if (!guard || guard->sqe.opcode != IORING_OP_LINK_TIMEOUT)
+		return NULL;
+	req->next = guard->next;
+	guard->next = NULL;
+	req->guard = guard;
+	guard->guard = req;
+	return guard;
+}
+
+static void issue(ring_t *ring, req_t *req)
+{
+	req_t *guard = take_guard(req);
 	int ret;
 
-	if (guard && guard->sqe.opcode == IORING_OP_LINK_TIMEOUT) {
-		req->next = guard->next;
-		guard->next = NULL;
-		req->guard = guard;
-		guard->guard = req;
-	} else {
-		guard = NULL;
-	}
 	req->state = RUN;
 	ret = start(ring, req);
 	if (guard) {
@@ -600,57 +672,72 @@ static void issue(ring_t *ring, req_t *req)
 	complete(ring, req, ret, 0, !(req->sqe.flags & IOSQE_ASYNC) && !one_in(4));
 }
 
-/* A request that is under way and can go on does. */
-static void req_step(ring_t *ring, req_t *req)
+static void link_timeout_step(ring_t *ring, req_t *req)
+{
+	int ret = -ENOENT;
+
+	if (req->guard && req->guard->state == RUN)
+		ret = cancel_one(ring, req->guard, req);
+	complete(ring, req, ret ? ret : -ETIME, 0, false);
+}
+
+/* Its descriptor was written to. Returns true where a poll has that to tell. */
+static bool event_step(ring_t *ring, req_t *req)
 {
 	file_t *file = file_of(req->sqe.fd);
 
-	if (req->state == START) {
-		issue(ring, req);
-		return;
-	}
-	if (req->sqe.opcode == IORING_OP_LINK_TIMEOUT) {
-		int ret = -ENOENT;
+	req->event = false;
+	if (!file || !file->count)
+		return false;
+	if (req->sqe.opcode != IORING_OP_READ)
+		return true;
+	memcpy((void *)(uintptr_t)req->sqe.addr, &file->count, sizeof(file->count));
+	file->count = 0;
+	complete(ring, req, (int)sizeof(file->count), 0, false);
+	return false;
+}
 
-		if (req->guard && req->guard->state == RUN)
-			ret = cancel_one(ring, req->guard, req);
-		complete(ring, req, ret ? ret : -ETIME, 0, false);
+/* One more CQE of a multishot op: with MORE, unless there is no room for that. */
+static void shot_step(ring_t *ring, req_t *req)
+{
+	if (cq_full(ring) || (req->op && !model_room(req->op))) {
+		complete(ring, req, result(req), 0, false);
 		return;
 	}
-	if (req->ends == EVENT) {
-		req->event = false;
-		if (!file || !file->count)
-			return;
-		if (req->sqe.opcode == IORING_OP_READ) {
-			memcpy((void *)(uintptr_t)req->sqe.addr, &file->count, sizeof(file->count));
-			file->count = 0;
-			complete(ring, req, (int)sizeof(file->count), 0, false);
-			return;
-		}
+	req->n_shots--;
+	complete(ring, req, result(req), IORING_CQE_F_MORE, false);
+	if (!req->n_shots && req->op) {
+		if (req->sqe.opcode == IORING_OP_RECV)
+			req->res = one_in(2) ? 0 : -ENOBUFS;
+		req->ends = req->place == WQ_HARD || one_in(2) ? SOON : FED;
 	}
-	if (req->n_shots && !req->hit) {
-		if (cq_full(ring) || (req->op && !model_room(req->op))) {
-			complete(ring, req, result(req), 0, false);
-			return;
-		}
-		req->n_shots--;
-		complete(ring, req, result(req), IORING_CQE_F_MORE, false);
-		if (!req->n_shots && req->op) {
-			req->res = req->sqe.opcode == IORING_OP_RECV ? one_in(2) ? 0 : -ENOBUFS : req->res;
-			req->ends = req->place == WQ_HARD || one_in(2) ? SOON : FED;
-		}
+}
+
+/* A zero-copy send is done, and its notification is to come. Its chain does not wait for that. */
+static void send_step(ring_t *ring, req_t *req)
+{
+	req->notifies = true;
+	req->place = UNSTOPPABLE;
+	complete(ring, req, req->res, IORING_CQE_F_MORE, false);
+	req->failed |= req->res < 0;
+	req->ends = SOON;
+	chain_goes_on(ring, req);
+}
+
+/* The request goes on: can_step() says that it can. */
+static void req_step(ring_t *ring, req_t *req)
+{
+	if (req->state == START)
+		issue(ring, req);
+	else if (req->sqe.opcode == IORING_OP_LINK_TIMEOUT)
+		link_timeout_step(ring, req);
+	else if (req->ends == EVENT && !event_step(ring, req))
 		return;
-	}
-	if (req->sqe.opcode == IORING_OP_SEND_ZC && !req->notifies) {
-		req->notifies = true;
-		req->place = UNSTOPPABLE;
-		complete(ring, req, req->res, IORING_CQE_F_MORE, false);
-		req->failed |= req->res < 0;
-		req->ends = SOON;
-		chain_goes_on(ring, req); /* it does not wait for the notification */
-		return;
-	}
-	if (req->notifies)
+	else if (req->n_shots && !req->hit)
+		shot_step(ring, req);
+	else if (req->sqe.opcode == IORING_OP_SEND_ZC && !req->notifies)
+		send_step(ring, req);
+	else if (req->notifies)
 		complete(ring, req, 0, IORING_CQE_F_NOTIF, false);
 	else
 		complete(ring, req, result(req), 0, false);
@@ -684,31 +771,50 @@ static bool can_step(const req_t *req)
 	       (req->ends == AT_DUE && req->due_ns <= world.now_ns);
 }
 
-bool kernel_step(void)
+/* The requests in a circle that begins at `from`. */
+static req_t *active_from(const ring_t *ring, unsigned from, unsigned i)
 {
-	files_expire();
-	for (unsigned i = 0; i < n_rings; i++) {
-		ring_t *ring = &rings[i];
-		unsigned from = ring->open && ring->n_active ? pick(ring->n_active) : 0;
+	unsigned at = from + i;
 
-		if (ring->open && sqpoll_step(ring))
-			return true;
-		for (unsigned j = 0; ring->open && j < ring->n_active; j++) {
-			req_t *req = ring->active[from + j < ring->n_active ? from + j : from + j - ring->n_active];
+	return ring->active[at < ring->n_active ? at : at - ring->n_active];
+}
 
-			if (can_step(req)) {
-				req_step(ring, req);
-				if (!(ring->flags & (IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN)))
-					work_run(ring, false);
-				return true;
-			}
-		}
-		if (ring->open && ring->n_work && !(ring->flags & IORING_SETUP_DEFER_TASKRUN) &&
-		    (!(ring->flags & IORING_SETUP_COOP_TASKRUN) || one_in(4))) {
-			work_run(ring, false);
+/* Task work runs without the loop thread's doing, at any time or (COOP_TASKRUN) now and then. */
+static bool work_runs_by_itself(const ring_t *ring)
+{
+	if (!ring->n_work || ring->flags & IORING_SETUP_DEFER_TASKRUN)
+		return false;
+	return !(ring->flags & IORING_SETUP_COOP_TASKRUN) || one_in(4);
+}
+
+static bool ring_step(ring_t *ring)
+{
+	unsigned from = ring->n_active ? pick(ring->n_active) : 0;
+
+	if (sqpoll_step(ring))
+		return true;
+	for (unsigned i = 0; i < ring->n_active; i++) {
+		req_t *req = active_from(ring, from, i);
+
+		if (can_step(req)) {
+			req_step(ring, req);
+			if (!(ring->flags & (IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN)))
+				work_run(ring, false);
 			return true;
 		}
 	}
+	if (!work_runs_by_itself(ring))
+		return false;
+	work_run(ring, false);
+	return true;
+}
+
+bool kernel_step(void)
+{
+	files_expire();
+	for (unsigned i = 0; i < n_rings; i++)
+		if (rings[i].open && ring_step(&rings[i]))
+			return true;
 	return false;
 }
 
@@ -744,7 +850,7 @@ bool kernel_feed(void)
 		unsigned from = ring->open && ring->n_active ? pick(ring->n_active) : 0;
 
 		for (unsigned j = 0; ring->open && j < ring->n_active; j++) {
-			req_t *req = ring->active[(from + j) % ring->n_active];
+			req_t *req = active_from(ring, from, j);
 
 			if (req->state == RUN && req->ends == FED && req->op) {
 				TRACE("kernel: op %u is fed", req->op);
@@ -924,22 +1030,30 @@ static const unsigned known_flags[N_KERNELS] = {
 	[KERNEL_6_15] = 0,
 };
 
+/* Does the kernel know these setup flags, and do they go together? */
+static bool setup_flags_fit(unsigned flags)
+{
+	unsigned known = known_flags[KERNEL_5_11];
+
+	for (unsigned i = KERNEL_5_18; i <= kernel; i++)
+		known |= known_flags[i];
+	if (flags & ~known)
+		return false;
+	if (flags & IORING_SETUP_DEFER_TASKRUN && !(flags & IORING_SETUP_SINGLE_ISSUER))
+		return false;
+	if (flags & IORING_SETUP_TASKRUN_FLAG &&
+	    !(flags & (IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN)))
+		return false;
+	return !(flags & IORING_SETUP_SQPOLL) ||
+	       !(flags & (IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
+			  IORING_SETUP_DEFER_TASKRUN));
+}
+
 static int setup_error(unsigned entries, const struct io_uring_params *params)
 {
 	static const int errors[] = { -ENOMEM, -EMFILE, -ENFILE, -EPERM, -ENOSYS };
-	unsigned known = 0;
 
-	for (unsigned i = KERNEL_5_11; i <= kernel || i == KERNEL_5_11; i++)
-		known |= known_flags[i];
-	if (params->flags & ~known)
-		return -EINVAL;
-	if (params->flags & IORING_SETUP_DEFER_TASKRUN && !(params->flags & IORING_SETUP_SINGLE_ISSUER))
-		return -EINVAL;
-	if (params->flags & IORING_SETUP_TASKRUN_FLAG &&
-	    !(params->flags & (IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN)))
-		return -EINVAL;
-	if (params->flags & IORING_SETUP_SQPOLL &&
-	    params->flags & (IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_DEFER_TASKRUN))
+	if (!setup_flags_fit(params->flags))
 		return -EINVAL;
 	if (!entries || (entries > 32768 && !(params->flags & IORING_SETUP_CLAMP)))
 		return -EINVAL;
@@ -985,22 +1099,37 @@ static unsigned power_of_two(unsigned n, unsigned most)
 }
 
 int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *uring, struct io_uring_params *params);
-int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *uring, struct io_uring_params *params)
+static ring_t *ring_free_slot(void)
 {
-	int ret = setup_error(entries, params);
-	unsigned base = 0U - pick(8);
-	ring_t *ring;
 	unsigned at = 0;
 
-	TRACE("kernel: setup of %u entries, flags %#x: %d", entries, params->flags, ret);
-	if (ret)
-		return ret;
 	while (at < n_rings && rings[at].open)
 		at++;
 	CHECK(at < MAX_RINGS, "rings leak");
 	if (at == n_rings)
 		n_rings++;
-	ring = &rings[at];
+	return &rings[at];
+}
+
+/* The indices of a real ring start at 0, and come near the wrap after some minutes. These begin there. */
+static void ring_size(ring_t *ring, unsigned entries, const struct io_uring_params *params,
+		      unsigned base)
+{
+	unsigned cq_entries;
+
+	ring->sq_entries = ring->sq_ring_entries = power_of_two(entries, MAX_SQ);
+	cq_entries = params->flags & IORING_SETUP_CQSIZE ? params->cq_entries : 2 * ring->sq_entries;
+	ring->cq_entries = ring->cq_ring_entries = power_of_two(cq_entries, MAX_CQ);
+	ring->sq_mask = ring->sq_entries - 1;
+	ring->cq_mask = ring->cq_entries - 1;
+	ring->sq_head = ring->sq_tail = ring->own_sq_head = base;
+	ring->cq_head = ring->cq_tail = base - 1 + pick(3);
+	if (ring->sq_entries < sq_entries_min)
+		sq_entries_min = ring->sq_entries;
+}
+
+static void ring_open(ring_t *ring, unsigned flags)
+{
 	memset(ring, 0, offsetof(ring_t, array));
 	memset(ring->sqes, 0, sizeof(ring->sqes));
 	for (unsigned i = 0; i < MAX_SQ; i++) /* as liburing does, from 2.3 on */
@@ -1009,33 +1138,45 @@ int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *uring, 
 	ring->fd = file_open(RINGFD);
 	ring->eventfd = -1;
 	ring->registered = ~0U;
-	ring->flags = params->flags;
-	ring->disabled = params->flags & IORING_SETUP_R_DISABLED;
-	if (ring->disabled && !refuse_register) { /* as if the program had registered them before the first flush */
+	ring->flags = flags;
+	ring->disabled = flags & IORING_SETUP_R_DISABLED;
+	if (ring->disabled && !refuse_register) { /* as if the program had registered them by now */
 		ring->refuses = restrictions;
 		restrictions = 0;
 	}
-	ring->sq_entries = ring->sq_ring_entries = power_of_two(entries, MAX_SQ);
-	ring->cq_entries = ring->cq_ring_entries =
-		power_of_two(params->flags & IORING_SETUP_CQSIZE ? params->cq_entries : 2 * ring->sq_entries, MAX_CQ);
-	ring->sq_mask = ring->sq_entries - 1;
-	ring->cq_mask = ring->cq_entries - 1;
-	/* all four of a real ring start at 0, and come near the wrap after some minutes */
-	ring->sq_head = ring->sq_tail = ring->own_sq_head = base;
-	ring->cq_head = ring->cq_tail = base - 1 + pick(3);
 	ring->n_active = ring->n_work = ring->n_overflow = ring->n_idle_enters = 0;
-	if (ring->sq_entries < sq_entries_min)
-		sq_entries_min = ring->sq_entries;
+}
+
+static unsigned features(void)
+{
+	unsigned known = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_RW_CUR_POS |
+			 IORING_FEAT_FAST_POLL | IORING_FEAT_SUBMIT_STABLE | IORING_FEAT_POLL_32BITS;
+
+	if (kernel > KERNEL_5_10)
+		known |= IORING_FEAT_EXT_ARG | IORING_FEAT_NATIVE_WORKERS;
+	if (kernel >= KERNEL_5_18)
+		known |= IORING_FEAT_RSRC_TAGS | IORING_FEAT_CQE_SKIP | IORING_FEAT_LINKED_FILE;
+	if (kernel >= KERNEL_6_15)
+		known |= FEAT_NO_IOWAIT | FEAT_REG_REG_RING;
+	return known;
+}
+
+int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *uring,
+				      struct io_uring_params *params)
+{
+	int ret = setup_error(entries, params);
+	unsigned base = 0U - pick(8);
+	ring_t *ring;
+
+	TRACE("kernel: setup of %u entries, flags %#x: %d", entries, params->flags, ret);
+	if (ret)
+		return ret;
+	ring = ring_free_slot();
+	ring_open(ring, params->flags);
+	ring_size(ring, entries, params, base);
 	params->sq_entries = ring->sq_entries;
 	params->cq_entries = ring->cq_entries;
-	params->features = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_RW_CUR_POS |
-			   IORING_FEAT_FAST_POLL | IORING_FEAT_SUBMIT_STABLE | IORING_FEAT_POLL_32BITS;
-	if (kernel > KERNEL_5_10)
-		params->features |= IORING_FEAT_EXT_ARG | IORING_FEAT_NATIVE_WORKERS;
-	if (kernel >= KERNEL_5_18)
-		params->features |= IORING_FEAT_RSRC_TAGS | IORING_FEAT_CQE_SKIP | IORING_FEAT_LINKED_FILE;
-	if (kernel >= KERNEL_6_15)
-		params->features |= FEAT_NO_IOWAIT | FEAT_REG_REG_RING;
+	params->features = features();
 	ring_map(ring, uring);
 	uring->features = params->features;
 	return 0;
@@ -1058,6 +1199,38 @@ static ring_t *ring_at_index(unsigned index)
 }
 
 void __wrap_io_uring_queue_exit(struct io_uring *uring);
+/* What may be in flight, published or registered when the ring is closed? */
+static void check_closing(const ring_t *ring, bool gives_up, unsigned ring_features)
+{
+	/* before 5.13 buffers could be unregistered only with nothing in flight */
+	bool keeps = ring->has_files ||
+		     (ring->has_buffers && ring_features & IORING_FEAT_RSRC_TAGS);
+
+	CHECK(!keeps || ring->refuses & REFUSES_REGISTER || model_is_broken(),
+	      "files or buffers are still registered with a ring that is closed");
+	for (unsigned i = 0; i < ring->n_active; i++) {
+		const req_t *req = ring->active[i];
+
+		CHECK(!req->op || model_is_broken() || gives_up,
+		      "the ring is closed while op %u is %s in the kernel", req->op,
+		      kernel_where(req->op));
+		CHECK(req->op || req->sqe.opcode != IORING_OP_READ,
+		      "the ring is closed while iou's own read is in flight");
+	}
+	for (unsigned at = ring->own_sq_head; at != __atomic_load_n(&ring->sq_tail, __ATOMIC_RELAXED);
+	     at++)
+		CHECK(!op_number(&ring->sqes[at & ring->sq_mask]) || model_is_broken(),
+		      "the ring is closed with an op published");
+}
+
+static bool has_ops_left(ring_t *ring)
+{
+	for (unsigned i = 0; i < ring->n_active; i++)
+		if (ring->active[i]->op)
+			return true;
+	return cq_ready(ring) || ring->n_overflow || ring->n_work;
+}
+
 void __wrap_io_uring_queue_exit(struct io_uring *uring)
 {
 	ring_t *ring = ring_of(uring->ring_fd);
@@ -1065,25 +1238,10 @@ void __wrap_io_uring_queue_exit(struct io_uring *uring)
 
 	TRACE("kernel: ring closed");
 	CHECK(ring, "queue_exit of a ring that is not open");
-	/* Before 5.13 buffers could be unregistered only with nothing in flight. */
-	CHECK(!(ring->has_files || (ring->has_buffers && uring->features & IORING_FEAT_RSRC_TAGS)) ||
-	      ring->refuses & REFUSES_REGISTER || model_is_broken(),
-	      "files or buffers are still registered with a ring that is closed");
 	CHECK(!on_other_thread(), "a worker closes the ring");
 	gives_up = ring->refuses & REFUSES_CANCEL && ring->refuses & REFUSES_REGISTER;
-	leaves_ops |= gives_up && (cq_ready(ring) || ring->n_overflow || ring->n_work);
-	for (unsigned i = 0; i < ring->n_active; i++) {
-		const req_t *req = ring->active[i];
-
-		leaves_ops |= req->op && gives_up;
-		CHECK(!req->op || model_is_broken() || gives_up,
-		      "the ring is closed while op %u is %s in the kernel", req->op, kernel_where(req->op));
-		CHECK(req->op || req->sqe.opcode != IORING_OP_READ,
-		      "the ring is closed while iou's own read is in flight");
-	}
-	for (unsigned at = ring->own_sq_head; at != __atomic_load_n(&ring->sq_tail, __ATOMIC_RELAXED); at++)
-		CHECK(!op_number(&ring->sqes[at & ring->sq_mask]) || model_is_broken(),
-		      "the ring is closed with an op published");
+	leaves_ops |= gives_up && has_ops_left(ring);
+	check_closing(ring, gives_up, uring->features);
 	for (unsigned i = 0; i < ring->n_active; i++)
 		free_reqs[n_free_reqs++] = ring->active[i];
 	ring->open = false;
@@ -1100,36 +1258,44 @@ int __wrap_io_uring_ring_dontfork(struct io_uring *uring)
 	return fault(100) ? -ENOMEM : 0;
 }
 
-static void time_passes(uint64_t until_ns, bool timed);
+static void time_passes(uint64_t until_ns);
+
+/* Cancel all that match, and count those that go on. *found says whether there was any. */
+static unsigned sync_cancel_pass(ring_t *ring, const req_t *by, bool *found)
+{
+	unsigned n_running = 0;
+
+	for (unsigned i = 0; i < ring->n_active; i++) {
+		req_t *req = ring->active[i];
+
+		if (req->state != RUN || req->place == UNSTOPPABLE || !key_matches(req, by))
+			continue;
+		*found = true;
+		n_running += cancel_one(ring, req, by) == -EALREADY;
+	}
+	return n_running;
+}
 
 /* All that is in flight, and wait for those in io-wq. */
 static int sync_cancel(ring_t *ring, const struct io_uring_sync_cancel_reg *reg)
 {
-	const req_t by = { .sqe = { .opcode = IORING_OP_ASYNC_CANCEL, .addr = reg->addr, .cancel_flags = reg->flags } };
-	uint64_t until_ns = world.now_ns + (uint64_t)reg->timeout.tv_sec * 1000000000 + (uint64_t)reg->timeout.tv_nsec;
-	bool timed = reg->timeout.tv_sec != -1 || reg->timeout.tv_nsec != -1;
-	int ret = -ENOENT;
+	const req_t by = { .sqe = { .opcode = IORING_OP_ASYNC_CANCEL, .addr = reg->addr,
+				    .cancel_flags = reg->flags } };
+	uint64_t until_ns = NEVER;
+	bool found = false;
 
 	if (kernel < KERNEL_6_0)
 		return -EINVAL;
-	for (unsigned n = 0;; n++) {
-		unsigned n_running = 0;
-
+	if (reg->timeout.tv_sec != -1 || reg->timeout.tv_nsec != -1)
+		until_ns = world.now_ns + (uint64_t)reg->timeout.tv_sec * 1000000000 +
+			   (uint64_t)reg->timeout.tv_nsec;
+	for (unsigned n = 0; sync_cancel_pass(ring, &by, &found); n++) {
 		CHECK(n < 100000, "a sync cancel does not end");
-		for (unsigned i = 0; i < ring->n_active; i++) {
-			req_t *req = ring->active[i];
-
-			if (req->state != RUN || req->place == UNSTOPPABLE || !key_matches(req, &by))
-				continue;
-			ret = 0;
-			n_running += cancel_one(ring, req, &by) == -EALREADY;
-		}
-		if (!n_running)
-			return ret;
-		if (timed && world.now_ns >= until_ns)
+		if (world.now_ns >= until_ns)
 			return -ETIME;
-		time_passes(timed ? until_ns : NEVER, timed);
+		time_passes(until_ns);
 	}
+	return found ? 0 : -ENOENT;
 }
 
 static int register_ring_fd(ring_t *ring, void *arg)
@@ -1148,11 +1314,98 @@ static int register_ring_fd(ring_t *ring, void *arg)
 }
 
 int __wrap_io_uring_register(unsigned fd, unsigned opcode, const void *arg, unsigned n_args);
+static int register_eventfd(ring_t *ring, const int *fd)
+{
+	if (ring->eventfd >= 0)
+		return -EBUSY;
+	if (fault(20))
+		return -ENOMEM;
+	ring->eventfd = *fd;
+	ring->has_signalled = false;
+	CHECK(file_of(ring->eventfd), "the eventfd to register is not open");
+	return 0;
+}
+
+static int unregister_eventfd(ring_t *ring)
+{
+	bool had = ring->eventfd >= 0;
+
+	ring->eventfd = -1;
+	return had ? 0 : -ENXIO;
+}
+
+static int register_once(bool *has)
+{
+	bool had = *has;
+
+	*has = true;
+	return had ? -EBUSY : 0;
+}
+
+static int unregister(bool *has)
+{
+	bool had = *has;
+
+	*has = false;
+	return had ? 0 : -ENXIO;
+}
+
+static int enable_rings(ring_t *ring)
+{
+	bool was_disabled = ring->disabled;
+
+	ring->disabled = false;
+	return was_disabled ? 0 : -EBADFD;
+}
+
+static int unregister_ring_fd(ring_t *ring, unsigned n_args)
+{
+	bool had = ring->registered != ~0U;
+
+	ring->registered = ~0U;
+	return had ? (int)n_args : 0;
+}
+
+/* Do the program's restrictions refuse it? They leave iou what without which iou_fd() stays readable. */
+static bool register_is_refused(const ring_t *ring, unsigned opcode)
+{
+	return !ring->disabled && ring->refuses & REFUSES_REGISTER &&
+	       opcode != IORING_REGISTER_EVENTFD && opcode != IORING_UNREGISTER_EVENTFD;
+}
+
+static int register_now(ring_t *ring, unsigned opcode, const void *arg, unsigned n_args)
+{
+	switch (opcode) {
+	case IORING_REGISTER_ENABLE_RINGS:
+		return enable_rings(ring);
+	case IORING_REGISTER_EVENTFD:
+	case IORING_REGISTER_EVENTFD_ASYNC:
+		return register_eventfd(ring, arg);
+	case IORING_UNREGISTER_EVENTFD:
+		return unregister_eventfd(ring);
+	case IORING_REGISTER_FILES:
+		return register_once(&ring->has_files);
+	case IORING_REGISTER_BUFFERS:
+		return register_once(&ring->has_buffers);
+	case IORING_UNREGISTER_FILES:
+		return unregister(&ring->has_files);
+	case IORING_UNREGISTER_BUFFERS:
+		return unregister(&ring->has_buffers);
+	case IORING_REGISTER_SYNC_CANCEL:
+		return sync_cancel(ring, arg);
+	case IORING_REGISTER_RING_FDS:
+		return register_ring_fd(ring, (void *)(uintptr_t)arg);
+	case IORING_UNREGISTER_RING_FDS:
+		return unregister_ring_fd(ring, n_args);
+	}
+	return -EINVAL;
+}
+
 int __wrap_io_uring_register(unsigned fd, unsigned opcode, const void *arg, unsigned n_args)
 {
 	bool by_index = kernel >= KERNEL_6_15 && opcode & USE_REGISTERED_RING;
 	ring_t *ring = by_index ? ring_at_index(fd) : ring_of((int)fd);
-	int ret = -EINVAL;
+	int ret;
 
 	CHECK(!on_other_thread(), "a worker registers");
 	if (!ring)
@@ -1161,58 +1414,11 @@ int __wrap_io_uring_register(unsigned fd, unsigned opcode, const void *arg, unsi
 		opcode &= ~USE_REGISTERED_RING;
 	if (refuse_register)
 		return -EPERM;
-	if (!ring->disabled && ring->refuses & REFUSES_REGISTER && opcode != IORING_REGISTER_EVENTFD &&
-	    opcode != IORING_UNREGISTER_EVENTFD) /* without that, iou_fd() stays readable */
+	if (register_is_refused(ring, opcode))
 		return -EACCES;
 	kernel_entered();
 	sim_point();
-	switch (opcode) {
-	case IORING_REGISTER_ENABLE_RINGS:
-		ret = ring->disabled ? 0 : -EBADFD;
-		ring->disabled = false;
-		break;
-	case IORING_REGISTER_EVENTFD:
-	case IORING_REGISTER_EVENTFD_ASYNC:
-		if (ring->eventfd >= 0)
-			return -EBUSY;
-		if (fault(20))
-			return -ENOMEM;
-		ring->eventfd = *(const int *)arg;
-		ring->has_signalled = false;
-		CHECK(file_of(ring->eventfd), "the eventfd to register is not open");
-		ret = 0;
-		break;
-	case IORING_UNREGISTER_EVENTFD:
-		ret = ring->eventfd >= 0 ? 0 : -ENXIO;
-		ring->eventfd = -1;
-		break;
-	case IORING_REGISTER_FILES:
-		ret = ring->has_files ? -EBUSY : 0;
-		ring->has_files = true;
-		break;
-	case IORING_REGISTER_BUFFERS:
-		ret = ring->has_buffers ? -EBUSY : 0;
-		ring->has_buffers = true;
-		break;
-	case IORING_UNREGISTER_FILES:
-		ret = ring->has_files ? 0 : -ENXIO;
-		ring->has_files = false;
-		break;
-	case IORING_UNREGISTER_BUFFERS:
-		ret = ring->has_buffers ? 0 : -ENXIO;
-		ring->has_buffers = false;
-		break;
-	case IORING_REGISTER_SYNC_CANCEL:
-		ret = sync_cancel(ring, arg);
-		break;
-	case IORING_REGISTER_RING_FDS:
-		ret = register_ring_fd(ring, (void *)(uintptr_t)arg);
-		break;
-	case IORING_UNREGISTER_RING_FDS:
-		ret = ring->registered != ~0U ? (int)n_args : 0;
-		ring->registered = ~0U;
-		break;
-	}
+	ret = register_now(ring, opcode, arg, n_args);
 	TRACE("kernel: register %u: %d", opcode, ret);
 	return ret;
 }
@@ -1303,24 +1509,18 @@ typedef struct chain_t {
 	bool bad;
 } chain_t;
 
-/* The next SQE: true when the submission stops after it. */
-static bool take_sqe(ring_t *ring, chain_t *chain)
+/* Where is it in its chain? */
+static void chain_add(chain_t *chain, req_t *req)
 {
-	unsigned index = ring->array[ring->own_sq_head & ring->sq_mask];
-	req_t *req;
-	bool stop = false;
+	const req_t *last = chain->last;
 
-	CHECK(index < ring->sq_entries, "SQ array holds %u", index);
-	req = req_take(ring, &ring->sqes[index]);
-	ring->own_sq_head++;
-	TRACE("kernel: takes op %u, opcode %u, flags %#x", req->op, req->sqe.opcode, req->sqe.flags);
 	if (req->op)
-		model_taken(req->op, &req->sqe, chain->last ? chain->last->op : 0, chain->last != NULL);
-	else if (chain->last)
-		model_own_in_chain(chain->last->op);
+		model_taken(req->op, &req->sqe, last ? last->op : 0, last != NULL);
+	else if (last)
+		model_own_in_chain(last->op);
 	req->state = LINKED;
 	if (req->sqe.opcode == IORING_OP_LINK_TIMEOUT &&
-	    (!chain->last || chain->last->sqe.opcode == IORING_OP_LINK_TIMEOUT))
+	    (!last || last->sqe.opcode == IORING_OP_LINK_TIMEOUT))
 		req->error = -EINVAL;
 	if (chain->last)
 		chain->last->next = req;
@@ -1328,12 +1528,36 @@ static bool take_sqe(ring_t *ring, chain_t *chain)
 		chain->head = req;
 	chain->last = req;
 	chain->bad |= req->error != 0;
-	if (!(req->sqe.flags & (IOSQE_IO_LINK | IOSQE_IO_HARDLINK))) {
-		stop = req->error && !(ring->flags & IORING_SETUP_SUBMIT_ALL);
-		chain_start(ring, chain->head, chain->bad);
-		*chain = (chain_t){ NULL, NULL, false };
-	}
+}
+
+/* The next SQE: true when the submission stops after it. */
+static bool take_sqe(ring_t *ring, chain_t *chain)
+{
+	unsigned index = ring->array[ring->own_sq_head & ring->sq_mask];
+	req_t *req;
+	bool stop;
+
+	CHECK(index < ring->sq_entries, "SQ array holds %u", index);
+	req = req_take(ring, &ring->sqes[index]);
+	ring->own_sq_head++;
+	TRACE("kernel: takes op %u, opcode %u, flags %#x", req->op, req->sqe.opcode, req->sqe.flags);
+	chain_add(chain, req);
+	if (req->sqe.flags & (IOSQE_IO_LINK | IOSQE_IO_HARDLINK))
+		return false;
+	stop = req->error && !(ring->flags & IORING_SETUP_SUBMIT_ALL);
+	chain_start(ring, chain->head, chain->bad);
+	*chain = (chain_t){ NULL, NULL, false };
 	return stop;
+}
+
+/* The submission ends within a chain: it is done without the rest. */
+static void chain_end(ring_t *ring, chain_t *chain, bool is_cut)
+{
+	if (is_cut)
+		model_chain_cut(chain->last->op);
+	else
+		model_chain_left_open(chain->last->op);
+	chain_start(ring, chain->head, chain->bad);
 }
 
 static int submit(ring_t *ring, unsigned to_submit)
@@ -1352,15 +1576,11 @@ static int submit(ring_t *ring, unsigned to_submit)
 		stop = take_sqe(ring, &chain);
 		i++;
 	}
-	if (chain.last) {
-		if (i == to_submit)
-			model_chain_left_open(chain.last->op);
-		else
-			model_chain_cut(chain.last->op);
-		chain_start(ring, chain.head, chain.bad);
-	}
+	if (chain.last)
+		chain_end(ring, &chain, i < to_submit);
 	submitting = false;
-	/* Nobody may count on a slot that was taken; but for the last, if it stopped there: was that in a chain? */
+	/* Nobody may count on a slot that was taken, but on the last one where it stopped there:
+	 * iou looks whether that was in a chain. */
 	for (unsigned j = i < to_submit; j < i; j++)
 		dirty(&ring->sqes[(ring->own_sq_head - 1 - j) & ring->sq_mask], sizeof(*ring->sqes));
 	__atomic_store_n(&ring->sq_head, ring->own_sq_head, __ATOMIC_RELEASE);
@@ -1369,25 +1589,34 @@ static int submit(ring_t *ring, unsigned to_submit)
 	return i || !to_submit ? (int)i : -EAGAIN;
 }
 
-/* One thing that happens while the loop sleeps. */
-static void time_passes(uint64_t until_ns, bool timed)
+/* Something that can happen without a wait does: false where nothing can. */
+static bool something_happens(void)
 {
-	uint64_t due_ns = kernel_due_ns(), job_ns = threads_due_ns();
 	unsigned first = pick(4);
 
 	if (first == 0 && poster_start(false))
-		return;
+		return true;
 	if (first < 2 && threads_step())
-		return;
-	if (kernel_step() || threads_step())
+		return true;
+	return kernel_step() || threads_step();
+}
+
+static uint64_t earlier(uint64_t a_ns, uint64_t b_ns)
+{
+	return a_ns < b_ns ? a_ns : b_ns;
+}
+
+/* One thing that happens while the loop sleeps, until then at most. */
+static void time_passes(uint64_t until_ns)
+{
+	uint64_t due_ns = earlier(kernel_due_ns(), threads_due_ns());
+
+	if (something_happens())
 		return;
 	if (!posters_idle()) /* blocked, which only a worker's going on can end */
 		FAIL("the posting threads hang");
-	model_sleeps(due_ns == NEVER && job_ns == NEVER && until_ns == NEVER && !timed, until_ns);
-	if (job_ns < due_ns)
-		due_ns = job_ns;
-	if (until_ns < due_ns)
-		due_ns = until_ns;
+	due_ns = earlier(due_ns, until_ns);
+	model_sleeps(due_ns == NEVER, until_ns);
 	if (due_ns == NEVER) {
 		model_rescue();
 		return;
@@ -1398,25 +1627,37 @@ static void time_passes(uint64_t until_ns, bool timed)
 		world.now_ns += pick(2000);
 }
 
-static int sleep_in(ring_t *ring, unsigned min_complete, uint64_t until_ns, bool timed)
+/* What the sleep ends with, or UNDER_WAY. */
+static int sleep_end(const ring_t *ring, unsigned n_ready, unsigned min_complete, uint64_t until_ns,
+		     bool interrupted)
+{
+	if (n_ready >= min_complete)
+		return 0;
+	if (ring->dropped)
+		return -EBADR;
+	if (world.now_ns >= until_ns)
+		return n_ready ? 0 : -ETIME;
+	if (interrupted || fault(200))
+		return n_ready ? 0 : -EINTR;
+	return UNDER_WAY;
+}
+
+static int sleep_in(ring_t *ring, unsigned min_complete, uint64_t until_ns)
 {
 	bool interrupted = false;
 
 	if (min_complete > ring->cq_entries)
 		min_complete = ring->cq_entries;
 	for (unsigned n = 0;; n++) {
-		work_run(ring, one_in(4) ? false : true);
+		int ret;
+
+		work_run(ring, !one_in(4));
 		overflow_flush(ring);
-		if (cq_ready(ring) >= min_complete)
-			return 0;
-		if (ring->dropped)
-			return -EBADR;
-		if (timed && world.now_ns >= until_ns)
-			return cq_ready(ring) ? 0 : -ETIME;
-		if (interrupted || fault(200))
-			return cq_ready(ring) ? 0 : -EINTR;
+		ret = sleep_end(ring, cq_ready(ring), min_complete, until_ns, interrupted);
+		if (ret != UNDER_WAY)
+			return ret;
 		CHECK(n < 100000, "a sleep does not end");
-		time_passes(timed ? until_ns : NEVER, timed);
+		time_passes(until_ns);
 		interrupted = one_in(50) && fault(4);
 	}
 }
@@ -1432,49 +1673,36 @@ static int storm_goes_on(int error)
 	return error;
 }
 
-static int enter_events(ring_t *ring, unsigned min_complete, unsigned flags, const void *arg, size_t size)
+static uint64_t time_after(const struct __kernel_timespec *ts)
+{
+	if (ts->tv_sec < 0 || ts->tv_nsec < 0)
+		return world.now_ns;
+	if ((uint64_t)ts->tv_sec >= UINT64_C(9000000000))
+		return NEVER;
+	return world.now_ns + (uint64_t)ts->tv_sec * 1000000000 + (uint64_t)ts->tv_nsec;
+}
+
+static int enter_events(ring_t *ring, unsigned min_complete, unsigned flags, const void *arg,
+			size_t size)
 {
 	const struct io_uring_getevents_arg *ext = arg;
 	const struct __kernel_timespec *ts = NULL;
-	uint64_t until_ns = NEVER;
 
 	if (flags & IORING_ENTER_EXT_ARG && arg) {
 		if (size != sizeof(*ext))
 			return -EINVAL;
 		ts = (const void *)(uintptr_t)ext->ts;
 	}
-	if (ts) {
-		if (ts->tv_sec < 0 || ts->tv_nsec < 0)
-			until_ns = world.now_ns;
-		else if ((uint64_t)ts->tv_sec < UINT64_C(9000000000))
-			until_ns = world.now_ns + (uint64_t)ts->tv_sec * 1000000000 + (uint64_t)ts->tv_nsec;
-	}
-	return sleep_in(ring, min_complete, until_ns, ts && until_ns != NEVER);
+	return sleep_in(ring, min_complete, ts ? time_after(ts) : NEVER);
 }
 
 int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned min_complete, unsigned flags, sigset_t *arg,
 			   size_t size);
-int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned min_complete, unsigned flags, sigset_t *arg,
-			   size_t size)
+/* How many of them are taken, or an error. */
+static int enter_submit(ring_t *ring, unsigned to_submit, unsigned flags)
 {
 	static const int shortages[] = { -EAGAIN, -EBUSY, -ENOMEM };
-	ring_t *ring = flags & IORING_ENTER_REGISTERED_RING ? ring_at_index(fd) : ring_of((int)fd);
-	int ret = 0, waited;
 
-	CHECK(++sim_n_steps < 100000, "a run does not come to an end");
-	sim_point();
-	CHECK(!on_other_thread(), "a worker or another thread enters the ring");
-	CHECK(ring, "enter on descriptor %u, which is no ring", fd);
-	if (flags & ~(IORING_ENTER_GETEVENTS | IORING_ENTER_SQ_WAKEUP | IORING_ENTER_SQ_WAIT | IORING_ENTER_EXT_ARG |
-		      IORING_ENTER_REGISTERED_RING | (kernel >= KERNEL_6_15 ? ENTER_NO_IOWAIT : 0)))
-		return -EINVAL;
-	if (ring->disabled)
-		return -EBADFD;
-	CHECK(!min_complete || kernel < KERNEL_6_15 || flags & ENTER_NO_IOWAIT, "a sleep counts as waiting for a disk");
-	TRACE("kernel: enter, submits %u, waits for %u, flags %#x", to_submit, min_complete, flags);
-	n_entered = to_submit;
-	entered_short = true;
-	kernel_entered();
 	if (flags & IORING_ENTER_SQ_WAKEUP) {
 		ring->sq_asleep = false;
 		__atomic_fetch_and(&ring->sq_flags, ~IORING_SQ_NEED_WAKEUP, __ATOMIC_SEQ_CST);
@@ -1482,32 +1710,79 @@ int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned min_complet
 	if (flags & IORING_ENTER_SQ_WAIT)
 		sqpoll_step(ring);
 	if (ring->flags & IORING_SETUP_SQPOLL)
-		ret = (int)to_submit;
-	else if ((to_submit || flags & IORING_ENTER_GETEVENTS) && (storm || fault(to_submit ? 30 : 120)))
-		ret = storm_goes_on(shortages[pick(3)]);
-	else if (to_submit)
-		ret = submit(ring, to_submit);
-	if (ret < 0 || ret < (int)to_submit) {
+		return (int)to_submit;
+	if (!to_submit && !(flags & IORING_ENTER_GETEVENTS))
+		return 0;
+	if (storm || fault(to_submit ? 30 : 120))
+		return storm_goes_on(shortages[pick(3)]);
+	return to_submit ? submit(ring, to_submit) : 0;
+}
+
+/* Wait for events. `taken` of the SQEs is the result, where that is not 0. */
+static int enter_wait(ring_t *ring, int taken, unsigned min_complete, unsigned flags,
+		      const void *arg, size_t size)
+{
+	uint64_t before_ns = world.now_ns;
+	int ret = enter_events(ring, min_complete, flags, arg, size);
+
+	if (before_ns != world.now_ns || ret == -EINTR)
+		world.events++;
+	if (taken)
+		return taken;
+	ring->dropped &= ret != -EBADR;
+	return ret;
+}
+
+static void check_progress(ring_t *ring)
+{
+	bool idle = ring->n_events == world.events && !cq_ready(ring);
+
+	ring->n_idle_enters = idle ? ring->n_idle_enters + 1 : 0;
+	ring->n_events = world.events;
+	CHECK(ring->n_idle_enters < 24, "the loop spins: 24 enters in which nothing happened");
+}
+
+static bool enter_flags_known(unsigned flags)
+{
+	unsigned known = IORING_ENTER_GETEVENTS | IORING_ENTER_SQ_WAKEUP | IORING_ENTER_SQ_WAIT |
+			 IORING_ENTER_EXT_ARG | IORING_ENTER_REGISTERED_RING;
+
+	if (kernel >= KERNEL_6_15)
+		known |= ENTER_NO_IOWAIT;
+	return !(flags & ~known);
+}
+
+int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned min_complete, unsigned flags,
+			   sigset_t *arg, size_t size)
+{
+	bool by_index = flags & IORING_ENTER_REGISTERED_RING;
+	ring_t *ring = by_index ? ring_at_index(fd) : ring_of((int)fd);
+	int ret;
+
+	CHECK(++sim_n_steps < 100000, "a run does not come to an end");
+	sim_point();
+	CHECK(!on_other_thread(), "a worker or another thread enters the ring");
+	CHECK(ring, "enter on descriptor %u, which is no ring", fd);
+	if (!enter_flags_known(flags))
+		return -EINVAL;
+	if (ring->disabled)
+		return -EBADFD;
+	CHECK(!min_complete || kernel < KERNEL_6_15 || flags & ENTER_NO_IOWAIT,
+	      "a sleep counts as waiting for a disk");
+	TRACE("kernel: enter, submits %u, waits for %u, flags %#x", to_submit, min_complete, flags);
+	n_entered = to_submit;
+	kernel_entered();
+	ret = enter_submit(ring, to_submit, flags);
+	entered_short = ret < (int)to_submit;
+	if (entered_short) {
 		TRACE("kernel: enter returns %d", ret);
 		model_supply_is_short(true);
 		return ret;
 	}
-	entered_short = false;
-	if (flags & IORING_ENTER_GETEVENTS) {
-		uint64_t before_ns = world.now_ns;
-
-		waited = enter_events(ring, min_complete, flags, arg, size);
-		if (!ret) {
-			ret = waited;
-			ring->dropped &= ret != -EBADR;
-		}
-		if (before_ns != world.now_ns || waited == -EINTR)
-			world.events++;
-	}
+	if (flags & IORING_ENTER_GETEVENTS)
+		ret = enter_wait(ring, ret, min_complete, flags, arg, size);
 	model_supply_is_short(false);
-	ring->n_idle_enters = ring->n_events == world.events && !cq_ready(ring) ? ring->n_idle_enters + 1 : 0;
-	ring->n_events = world.events;
-	CHECK(ring->n_idle_enters < 24, "the loop spins: 24 enters in which nothing happened");
+	check_progress(ring);
 	TRACE("kernel: enter returns %d", ret);
 	return ret;
 }
