@@ -60,13 +60,24 @@ static void prepare_cancel(struct io_uring_sqe *sqe)
 		io_uring_prep_cancel(sqe, target->op, 0);
 }
 
-/* Any op, at random. */
-static void prepare(struct io_uring_sqe *sqe, op_model_t *op)
+static void prepare_nop(struct io_uring_sqe *sqe, bool may_be_unknown)
 {
-	int fd = random_fd();
+	io_uring_prep_nop(sqe);
+	if (may_be_unknown && one_in(4))
+		sqe->opcode = 255;
+}
 
-	op->ts = (struct __kernel_timespec){ 0, pick(3000) };
-	switch (pick(12)) {
+static void prepare_poll(struct io_uring_sqe *sqe, int fd)
+{
+	if (one_in(2))
+		io_uring_prep_poll_multishot(sqe, fd, POLLIN);
+	else
+		io_uring_prep_poll_add(sqe, fd, POLLIN);
+}
+
+static void prepare_op(struct io_uring_sqe *sqe, op_model_t *op, unsigned what, int fd)
+{
+	switch (what) {
 	case 0:
 		io_uring_prep_openat(sqe, fd, "x", 0, 0);
 		break;
@@ -77,10 +88,7 @@ static void prepare(struct io_uring_sqe *sqe, op_model_t *op)
 		io_uring_prep_timeout(sqe, &op->ts, 0, 0);
 		break;
 	case 3:
-		if (one_in(2))
-			io_uring_prep_poll_multishot(sqe, fd, POLLIN);
-		else
-			io_uring_prep_poll_add(sqe, fd, POLLIN);
+		prepare_poll(sqe, fd);
 		break;
 	case 4:
 		io_uring_prep_recv_multishot(sqe, fd, NULL, 8, 0);
@@ -95,18 +103,21 @@ static void prepare(struct io_uring_sqe *sqe, op_model_t *op)
 		prepare_cancel(sqe);
 		break;
 	case 8:
-		if (one_in(4)) {
-			io_uring_prep_nop(sqe);
-			sqe->opcode = 255;
-			break;
-		}
-		/* fall through */
 	case 9:
-		io_uring_prep_nop(sqe);
+		prepare_nop(sqe, what == 8);
 		break;
 	default:
 		io_uring_prep_read(sqe, fd, op->buffer, 8, 0);
 	}
+}
+
+/* Any op, at random. */
+static void prepare(struct io_uring_sqe *sqe, op_model_t *op)
+{
+	int fd = random_fd();
+
+	op->ts = (struct __kernel_timespec){ 0, pick(3000) };
+	prepare_op(sqe, op, pick(12), fd);
 	sqe->__pad2[0] = number_of(op);
 	if (one_in(32))
 		sqe->flags |= IOSQE_CQE_SKIP_SUCCESS;
@@ -206,32 +217,43 @@ static void queue_ring(op_model_t *op)
 	op->deadline_ns = world.now_ns + after_ns;
 }
 
+static void prepare_link_timeout(struct io_uring_sqe *sqe, op_model_t *op)
+{
+	op->ts = (struct __kernel_timespec){ 0, pick(1000) };
+	io_uring_prep_link_timeout(sqe, &op->ts, 0);
+	sqe->__pad2[0] = number_of(op);
+}
+
+/* Queue an op of a chain: false where it cannot be had. */
+static bool queue_one(bool is_first, bool is_last)
+{
+	op_model_t *op = op_model_new(RING);
+
+	if (!op)
+		return false;
+	op->op = take_op();
+	if (!op->op)
+		return false;
+	if (!is_first && ops[model.last_queued].sqe.flags & LINKS && one_in(6))
+		prepare_link_timeout(op->op->sqe, op);
+	else
+		prepare(op->op->sqe, op);
+	if (!is_last || one_in(20)) /* now and then the last one has the flag too */
+		op->op->sqe->flags |= one_in(3) ? IOSQE_IO_HARDLINK : IOSQE_IO_LINK;
+	if (one_in(10))
+		give_env(op);
+	queue_ring(op);
+	return true;
+}
+
+/* Queue one op, or a chain. */
 static void act_queue(void)
 {
 	unsigned n = one_in(4) ? 2 + pick(4) : 1;
 
-	/* a chain, where n > 1; its last op now and then has the flag too */
-	for (unsigned i = 0; i < n; i++) {
-		op_model_t *op = op_model_new(RING);
-
-		if (!op)
+	for (unsigned i = 0; i < n; i++)
+		if (!queue_one(i == 0, i + 1 == n))
 			return;
-		op->op = take_op();
-		if (!op->op)
-			return;
-		if (i && ops[model.last_queued].sqe.flags & LINKS && one_in(6)) {
-			op->ts = (struct __kernel_timespec){ 0, pick(1000) };
-			io_uring_prep_link_timeout(op->op->sqe, &op->ts, 0);
-			op->op->sqe->__pad2[0] = number_of(op);
-		} else {
-			prepare(op->op->sqe, op);
-		}
-		if (i + 1 < n || one_in(20))
-			op->op->sqe->flags |= one_in(3) ? IOSQE_IO_HARDLINK : IOSQE_IO_LINK;
-		if (one_in(10))
-			give_env(op);
-		queue_ring(op);
-	}
 }
 
 static void act_keep(void)
@@ -323,39 +345,59 @@ static const op_model_t *job_lacks_worker(void)
 	return n_running == threads_n_workers() && n_running < workers_most() ? waiting : NULL;
 }
 
-static bool queue_job(op_model_t *op)
+/* Now iou_async() has returned `ret`. After failures in a row it tries less and less often to start
+ * another worker. */
+static void check_chances(int ret, const op_model_t *waiting, unsigned n_starts)
 {
-	const op_model_t *waiting = job_lacks_worker();
-	unsigned workers = threads_n_workers(), n_starts = world.n_starts;
-	uint64_t before_ns, after_ns = 0;
-	int ret;
+	unsigned most = 1U << (world.n_refused ? world.n_refused - 1 : 0);
 
+	if (n_starts != world.n_starts)
+		model.n_chances = 0;
+	else if (ret == 0 && waiting && !waiting->started && job_lacks_worker() == waiting)
+		CHECK(++model.n_chances < most, "job %u waits, and one more worker is not tried again",
+		      number_of(waiting));
+}
+
+static int call_async(op_model_t *op)
+{
+	if (op->op)
+		return CALL(true, iou_op_async(model.iou, op->op, job_main, op, on_job, op));
+	return CALL(true, iou_async(model.iou, job_main, op, on_short_job, op));
+}
+
+static void prepare_job(op_model_t *op, uint64_t *after_ns)
+{
 	op->ret = one_in(16) ? -ECANCELED : one_in(8) ? -2000 - (int)pick(100) : (int)pick(100);
 	if (op->op && one_in(8) && !op->has_deadline)
-		give_deadline(op, &after_ns);
+		give_deadline(op, after_ns);
 	if (op->op)
 		leave_sqe(op);
 	op->job_seq = ++model.job_seq;
 	op->state = PENDING; /* it may start at once */
+}
+
+/* False where the job was refused. */
+static bool queue_job(op_model_t *op)
+{
+	const op_model_t *waiting = job_lacks_worker();
+	unsigned workers = threads_n_workers(), n_starts = world.n_starts;
+	uint64_t after_ns = 0;
+	int ret;
+
+	prepare_job(op, &after_ns);
 	TRACE("iou_%sasync %u", op->op ? "op_" : "", number_of(op));
-	before_ns = world.now_ns;
-	/* A job that is queued in a later round brings another, unless a worker is under way, which will take it. */
-	if (world.lost_poll != world.n_polls && threads_n_workers() == threads_n_free() + n_running_jobs())
+	/* A job that is queued in a later round brings another wake-up, unless a worker is under way: that
+	 * one will take it. */
+	if (world.lost_poll != world.n_polls &&
+	    threads_n_workers() == threads_n_free() + n_running_jobs())
 		world.wake_up_lost = false;
-	op->deadline_from_ns = before_ns + after_ns;
+	op->deadline_from_ns = world.now_ns + after_ns;
 	op->deadline_ns = NEVER;
-	if (op->op)
-		ret = CALL(true, iou_op_async(model.iou, op->op, job_main, op, on_job, op));
-	else
-		ret = CALL(true, iou_async(model.iou, job_main, op, on_short_job, op));
+	ret = call_async(op);
 	op->deadline_ns = world.now_ns + after_ns;
-	/* After failures in a row it is tried again less and less often. */
-	if (n_starts != world.n_starts)
-		model.n_chances = 0;
-	else if (ret == 0 && waiting && !waiting->started && job_lacks_worker() == waiting)
-		CHECK(++model.n_chances < 1U << (world.n_refused ? world.n_refused - 1 : 0),
-		      "job %u waits, and one more worker is not tried again", number_of(waiting));
-	CHECK(ret == 0 || (ret == -EAGAIN && !workers) || (ret == -ENOMEM && !op->op), "iou_async: %d", ret);
+	check_chances(ret, waiting, n_starts);
+	CHECK(ret == 0 || (ret == -EAGAIN && !workers) || (ret == -ENOMEM && !op->op),
+	      "iou_async: %d", ret);
 	CHECK(ret == 0 || !op->started, "job %u was refused, and runs", number_of(op));
 	op->state = GONE;
 	if (ret == 0)
@@ -552,12 +594,25 @@ static void drive_end(driver_t *driver)
 	model.boundary = true;
 }
 
+static bool is_timer_due(void)
+{
+	for (unsigned i = 1; i <= model.n_ops; i++)
+		if (ops[i].state == PENDING && ops[i].door == TIMER &&
+		    (ops[i].asked || ops[i].due_ns <= world.now_ns))
+			return true;
+	return false;
+}
+
+static bool is_bh_ready(const bh_model_t *bh)
+{
+	return bh->bh && bh->scheduled && !bh->idle && !bh->n_running;
+}
+
 /* Is there something that a poll has to deliver? */
 static bool is_something_ready(void)
 {
-	for (unsigned i = 1; i <= model.n_ops; i++)
-		if (ops[i].state == PENDING && ops[i].door == TIMER && (ops[i].asked || ops[i].due_ns <= world.now_ns))
-			return true;
+	if (is_timer_due())
+		return true;
 	/* what was given before and after a gift that is not complete may wait for that */
 	if (model.n_giving || model.n_dead >= ROUND_MAX)
 		return false;
@@ -565,74 +620,154 @@ static bool is_something_ready(void)
 		if (!posts[i].thread && posts[i].accepted && !posts[i].delivered)
 			return true;
 	for (unsigned i = 0; i < MAX_BHS; i++)
-		if (model.bhs[i].bh && model.bhs[i].scheduled && !model.bhs[i].idle && !model.bhs[i].n_running)
+		if (is_bh_ready(&model.bhs[i]))
 			return true;
 	return false;
 }
 
-/* All that is queued has been submitted, where nothing stands against it: n_left places, too few for a chain. */
+/* Is this op of a chain kept from being submitted, for reasons that the model knows? */
+static bool may_be_unsent(const op_model_t *op)
+{
+	const op_model_t *first = &ops[op->chain];
+
+	return op->asked || deadline_may_be_over(op) || first->cut || first->ambiguous ||
+	       !chain_is_clear(first) || first->n_chain > kernel_sq_entries_min();
+}
+
+/* All that is queued is submitted, where nothing stands against it: the SQ has n_left places, which
+ * may be too few for a chain. */
 static void check_submitted(const char *function, unsigned n_left)
 {
 	for (unsigned i = 1; i <= model.n_ops && !model.any_drain; i++) {
-		const op_model_t *op = &ops[i], *first = &ops[op->chain];
+		const op_model_t *op = &ops[i];
 
 		if (!is_ring(op) || op->state != PENDING || op->taken)
 			continue;
-		if (first->n_chain > n_left && n_left < kernel_sq_entries_min())
+		if (ops[op->chain].n_chain > n_left && n_left < kernel_sq_entries_min())
 			return; /* and what is behind it */
-		if (op->asked || deadline_may_be_over(op) || first->cut || first->ambiguous || !chain_is_clear(first) ||
-		    first->n_chain > kernel_sq_entries_min())
-			continue;
-		FAIL("%s returns, and op %u is not submitted", function, i);
+		CHECK(may_be_unsent(op), "%s returns, and op %u is not submitted", function, i);
 	}
+}
+
+/* An iou_poll(), from its call to its return. */
+typedef struct poll_t {
+	int64_t timeout_ns;
+	uint64_t from_ns, n_cancels; /* at the call: the time, iou's cancels so far */
+	unsigned n_gifts;            /* and the gifts of other threads */
+	bool ready;                  /* something was */
+	bool faulty;                 /* a call to the outside failed */
+	bool polled;                 /* SQPOLL's thread takes the SQEs, and its time */
+	driver_t driver;
+} poll_t;
+
+static void check_poll_time(const poll_t *poll, int ret)
+{
+	int64_t timeout_ns = poll->timeout_ns;
+	uint64_t end_ns = poll->from_ns + (uint64_t)timeout_ns;
+	uint64_t late_ns = world.may_spin ? SPIN_LATE_NS : LATE_NS;
+
+	CHECK(ret || timeout_ns < 0 || poll->faulty || poll->polled || world.now_ns < end_ns + late_ns,
+	      "iou_poll(%lld) returns after %llu", (long long)timeout_ns,
+	      (unsigned long long)(world.now_ns - poll->from_ns));
+	if (ret == 0 && timeout_ns != 0 && main_things_pending())
+		CHECK(timeout_ns > 0 && world.now_ns >= end_ns, "iou_poll(%lld) returns 0 too early",
+		      (long long)timeout_ns);
+}
+
+static void check_poll_result(const poll_t *poll, int ret)
+{
+	bool ready = poll->ready && poll->n_gifts == model.n_gifts;
+	const driver_t *driver = &poll->driver;
+
+	if (driver->error) {
+		CHECK(ret == driver->error, "iou_poll returns %d and not %d", ret, driver->error);
+	} else if (ret < 0 && is_refusal(ret)) {
+		CHECK(poll->timeout_ns || model.fd >= 0, "iou_poll(0) wants to sleep");
+		CHECK(driver->n_calls || !ready,
+		      "iou_poll returns -EACCES while something is ready");
+	} else if (ret < 0) {
+		CHECK((poll->faulty && is_shortage(ret)) || (model.broken && ret == -EBADR),
+		      "iou_poll: %d", ret);
+	} else {
+		CHECK(ret == driver->n_calls, "iou_poll returns %d after %d callbacks", ret,
+		      driver->n_calls);
+		CHECK(ret || !ready, "iou_poll returns 0 while something is ready");
+		check_poll_time(poll, ret);
+	}
+}
+
+static void check_poll_sent(const poll_t *poll)
+{
+	const driver_t *driver = &poll->driver;
+	uint64_t n_cancels = kernel_n_cancels() - poll->n_cancels;
+
+	CHECK(poll->timeout_ns || driver->nested || driver->flushed || poll->polled ||
+		      world.n_faults || n_cancels <= 3 * CANCELS_MAX,
+	      "a round sends %llu cancels", (unsigned long long)n_cancels);
+	if (model.fd < 0 || poll->faulty || poll->polled || model.broken || kernel_enter_was_short())
+		return;
+	if (!n_cancels) /* else there may be more of them, which come first */
+		check_submitted("iou_poll, with iou_fd() in use,",
+				kernel_sq_entries_min() - kernel_n_entered());
 }
 
 int poll_once(int64_t timeout_ns)
 {
-	unsigned n_gifts = model.n_gifts;
-	bool ready = is_something_ready(), polled = model.config.setup_flags & IORING_SETUP_SQPOLL;
-	uint64_t from_ns = world.now_ns, late_ns = world.may_spin ? SPIN_LATE_NS : LATE_NS;
-	uint64_t n_cancels = kernel_n_cancels();
-	driver_t driver;
+	poll_t poll = {
+		.timeout_ns = timeout_ns,
+		.from_ns = world.now_ns,
+		.n_cancels = kernel_n_cancels(),
+		.n_gifts = model.n_gifts,
+		.ready = is_something_ready(),
+		.polled = model.config.setup_flags & IORING_SETUP_SQPOLL,
+	};
 	call_t call = call_begin(false);
-	bool faulty;
 	int ret;
 
 	world.may_cancel = true;
-	drive_begin(&driver, false, timeout_ns);
+	drive_begin(&poll.driver, false, timeout_ns);
 	TRACE("iou_poll(%lld)", (long long)timeout_ns);
 	world.n_polls++;
 	ret = iou_poll(model.iou, timeout_ns);
 	TRACE("iou_poll: %d", ret);
-	faulty = call_end(call);
-	drive_end(&driver);
-	if (driver.error) {
-		CHECK(ret == driver.error, "iou_poll returns %d and not %d", ret, driver.error);
-	} else if (ret < 0 && is_refusal(ret)) {
-		CHECK(timeout_ns || model.fd >= 0, "iou_poll(0) wants to sleep");
-		CHECK(driver.n_calls || !ready || n_gifts != model.n_gifts,
-		      "iou_poll returns -EACCES while something is ready");
-	} else if (ret < 0) {
-		CHECK((faulty && is_shortage(ret)) || (model.broken && ret == -EBADR), "iou_poll: %d", ret);
-	} else {
-		CHECK(ret == driver.n_calls, "iou_poll returns %d after %d callbacks", ret, driver.n_calls);
-		CHECK(ret || !ready || n_gifts != model.n_gifts, "iou_poll returns 0 while something is ready");
-		/* SQPOLL's thread may take its time */
-		CHECK(ret || timeout_ns < 0 || faulty || polled ||
-			      world.now_ns < from_ns + (uint64_t)timeout_ns + late_ns,
-		      "iou_poll(%lld) returns after %llu", (long long)timeout_ns,
-		      (unsigned long long)(world.now_ns - from_ns));
-		if (ret == 0 && timeout_ns != 0 && main_things_pending())
-			CHECK(timeout_ns > 0 && world.now_ns >= from_ns + (uint64_t)timeout_ns,
-			      "iou_poll(%lld) returns 0 too early", (long long)timeout_ns);
-	}
-	n_cancels = kernel_n_cancels() - n_cancels;
-	CHECK(timeout_ns || driver.nested || driver.flushed || polled || world.n_faults || n_cancels <= 3 * CANCELS_MAX,
-	      "a round sends %llu cancels", (unsigned long long)n_cancels);
-	if (model.fd >= 0 && !faulty && !polled && !model.broken && !kernel_enter_was_short() &&
-	    !n_cancels) /* else there may be more of them, which come first */
-		check_submitted("iou_poll, with iou_fd() in use,", kernel_sq_entries_min() - kernel_n_entered());
+	poll.faulty = call_end(call);
+	drive_end(&poll.driver);
+	check_poll_result(&poll, ret);
+	check_poll_sent(&poll);
 	return ret;
+}
+
+static bool run_is_active(void)
+{
+	for (driver_t *up = model.driver; up; up = up->up)
+		if (up->is_run)
+			return true;
+	return false;
+}
+
+/* Why did it return 0? A quit of another thread ends one run, and those nested in it. */
+static void check_run_ended(bool quit_before)
+{
+	if (!main_things_pending() || model.quit_is_set || quit_before)
+		return;
+	CHECK(model.quits_explained < model.quits_of_others,
+	      "iou_run returns 0 while something is pending");
+	if (!model.driver)
+		model.quits_explained++;
+}
+
+static void check_run_result(const driver_t *driver, int ret, bool faulty, bool given)
+{
+	if (driver->error)
+		CHECK(ret == driver->error, "iou_run returns %d and not %d", ret, driver->error);
+	else if (ret < 0 && is_refusal(ret))
+		CHECK(model.fd >= 0 || main_things_pending() || is_pending() || given,
+		      "iou_run returns -EACCES, and nothing is pending");
+	else if (ret < 0)
+		CHECK((faulty && is_shortage(ret)) || (model.broken && ret == -EBADR),
+		      "iou_run: %d", ret);
+	else
+		CHECK(ret == 0, "iou_run: %d", ret);
 }
 
 int run(void)
@@ -651,37 +786,14 @@ int run(void)
 	TRACE("iou_run: %d", ret);
 	faulty = call_end(call);
 	drive_end(&driver);
-	if (driver.error) {
-		CHECK(ret == driver.error, "iou_run returns %d and not %d", ret, driver.error);
-	} else if (ret < 0 && is_refusal(ret)) {
-		CHECK(model.fd >= 0 || main_things_pending() || is_pending() || n_gifts != model.n_gifts,
-		      "iou_run returns -EACCES, and nothing is pending");
-	} else if (ret < 0) {
-		CHECK((faulty && is_shortage(ret)) || (model.broken && ret == -EBADR), "iou_run: %d", ret);
-	} else {
-		CHECK(ret == 0, "iou_run: %d", ret);
-		if (main_things_pending() && !model.quit_is_set && !quit_before) {
-			CHECK(model.quits_explained < model.quits_of_others,
-			      "iou_run returns 0 while something is pending");
-			/* nested ones return by the same quit */
-			if (!model.driver)
-				model.quits_explained++;
-		}
-	}
-	for (driver_t *up = model.driver; up; up = up->up)
-		if (up->is_run)
-			return ret;
+	check_run_result(&driver, ret, faulty, n_gifts != model.n_gifts);
+	if (ret == 0 && !driver.error)
+		check_run_ended(quit_before);
+	if (run_is_active())
+		return ret;
 	model.quit_is_set = model.others_quit = false;
 	model.n_runs++;
 	return ret;
-}
-
-static bool run_is_active(void)
-{
-	for (driver_t *up = model.driver; up; up = up->up)
-		if (up->is_run)
-			return true;
-	return false;
 }
 
 static void act_quit(void)
@@ -754,24 +866,27 @@ static void check_clock(uint64_t due_ns)
 	}
 }
 
+/* Nothing happens but by time: which is the next? The model agrees that nothing is ready. */
+static uint64_t fd_due_ns(uint64_t due_ns, uint64_t job_ns)
+{
+	if (!model.broken) {
+		check_at_rest(false, NEVER);
+		check_clock(due_ns);
+	}
+	return job_ns < due_ns ? job_ns : due_ns;
+}
+
 /* Wait on iou_fd() as another loop would: false when there is nothing to wait for. */
 static bool wait_for_fd(int fd)
 {
-	unsigned n = 0;
-
-	while (!kernel_readable(fd)) {
+	for (unsigned n = 0; !kernel_readable(fd); n++) {
 		uint64_t due_ns = kernel_due_ns(), job_ns = threads_due_ns();
 
-		if (n++ > 20)
+		if (n > 20)
 			return false;
 		if ((one_in(4) && poster_start(false)) || kernel_step() || threads_step())
 			continue;
-		if (!model.broken)
-			check_at_rest(false, NEVER);
-		if (!model.broken)
-			check_clock(due_ns);
-		if (job_ns < due_ns)
-			due_ns = job_ns;
+		due_ns = fd_due_ns(due_ns, job_ns);
 		if (due_ns == NEVER)
 			return false;
 		if (due_ns > world.now_ns)
@@ -781,23 +896,50 @@ static bool wait_for_fd(int fd)
 	return true;
 }
 
-/* The program waits on iou_fd(), outside of iou or in a callback; it does other things between. */
-static void act_fd(void)
+static bool is_fd_refusal(int error)
 {
-	unsigned n_faults = world.n_faults, n_rounds = 1 + pick(8), n_idle = 0;
+	return error == -EPERM || (error == -EACCES && kernel_refuses());
+}
+
+/* iou_fd(): -1 where it is refused, or fails for lack of something. */
+static int get_fd(void)
+{
 	call_t call = call_begin(true);
 	int fd;
 
 	world.may_cancel = true;
 	fd = iou_fd(model.iou);
 	if (call_end(call) && fd < 0) {
-		CHECK(fd == -EMFILE || fd == -ENOMEM || fd == -ENFILE || fd == -EPERM || (fd == -EACCES && kernel_refuses()),
+		CHECK(fd == -EMFILE || fd == -ENOMEM || fd == -ENFILE || is_fd_refusal(fd),
 		      "iou_fd: %d", fd);
-		return;
+		return -1;
 	}
-	if (fd == -EPERM || (fd == -EACCES && kernel_refuses()))
-		return; /* registering is refused */
+	if (is_fd_refusal(fd))
+		return -1; /* registering is */
 	CHECK(fd >= FD_FAKE && (model.fd < 0 || model.fd == fd), "iou_fd: %d", fd);
+	return fd;
+}
+
+/* Once all is done, it is readable no more. */
+static void check_fd_becomes_quiet(int fd, unsigned n_faults)
+{
+	unsigned n_idle = 0;
+
+	if (model.config.setup_flags & IORING_SETUP_SQPOLL)
+		return; /* readable until the kernel's thread has taken what is queued */
+	while (kernel_readable(fd) && poll_once(0) == 0)
+		CHECK(++n_idle < 16 || n_faults != world.n_faults,
+		      "iou_fd() stays readable, and nothing is there");
+}
+
+/* The program waits on iou_fd(), outside of iou or in a callback, and does other things between. */
+static void act_fd(void)
+{
+	unsigned n_faults = world.n_faults, n_rounds = 1 + pick(8);
+	int fd = get_fd();
+
+	if (fd < 0)
+		return;
 	model.fd = fd;
 	for (driver_t *up = model.driver; up; up = up->up)
 		up->n_rounds = 2;
@@ -807,10 +949,7 @@ static void act_fd(void)
 		if (one_in(4))
 			act();
 	}
-	if (model.config.setup_flags & IORING_SETUP_SQPOLL)
-		return; /* readable until the kernel's thread has taken what is queued */
-	while (kernel_readable(fd) && poll_once(0) == 0)
-		CHECK(++n_idle < 16 || n_faults != world.n_faults, "iou_fd() stays readable, and nothing is there");
+	check_fd_becomes_quiet(fd, n_faults);
 }
 
 static void act_hold(void)
@@ -826,84 +965,98 @@ static void act_hold(void)
 	model.holds++;
 }
 
-static unsigned depth(void)
+/* May another iou_poll() or iou_run() be nested in those that are active? */
+static bool may_nest(void)
 {
-	return model.driver ? model.driver->depth : 0;
+	return !model.driver || model.driver->depth < 4;
 }
+
+static void act_look_or_keep(void)
+{
+	if (one_in(16))
+		look_inside();
+	else
+		act_keep();
+}
+
+static void act_poll(void)
+{
+	if (may_nest())
+		poll_once(one_in(2) ? 0 : one_in(2) ? -1 : (int64_t)pick(3000));
+}
+
+static void act_run(void)
+{
+	if (may_nest())
+		run();
+}
+
+static void act_end_something(void)
+{
+	if (one_in(3))
+		cancel_all();
+	else if (one_in(2))
+		act_quit();
+	else
+		kernel_feed();
+}
+
+static void act_set_up(void)
+{
+	if (one_in(4))
+		act_register();
+	else
+		act_resize();
+}
+
+static void act_embed(void)
+{
+	if (may_nest())
+		act_fd();
+}
+
+static void act_post(void)
+{
+	post_from(0, false);
+}
+
+/* What happens, by a number at random; model.actions has a bit for each. */
+#define N_ACTS   32
+#define ACT_POLL 24 /* to 26 */
+#define ACT_RUN  27 /* and 28 */
+#define ACT_FD   31
+static void (*const acts[N_ACTS])(void) = {
+	[0 ... 8] = act_queue,
+	[9 ... 10] = act_timer,
+	[11 ... 13] = act_job,
+	[14] = act_handler,
+	[15 ... 16] = act_cancel,
+	[17] = act_post,
+	[18 ... 19] = act_bh,
+	[20] = act_hold,
+	[21] = act_look_or_keep,
+	[22 ... 23] = act_flush,
+	[ACT_POLL ... ACT_RUN - 1] = act_poll,
+	[ACT_RUN ... ACT_RUN + 1] = act_run,
+	[29] = act_end_something,
+	[30] = act_set_up,
+	[ACT_FD] = act_embed,
+};
 
 void act(void)
 {
-	unsigned what = pick(32);
+	unsigned what = pick(N_ACTS);
 
 	if (!model.budget)
 		return;
 	if (!(model.actions >> what & 1))
 		return;
-	if (model.embedded && what >= 24 && what <= 28 && !one_in(model.driver ? 2 : 8))
-		what = 31; /* wait on iou_fd() in place of polls and runs */
+	if (model.embedded && what >= ACT_POLL && what <= ACT_RUN + 1 &&
+	    !one_in(model.driver ? 2 : 8))
+		what = ACT_FD; /* in place of polls and runs */
 	model.budget--;
 	if (one_in(8))
 		world.now_ns += pick(1000);
 	sim_point();
-	switch (what) {
-	case 0 ... 8:
-		act_queue();
-		break;
-	case 9 ... 10:
-		act_timer();
-		break;
-	case 11 ... 13:
-		act_job();
-		break;
-	case 14:
-		act_handler();
-		break;
-	case 15 ... 16:
-		act_cancel();
-		break;
-	case 17:
-		post_from(0, false);
-		break;
-	case 18 ... 19:
-		act_bh();
-		break;
-	case 20:
-		act_hold();
-		break;
-	case 21:
-		if (one_in(16))
-			look_inside();
-		else
-			act_keep();
-		break;
-	case 22 ... 23:
-		act_flush();
-		break;
-	case 24 ... 26:
-		if (depth() < 4)
-			poll_once(one_in(2) ? 0 : one_in(2) ? -1 : (int64_t)pick(3000));
-		break;
-	case 27 ... 28:
-		if (depth() < 4)
-			run();
-		break;
-	case 29:
-		if (one_in(3))
-			cancel_all();
-		else if (one_in(2))
-			act_quit();
-		else
-			kernel_feed();
-		break;
-	case 30:
-		if (one_in(4))
-			act_register();
-		else
-			act_resize();
-		break;
-	case 31:
-		if (depth() < 4)
-			act_fd();
-		break;
-	}
+	acts[what]();
 }
