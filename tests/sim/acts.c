@@ -7,7 +7,7 @@
 #include <errno.h>
 #include <poll.h>
 
-/* ---- Queueing --------------------------------------------------------------------------------- */
+/* ---- Queueing -------------------------------------------------------------------------------- */
 
 static op_model_t *op_model_new(enum door door)
 {
@@ -143,7 +143,8 @@ static void queue_model(op_model_t *op, const struct io_uring_sqe *sqe)
 		op->previous = last;
 		op->glued = !model.boundary;
 		for (unsigned at = last; at; at = ops[at].previous)
-			op->glued &= ops[at].state == PENDING && !ops[at].asked && !deadline_may_be_over(&ops[at]);
+			op->glued &= ops[at].state == PENDING && !ops[at].asked &&
+				     !deadline_may_be_over(&ops[at]);
 		op->chain = ops[last].chain;
 		ops[op->chain].n_chain++;
 		ops[op->chain].ambiguous |= !op->glued;
@@ -208,8 +209,8 @@ static void queue_ring(op_model_t *op)
 
 	if (one_in(10) && !op->has_deadline)
 		give_deadline(op, &after_ns);
-	TRACE("iou_op_queue %u: opcode %u fd %d flags %#x%s", number_of(op), op->op->sqe->opcode, op->op->sqe->fd,
-	      op->op->sqe->flags, op->has_deadline ? ", deadline" : "");
+	TRACE("iou_op_queue %u: opcode %u fd %d flags %#x%s", number_of(op), op->op->sqe->opcode,
+	      op->op->sqe->fd, op->op->sqe->flags, op->has_deadline ? ", deadline" : "");
 	queue_model(op, op->op->sqe);
 	before_ns = world.now_ns;
 	CALL_VOID(false, iou_op_queue(model.iou, op->op, on_ring, op));
@@ -286,12 +287,12 @@ static void queue_timer(op_model_t *op, bool moved)
 	op->period_ns = one_in(3) ? 1 + pick(2000) : one_in(60) ? NEVER : 0;
 	if (!moved)
 		leave_sqe(op);
-	TRACE("iou_op_timer %u: after %llu, period %llu", number_of(op), (unsigned long long)after_ns,
-	      (unsigned long long)op->period_ns);
+	TRACE("iou_op_timer %u: after %llu, period %llu", number_of(op),
+	      (unsigned long long)after_ns, (unsigned long long)op->period_ns);
 	op->timer_seq = ++model.timer_seq;
 	memset(op->overtaken, 0, sizeof(op->overtaken));
 	op->driver = model.driver ? model.driver->id : 0;
-	op->due_from_ns = world.now_ns + after_ns < after_ns ? NEVER : world.now_ns + after_ns;
+	op->due_from_ns = time_plus(world.now_ns, after_ns);
 	world.clock_stands = true;
 	CALL_VOID(false, iou_op_timer(model.iou, op->op, after_ns, op->period_ns, on_timer, op));
 	world.clock_stands = false;
@@ -354,8 +355,8 @@ static void check_chances(int ret, const op_model_t *waiting, unsigned n_starts)
 	if (n_starts != world.n_starts)
 		model.n_chances = 0;
 	else if (ret == 0 && waiting && !waiting->started && job_lacks_worker() == waiting)
-		CHECK(++model.n_chances < most, "job %u waits, and one more worker is not tried again",
-		      number_of(waiting));
+		CHECK(++model.n_chances < most,
+		      "job %u waits, and one more worker is not tried again", number_of(waiting));
 }
 
 static int call_async(op_model_t *op)
@@ -386,8 +387,8 @@ static bool queue_job(op_model_t *op)
 
 	prepare_job(op, &after_ns);
 	TRACE("iou_%sasync %u", op->op ? "op_" : "", number_of(op));
-	/* A job that is queued in a later round brings another wake-up, unless a worker is under way: that
-	 * one will take it. */
+	/* A job that is queued in a later round brings another wake-up, unless a worker is under
+	 * way: that one will take it. */
 	if (world.lost_poll != world.n_polls &&
 	    threads_n_workers() == threads_n_free() + n_running_jobs())
 		world.wake_up_lost = false;
@@ -452,7 +453,8 @@ bool requeue(op_model_t *old)
 		return false;
 	op->op = old->op;
 	if (old->door == RING)
-		CHECK(sqe_is_zero(op->op->sqe), "the SQE of op %u does not stay zero", number_of(old));
+		CHECK(sqe_is_zero(op->op->sqe), "the SQE of op %u does not stay zero",
+		      number_of(old));
 	else
 		memset(op->op->sqe, 0, sizeof(*op->op->sqe));
 	if (op->door == RING)
@@ -473,7 +475,7 @@ bool requeue(op_model_t *old)
 	return true;
 }
 
-/* ---- Other actions ---------------------------------------------------------------------------- */
+/* ---- Other actions --------------------------------------------------------------------------- */
 
 static void cancel(op_model_t *op)
 {
@@ -491,7 +493,8 @@ static void cancel(op_model_t *op)
 			CHECK(op->started || threads_n_workers() > threads_n_free(),
 			      "job %u cannot be cancelled", number);
 		if (ret == 0)
-			CHECK(!was_started || op->finished, "job %u, which runs, was cancelled", number);
+			CHECK(!was_started || op->finished, "job %u, which runs, was cancelled",
+			      number);
 	} else if (ret == -EALREADY) {
 		CHECK(op->previous, "op %u cannot be cancelled", number);
 	}
@@ -527,18 +530,21 @@ void check_stats(void)
 	for (unsigned i = 1; i <= model.n_ops; i++)
 		n += ops[i].state == PENDING;
 	CALL_VOID(false, iou_stats(model.iou, &stats));
-	CHECK(stats.pending == n, "iou_stats: %llu ops are pending, and not %u", (unsigned long long)stats.pending, n);
+	CHECK(stats.pending == n, "iou_stats: %llu ops are pending, and not %u",
+	      (unsigned long long)stats.pending, n);
 	/* what came back already and is not yet delivered may be counted or not */
-	CHECK(stats.timers == model.n_timers && stats.posts == model.n_posts_called && stats.jobs >= model.n_jobs &&
-		      stats.jobs <= model.n_jobs + n && stats.completed >= model.n_cqes &&
-		      stats.completed <= model.n_cqes + n,
-	      "iou_stats: %llu timers, %llu posts, %llu jobs, %llu completed", (unsigned long long)stats.timers,
-	      (unsigned long long)stats.posts, (unsigned long long)stats.jobs, (unsigned long long)stats.completed);
-	CHECK(stats.wakeups >= n_wakes, "iou_stats: %llu wake-ups, and not %llu", (unsigned long long)stats.wakeups,
-	      (unsigned long long)n_wakes);
+	CHECK(stats.timers == model.n_timers && stats.posts == model.n_posts_called &&
+		      stats.jobs >= model.n_jobs && stats.jobs <= model.n_jobs + n &&
+		      stats.completed >= model.n_cqes && stats.completed <= model.n_cqes + n,
+	      "iou_stats: %llu timers, %llu posts, %llu jobs, %llu completed",
+	      (unsigned long long)stats.timers, (unsigned long long)stats.posts,
+	      (unsigned long long)stats.jobs, (unsigned long long)stats.completed);
+	CHECK(stats.wakeups >= n_wakes, "iou_stats: %llu wake-ups, and not %llu",
+	      (unsigned long long)stats.wakeups, (unsigned long long)n_wakes);
 	/* SQPOLL's thread takes them when it likes */
 	CHECK(stats.submitted == kernel_n_taken() ||
-		      (model.config.setup_flags & IORING_SETUP_SQPOLL && stats.submitted < kernel_n_taken()),
+		      (model.config.setup_flags & IORING_SETUP_SQPOLL &&
+		       stats.submitted < kernel_n_taken()),
 	      "iou_stats: %llu are submitted, and not %llu", (unsigned long long)stats.submitted,
 	      (unsigned long long)kernel_n_taken());
 }
@@ -572,8 +578,12 @@ static void drive_begin(driver_t *driver, bool is_run, int64_t timeout_ns)
 	unsigned last_queued = model.last_queued;
 
 	chain_ends();
-	*driver = (driver_t){ .up = model.driver, .id = ++model.n_drivers, .is_run = is_run, .timeout_ns = timeout_ns,
-			      .n_rounds = !is_run && model.fd < 0 ? 1 : 2, .last_queued = last_queued };
+	*driver = (driver_t){ .up = model.driver,
+			      .id = ++model.n_drivers,
+			      .is_run = is_run,
+			      .timeout_ns = timeout_ns,
+			      .n_rounds = !is_run && model.fd < 0 ? 1 : 2,
+			      .last_queued = last_queued };
 	if (model.driver)
 		model.driver->nested = true;
 	driver->depth = model.driver ? model.driver->depth + 1 : 1;
@@ -587,10 +597,12 @@ static void drive_end(driver_t *driver)
 	model.driver = driver->up;
 	model.n_dead -= model.n_dead < ROUND_MAX ? model.n_dead : ROUND_MAX;
 	if (model.calling)
-		CHECK(model.calling->op->result == model.calling->result && model.calling->op->flags == model.calling->flags,
+		CHECK(model.calling->op->result == model.calling->result &&
+			      model.calling->op->flags == model.calling->flags,
 		      "a callback's result and flags are another's after a nested call");
 	if (driver->is_run && !driver->n_calls && (model.quit_is_set || model.quits_of_others))
-		model.last_queued = driver->last_queued; /* it may have returned before its first round */
+		/* it may have returned before its first round */
+		model.last_queued = driver->last_queued;
 	model.boundary = true;
 }
 
@@ -666,12 +678,13 @@ static void check_poll_time(const poll_t *poll, int ret)
 	uint64_t end_ns = poll->from_ns + (uint64_t)timeout_ns;
 	uint64_t late_ns = world.may_spin ? SPIN_LATE_NS : LATE_NS;
 
-	CHECK(ret || timeout_ns < 0 || poll->faulty || poll->polled || world.now_ns < end_ns + late_ns,
+	CHECK(ret || timeout_ns < 0 || poll->faulty || poll->polled ||
+		      world.now_ns < end_ns + late_ns,
 	      "iou_poll(%lld) returns after %llu", (long long)timeout_ns,
 	      (unsigned long long)(world.now_ns - poll->from_ns));
 	if (ret == 0 && timeout_ns != 0 && main_things_pending())
-		CHECK(timeout_ns > 0 && world.now_ns >= end_ns, "iou_poll(%lld) returns 0 too early",
-		      (long long)timeout_ns);
+		CHECK(timeout_ns > 0 && world.now_ns >= end_ns,
+		      "iou_poll(%lld) returns 0 too early", (long long)timeout_ns);
 }
 
 static void check_poll_result(const poll_t *poll, int ret)
@@ -704,7 +717,8 @@ static void check_poll_sent(const poll_t *poll)
 	CHECK(poll->timeout_ns || driver->nested || driver->flushed || poll->polled ||
 		      world.n_faults || n_cancels <= 3 * CANCELS_MAX,
 	      "a round sends %llu cancels", (unsigned long long)n_cancels);
-	if (model.fd < 0 || poll->faulty || poll->polled || model.broken || kernel_enter_was_short())
+	if (model.fd < 0 || poll->faulty || poll->polled || model.broken ||
+	    kernel_enter_was_short())
 		return;
 	if (!n_cancels) /* else there may be more of them, which come first */
 		check_submitted("iou_poll, with iou_fd() in use,",
@@ -819,7 +833,8 @@ static void act_flush(void)
 	ret = iou_flush(model.iou);
 	TRACE("iou_flush: %d", ret);
 	faulty = call_end(call);
-	CHECK(ret == 0 || (faulty && is_shortage(ret)) || (model.broken && ret == -EBADR), "iou_flush: %d", ret);
+	CHECK(ret == 0 || (faulty && is_shortage(ret)) || (model.broken && ret == -EBADR),
+	      "iou_flush: %d", ret);
 	if (ret == 0)
 		check_submitted("iou_flush", kernel_sq_entries_min());
 }
@@ -828,11 +843,14 @@ static void act_flush(void)
 static void act_register(void)
 {
 	struct io_uring *ring = CALL(false, iou_ring(model.iou));
+	unsigned what;
 	int ret;
 
 	CHECK(ring, "iou_ring() is NULL");
-	ret = io_uring_register((unsigned)ring->ring_fd, one_in(2) ? IORING_REGISTER_FILES : IORING_REGISTER_BUFFERS, NULL, 0);
-	CHECK(ret == 0 || ret == -EBUSY || ret == -EPERM || ret == -EACCES, "io_uring_register: %d", ret);
+	what = one_in(2) ? IORING_REGISTER_FILES : IORING_REGISTER_BUFFERS;
+	ret = io_uring_register((unsigned)ring->ring_fd, what, NULL, 0);
+	CHECK(ret == 0 || ret == -EBUSY || ret == -EPERM || ret == -EACCES, "io_uring_register: %d",
+	      ret);
 }
 
 static void act_resize(void)
@@ -846,7 +864,8 @@ static void act_resize(void)
 	call = call_begin(true);
 	ret = iou_resize(model.iou, 1 + pick(12));
 	TRACE("iou_resize: %d", ret);
-	if (call_end(call) && (ret == -ENOMEM || ret == -EMFILE || ret == -ENFILE || ret == -EPERM || ret == -ENOSYS))
+	if (call_end(call) &&
+	    (ret == -ENOMEM || ret == -EMFILE || ret == -ENFILE || ret == -EPERM || ret == -ENOSYS))
 		return;
 	CHECK(ret == 0 || (ret == -EBUSY && in_flight), "iou_resize: %d", ret);
 }
@@ -860,9 +879,11 @@ static void check_clock(uint64_t due_ns)
 		if (op->state != PENDING || op->asked)
 			continue;
 		if (op->door == TIMER && op->due_ns < NEVER / 2)
-			CHECK(due_ns <= op->due_ns, "iou_fd() does not become readable when timer %u is due", i);
+			CHECK(due_ns <= op->due_ns,
+			      "iou_fd() does not become readable when timer %u is due", i);
 		if (op->has_deadline && op->deadline_from_ns > world.now_ns && !op->started)
-			CHECK(due_ns <= op->deadline_ns, "iou_fd() does not become readable at the deadline of op %u", i);
+			CHECK(due_ns <= op->deadline_ns,
+			      "iou_fd() does not become readable at the deadline of op %u", i);
 	}
 }
 

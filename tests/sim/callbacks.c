@@ -7,7 +7,7 @@
 #include <errno.h>
 #include <limits.h>
 
-/* ---- Callbacks -------------------------------------------------------------------------------- */
+/* ---- Callbacks ------------------------------------------------------------------------------- */
 
 static void callback_begin(int class)
 {
@@ -25,12 +25,13 @@ static void callback_begin(int class)
 	CHECK(driver->is_run || driver->n_of[class] <= driver->n_rounds * ROUND_MAX,
 	      "a round delivers more than %d of source %d", ROUND_MAX, class);
 	for (unsigned i = 1; i <= model.n_ops; i++)
-		if (ops[i].door == TIMER && ops[i].state == PENDING && !ops[i].asked && ops[i].due_ns <= world.now_ns)
+		if (ops[i].door == TIMER && ops[i].state == PENDING && !ops[i].asked &&
+		    ops[i].due_ns <= world.now_ns)
 			ops[i].overtaken[class]++;
 	if (!driver->is_run && !driver->nested) {
 		driver->n_wraps += class < driver->class;
-		CHECK(driver->n_wraps < driver->n_rounds, "the order of sources in a round: %d after %d", class,
-		      driver->class);
+		CHECK(driver->n_wraps < driver->n_rounds,
+		      "the order of sources in a round: %d after %d", class, driver->class);
 		driver->class = class;
 	}
 	model.boundary = true;
@@ -105,10 +106,13 @@ static void ring_callback(op_model_t *op, int result, unsigned flags)
 	model.n_cqes += !in_iou;
 	check_result(op, result, flags);
 	if (last) {
-		CHECK(!op->taken || op->kernel_done, "op %u has its last callback before its last CQE", number);
-		CHECK(!kernel_holds(number), "op %u has its last callback while it is in the kernel", number);
+		CHECK(!op->taken || op->kernel_done,
+		      "op %u has its last callback before its last CQE", number);
+		CHECK(!kernel_holds(number),
+		      "op %u has its last callback while it is in the kernel", number);
 	}
-	if (result >= 0 && (op->sqe.opcode == IORING_OP_OPENAT || op->sqe.opcode == IORING_OP_ACCEPT))
+	if (result >= 0 &&
+	    (op->sqe.opcode == IORING_OP_OPENAT || op->sqe.opcode == IORING_OP_ACCEPT))
 		kernel_close_of_program(result);
 	if (last)
 		last_callback(op);
@@ -126,8 +130,8 @@ static void check_sqe(const op_model_t *op, bool last)
 	}
 	if (op->door == RING)
 		want.user_data = op->op->sqe->user_data; /* iou's */
-	CHECK(memcmp(&want, op->op->sqe, sizeof(want)) == 0, "the SQE of op %u was changed in the op",
-	      number_of(op));
+	CHECK(memcmp(&want, op->op->sqe, sizeof(want)) == 0,
+	      "the SQE of op %u was changed in the op", number_of(op));
 }
 
 int on_ring(void *data)
@@ -155,14 +159,16 @@ int on_handler(iou_handler_t *handler)
 	return callback_end();
 }
 
-/* A due timer waits for some rounds at most: one that had begun, at each depth, and those that timers before it fill. */
+/* A due timer waits for some rounds at most: one that had begun, at each depth, and those that
+ * timers before it fill. */
 static void check_overtaken(op_model_t *op)
 {
 	unsigned n_rounds = 2 + model.most_depth + op->overtaken[CLASS_TIMER] / ROUND_MAX;
 
 	for (unsigned i = CLASS_POST; i <= CLASS_CQE; i++)
-		CHECK(op->overtaken[i] <= n_rounds * ROUND_MAX, "timer %u is due, and waits for %u callbacks of source %u",
-		      number_of(op), op->overtaken[i], i);
+		CHECK(op->overtaken[i] <= n_rounds * ROUND_MAX,
+		      "timer %u is due, and waits for %u callbacks of source %u", number_of(op),
+		      op->overtaken[i], i);
 	memset(op->overtaken, 0, sizeof(op->overtaken));
 }
 
@@ -171,8 +177,45 @@ static bool due_before(const op_model_t *a, const op_model_t *b)
 {
 	if (a->due_ns < b->due_from_ns)
 		return true;
-	return !a->period_ns && !b->period_ns && a->due_ns == b->due_ns && a->due_from_ns == a->due_ns &&
-	       b->due_from_ns == b->due_ns && a->timer_seq < b->timer_seq;
+	return !a->period_ns && !b->period_ns && a->due_ns == b->due_ns &&
+	       a->due_from_ns == a->due_ns && b->due_from_ns == b->due_ns &&
+	       a->timer_seq < b->timer_seq;
+}
+
+static void check_expiry(op_model_t *op, int result, bool last)
+{
+	unsigned number = number_of(op);
+
+	CHECK(world.now_ns >= op->due_from_ns, "timer %u is early", number);
+	CHECK(last == !op->period_ns, "timer %u has its last callback: %d", number, last);
+	CHECK(result >= 1, "timer %u got %d", number, result);
+	for (unsigned i = 1; i <= model.n_ops; i++)
+		CHECK(ops[i].door != TIMER || ops[i].state != PENDING || ops[i].asked ||
+			      !due_before(&ops[i], op),
+		      "timer %u comes before timer %u", number, i);
+	CHECK(op->period_ns || result == 1, "timer %u got %d expirations", number, result);
+	check_overtaken(op);
+	CHECK(!op->driver || op->driver != model.driver->id || model.driver->n_rounds > 1,
+	      "timer %u runs in the round in which it was started", number);
+	op->driver = 0;
+}
+
+/* A periodic timer goes on, unless it is cancelled here. */
+static void next_period(op_model_t *op, int result)
+{
+	uint64_t most = (world.now_ns - op->due_from_ns) / op->period_ns + 1;
+	unsigned number = number_of(op);
+
+	CHECK((uint64_t)result <= most, "timer %u got %d expirations of %llu", number, result,
+	      (unsigned long long)most);
+	for (; result; result--)
+		op->due_ns = time_plus(op->due_ns, op->period_ns);
+	op->due_from_ns = op->due_ns;
+	if (one_in(4)) {
+		op->asked = true;
+		CHECK(CALL(false, iou_op_cancel(model.iou, op->op)) == 0,
+		      "iou_op_cancel() of periodic timer %u", number);
+	}
 }
 
 int on_timer(void *data)
@@ -189,36 +232,13 @@ int on_timer(void *data)
 	CHECK(op->state == PENDING, "timer %u has a callback after its last", number);
 	callback_begin(op->asked ? CLASS_ENDED : CLASS_TIMER);
 	model.n_timers += !op->asked;
-	if (op->asked) {
-		CHECK(result == -ECANCELED && last, "timer %u is cancelled, and got %d", number, result);
-	} else {
-		CHECK(world.now_ns >= op->due_from_ns, "timer %u is early", number);
-		CHECK(last == !op->period_ns, "timer %u has flags %#x", number, flags);
-		CHECK(result >= 1, "timer %u got %d", number, result);
-		for (unsigned i = 1; i <= model.n_ops; i++)
-			CHECK(ops[i].door != TIMER || ops[i].state != PENDING || ops[i].asked ||
-				      !due_before(&ops[i], op),
-			      "timer %u comes before timer %u", number, i);
-		CHECK(op->period_ns || result == 1, "timer %u got %d expirations", number, result);
-		check_overtaken(op);
-		CHECK(!op->driver || op->driver != model.driver->id || model.driver->n_rounds > 1,
-		      "timer %u runs in the round in which it was started", number);
-		op->driver = 0;
-	}
-	if (op->period_ns && !last) {
-		uint64_t most = (world.now_ns - op->due_from_ns) / op->period_ns + 1;
-
-		CHECK((uint64_t)result <= most, "timer %u got %d expirations of %llu", number, result,
-		      (unsigned long long)most);
-		for (; result; result--)
-			op->due_ns = op->due_ns + op->period_ns < op->due_ns ? NEVER : op->due_ns + op->period_ns;
-		op->due_from_ns = op->due_ns;
-		if (one_in(4)) {
-			op->asked = true;
-			CHECK(CALL(false, iou_op_cancel(model.iou, op->op)) == 0,
-			      "iou_op_cancel() of periodic timer %u", number);
-		}
-	}
+	if (op->asked)
+		CHECK(result == -ECANCELED && last, "timer %u is cancelled, and got %d", number,
+		      result);
+	else
+		check_expiry(op, result, last);
+	if (op->period_ns && !last)
+		next_period(op, result);
 	if (last)
 		last_callback(op);
 	after_callback(op, last);
@@ -226,15 +246,16 @@ int on_timer(void *data)
 	return callback_end();
 }
 
-/* ---- Jobs ------------------------------------------------------------------------------------- */
+/* ---- Jobs ------------------------------------------------------------------------------------ */
 
 static void check_start_order(const op_model_t *op)
 {
 	unsigned n = 0;
 
 	for (unsigned i = 1; i <= model.n_ops; i++)
-		n += (ops[i].door == JOB || ops[i].door == SHORT_JOB) && ops[i].state == PENDING && !ops[i].started &&
-		     !ops[i].asked && !deadline_may_be_over(&ops[i]) && ops[i].job_seq < op->job_seq;
+		n += (ops[i].door == JOB || ops[i].door == SHORT_JOB) && ops[i].state == PENDING &&
+		     !ops[i].started && !ops[i].asked && !deadline_may_be_over(&ops[i]) &&
+		     ops[i].job_seq < op->job_seq;
 	CHECK(model.freeing || n < threads_n_workers(),
 	      "job %u starts before %u that were queued earlier", number_of(op), n);
 }
@@ -283,11 +304,13 @@ static void job_callback(op_model_t *op)
 	TRACE("callback of job %u", number);
 	CHECK(op->state == PENDING, "job %u has a callback after its last", number);
 	callback_begin(CLASS_ENDED); /* jobs and what ended in iou are in one line */
-	CHECK(op->finished || (!op->started && (op->asked || deadline_may_be_over(op))), "job %u has not run", number);
+	CHECK(op->finished || (!op->started && (op->asked || deadline_may_be_over(op))),
+	      "job %u has not run", number);
 	model.n_jobs++;
 	op->withdrawn |= !op->started;
 	if (op->finished && model.config.workers == 1) {
-		CHECK(op->finish_seq > model.last_finish_seq, "job %u comes back out of order", number);
+		CHECK(op->finish_seq > model.last_finish_seq, "job %u comes back out of order",
+		      number);
 		model.last_finish_seq = op->finish_seq;
 	}
 	last_callback(op);
@@ -304,7 +327,8 @@ int on_job(void *data)
 	check_sqe(op, true);
 	job_callback(op);
 	if (op->finished)
-		CHECK(result == op->ret, "job %u got %d and not %d", number_of(op), result, op->ret);
+		CHECK(result == op->ret, "job %u got %d and not %d", number_of(op), result,
+		      op->ret);
 	else
 		check_cancelled(op, result);
 	after_callback(op, true);
@@ -325,14 +349,15 @@ int on_short_job(void *data)
 	return ret;
 }
 
-/* ---- Posts and bottom halves ------------------------------------------------------------------ */
+/* ---- Posts and bottom halves ----------------------------------------------------------------- */
 
 /* Posts and bottom halves of the loop thread come in its order. */
 static void check_place(unsigned place)
 {
 	if (!place)
 		return;
-	CHECK(place > model.last_place, "a post or bottom half comes after one that was given later");
+	CHECK(place > model.last_place,
+	      "a post or bottom half comes after one that was given later");
 	model.last_place = place;
 }
 
@@ -341,7 +366,8 @@ static int on_post(void *data)
 	post_model_t *post = data;
 
 	TRACE("callback of post %u", (unsigned)(post - posts));
-	CHECK(post->begun && !post->delivered, "post %u is delivered twice", (unsigned)(post - posts));
+	CHECK(post->begun && !post->delivered, "post %u is delivered twice",
+	      (unsigned)(post - posts));
 	callback_begin(CLASS_POST);
 	model.n_posts_called++;
 	CHECK(post->thread > 2 || post->seq > model.last_post[post->thread],
@@ -373,7 +399,10 @@ void post_from(unsigned thread, bool needed)
 	post->seq = ++model.next_post[thread];
 	post->place = thread ? 0 : ++model.next_place;
 	TRACE("thread %u: iou_post %u", thread_number(), (unsigned)(post - posts));
-	ret = thread ? iou_post(model.iou, on_post, post) : CALL(true, iou_post(model.iou, on_post, post));
+	if (thread)
+		ret = iou_post(model.iou, on_post, post);
+	else
+		ret = CALL(true, iou_post(model.iou, on_post, post));
 	if (ret == -ENOMEM) {
 		CHECK(!post->delivered, "a post that was refused is delivered");
 		return;
@@ -406,36 +435,42 @@ static int on_bh(void *data)
 	return callback_end();
 }
 
+static void call_bh_schedule(const bh_model_t *bh, bool idle, bool by_other)
+{
+	if (by_other && idle)
+		iou_bh_schedule_idle(bh->bh);
+	else if (by_other)
+		iou_bh_schedule(bh->bh);
+	else if (idle)
+		CALL_VOID(false, iou_bh_schedule_idle(bh->bh));
+	else
+		CALL_VOID(false, iou_bh_schedule(bh->bh));
+}
+
 static void bh_schedule(bh_model_t *bh, bool idle, bool from_signal)
 {
-	bool queued = bh->may_run || bh->once_more || bh->by_other || bh->n_running, by_other = on_other_thread() || from_signal;
+	bool queued = bh->may_run || bh->once_more || bh->by_other || bh->n_running;
+	bool by_other = on_other_thread() || from_signal;
 	unsigned n_ended = bh->n_ended;
 
-	TRACE("thread %u: iou_bh_schedule%s %u", thread_number(), idle ? "_idle" : "", (unsigned)(bh - model.bhs));
+	TRACE("thread %u: iou_bh_schedule%s %u", thread_number(), idle ? "_idle" : "",
+	      (unsigned)(bh - model.bhs));
 	errno = 4711;
 	bh->n_calls++;
 	bh->n_running++;
 	bh->may_run = true;
-	if (by_other) {
-		bh->by_other = true;
-		if (idle)
-			iou_bh_schedule_idle(bh->bh);
-		else
-			iou_bh_schedule(bh->bh);
-	} else if (idle) {
-		CALL_VOID(false, iou_bh_schedule_idle(bh->bh));
-	} else {
-		CALL_VOID(false, iou_bh_schedule(bh->bh));
-	}
+	bh->by_other |= by_other;
+	call_bh_schedule(bh, idle, by_other);
 	CHECK(errno == 4711, "iou_bh_schedule() changed errno to %d", errno);
-	if (!queued && !idle && !by_other && !bh->by_other && !bh->may_stay && n_ended == bh->n_ended) /* a cancel meanwhile clears that of the bh */
-		bh->place = ++model.next_place;
 	bh->n_running--;
 	bh->n_calls--;
-	/* where it ran, or was cancelled, before this returned, nobody can tell */
-	if (n_ended == bh->n_ended)
-		bh->idle = bh->scheduled ? bh->idle && idle : idle;
-	if (n_ended == bh->n_ended && !bh->scheduled) {
+	if (n_ended != bh->n_ended)
+		/* it ran, or was cancelled, before this returned: nobody can tell what holds */
+		return;
+	if (!queued && !idle && !by_other && !bh->by_other && !bh->may_stay)
+		bh->place = ++model.next_place;
+	bh->idle = bh->scheduled ? bh->idle && idle : idle;
+	if (!bh->scheduled) {
 		bh->scheduled = true;
 		model.n_pending++;
 	}
@@ -537,7 +572,8 @@ static void poster_do(unsigned number)
 			model.quits_of_others++;
 			n_runs = model.n_runs;
 			iou_quit(model.iou);
-			model.others_quit |= n_runs == model.n_runs; /* else that run may have spent it */
+			/* else that run may have spent it */
+			model.others_quit |= n_runs == model.n_runs;
 			break;
 		}
 		TRACE("thread %u: hold, post, unhold", number);

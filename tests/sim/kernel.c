@@ -3,11 +3,11 @@
 /*
  * The fake kernel: rings, requests, chains, cancels, overflow, task work, eventfds.
  *
- * A request is taken from the SQ. Then it waits behind the one before it in its chain (LINKED), is to
- * be started by task work (START), is with a driver (RUN), or is over and its last CQE is on the way
- * (OVER). CQEs go through the ring's task work. The setup flags say who runs that, and when: anybody at
- * any time, any system call of the loop thread (COOP_TASKRUN), or an enter that asks for events
- * (DEFER_TASKRUN).
+ * A request is taken from the SQ. Then it waits behind the one before it in its chain (LINKED), is
+ * to be started by task work (START), is with a driver (RUN), or is over and its last CQE is on the
+ * way (OVER). CQEs go through the ring's task work. The setup flags say who runs that, and when:
+ * anybody at any time, any system call of the loop thread (COOP_TASKRUN), or an enter that asks for
+ * events (DEFER_TASKRUN).
  */
 
 #include "sim.h"
@@ -34,7 +34,10 @@
 enum refusal { REFUSES_POLL = 1, REFUSES_CANCEL = 2, REFUSES_REGISTER = 4 };
 
 /* Kernels by what they know. */
-enum { KERNEL_5_10, KERNEL_5_11, KERNEL_5_18, KERNEL_5_19, KERNEL_6_0, KERNEL_6_1, KERNEL_6_15, N_KERNELS };
+enum {
+	KERNEL_5_10, KERNEL_5_11, KERNEL_5_18, KERNEL_5_19, KERNEL_6_0, KERNEL_6_1, KERNEL_6_15,
+	N_KERNELS,
+};
 
 enum state { LINKED, START, RUN, OVER };
 enum ends { SOON, AT_DUE, FED, EVENT };
@@ -58,7 +61,7 @@ struct req_t {
 	bool event;          /* its descriptor was written to since it looked */
 	bool hit;            /* a cancel got through to it */
 	bool notifies;       /* the first CQE of a zero-copy send is out */
-	bool strays;         /* a zero-copy send that did not begin, and notifies all the same (6.18) */
+	bool strays;         /* a zero-copy send that did not begin, and will notify (6.18) */
 };
 
 typedef struct wait_t { /* a CQE on its way */
@@ -119,7 +122,8 @@ static unsigned restrictions; /* of the next ring that is made disabled */
 static unsigned n_refused; /* SQEs of iou's own */
 static bool leaves_ops; /* a ring was closed with ops in flight, which nothing could end */
 static bool strays; /* as 6.18 does: see req_t.strays */
-/* As 6.12.117 and 6.18 do: task work that another descriptor's readiness brings about signals once. */
+/* As 6.12.117 and 6.18 do: task work that another descriptor's readiness brings about signals the
+ * eventfd once. */
 static bool signals_once;
 static unsigned sq_entries_min;
 static uint64_t n_taken, n_wakes, n_cancels;
@@ -127,7 +131,7 @@ static unsigned n_entered; /* SQEs that the last enter was to submit, */
 static bool entered_short; /* and did not all */
 static unsigned storm; /* enters that are still to fail */
 
-/* ---- Files ------------------------------------------------------------------------------------ */
+/* ---- Files ----------------------------------------------------------------------------------- */
 
 static int file_open(enum file_kind kind)
 {
@@ -176,14 +180,15 @@ static void files_expire(void)
 	}
 }
 
-/* ---- CQEs ------------------------------------------------------------------------------------- */
+/* ---- CQEs ------------------------------------------------------------------------------------ */
 
 /* By task work that another descriptor's readiness brought about, or not. */
 static void ring_signal_for(ring_t *ring, bool by_event)
 {
 	file_t *file = ring->eventfd >= 0 ? file_of(ring->eventfd) : NULL;
 
-	if (!file || __atomic_load_n(&ring->cq_flags, __ATOMIC_SEQ_CST) & IORING_CQ_EVENTFD_DISABLED)
+	if (!file ||
+	    __atomic_load_n(&ring->cq_flags, __ATOMIC_SEQ_CST) & IORING_CQ_EVENTFD_DISABLED)
 		return;
 	if (!by_event || !signals_once || !ring->has_signalled)
 		file_write(file, 1);
@@ -210,8 +215,9 @@ static bool cq_full(ring_t *ring)
 
 static void cq_put(ring_t *ring, const wait_t *wait)
 {
-	ring->cqes[ring->cq_tail & ring->cq_mask] =
-		(struct io_uring_cqe){ .user_data = wait->user_data, .res = wait->res, .flags = wait->flags };
+	struct io_uring_cqe *cqe = &ring->cqes[ring->cq_tail & ring->cq_mask];
+
+	*cqe = (struct io_uring_cqe){ wait->user_data, wait->res, wait->flags };
 	__atomic_store_n(&ring->cq_tail, ring->cq_tail + 1, __ATOMIC_RELEASE);
 }
 
@@ -282,8 +288,8 @@ static void post(ring_t *ring, const wait_t *wait)
 	req_t *req = wait->req;
 	bool skipped = req && req->sqe.flags & IOSQE_CQE_SKIP_SUCCESS && wait->res >= 0;
 
-	TRACE("kernel: %s op %u -> %d flags %#x%s", wait->op ? "CQE" : "own CQE", wait->op, wait->res,
-	      wait->flags, cq_full(ring) ? " (overflow)" : "");
+	TRACE("kernel: %s op %u -> %d flags %#x%s", wait->op ? "CQE" : "own CQE", wait->op,
+	      wait->res, wait->flags, cq_full(ring) ? " (overflow)" : "");
 	if (wait->op)
 		model_posted(wait->op, wait->res, wait->flags);
 	if (!skipped && cq_full(ring)) {
@@ -341,7 +347,7 @@ static void complete(ring_t *ring, req_t *req, int res, unsigned flags, bool now
 		ring_signal_for(ring, req->ends == EVENT);
 }
 
-/* ---- Chains ----------------------------------------------------------------------------------- */
+/* ---- Chains ---------------------------------------------------------------------------------- */
 
 static void issue(ring_t *ring, req_t *req);
 
@@ -378,7 +384,7 @@ static void chain_goes_on(ring_t *ring, req_t *req)
 	}
 }
 
-/* ---- Cancels ---------------------------------------------------------------------------------- */
+/* ---- Cancels --------------------------------------------------------------------------------- */
 
 static bool key_matches(const req_t *req, const req_t *by)
 {
@@ -484,7 +490,7 @@ static int cancel(ring_t *ring, const req_t *by)
 	return cancel_first(ring, by);
 }
 
-/* ---- Starting an op --------------------------------------------------------------------------- */
+/* ---- Starting an op -------------------------------------------------------------------------- */
 
 static bool opcode_known(const struct io_uring_sqe *sqe)
 {
@@ -517,17 +523,23 @@ static void behave(req_t *req, int full)
 		req->res = full > 0 ? full - 1 : full;
 		req->failed = full > 0;
 		break;
-	case FD_TIME:
 	case FD_WQ_HARD:
+		req->place = WQ_HARD;
+		/* fall through */
+	case FD_TIME:
 		req->ends = AT_DUE;
 		req->due_ns = world.now_ns + 1 + pick(3000);
-		req->place = req->sqe.fd == FD_TIME ? ARMED : WQ_HARD;
 		break;
 	case FD_IDLE:
+		req->ends = FED;
+		break;
 	case FD_WQ:
+		req->ends = FED;
+		req->place = WQ_RUNS;
+		break;
 	case FD_WQ_QUEUED:
 		req->ends = FED;
-		req->place = req->sqe.fd == FD_IDLE ? ARMED : req->sqe.fd == FD_WQ ? WQ_RUNS : WQ_QUEUED;
+		req->place = WQ_QUEUED;
 		break;
 	}
 }
@@ -798,7 +810,8 @@ static bool ring_step(ring_t *ring)
 
 		if (can_step(req)) {
 			req_step(ring, req);
-			if (!(ring->flags & (IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN)))
+			if (!(ring->flags &
+			      (IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN)))
 				work_run(ring, false);
 			return true;
 		}
@@ -862,7 +875,7 @@ bool kernel_feed(void)
 	return false;
 }
 
-/* ---- The program's questions ------------------------------------------------------------------ */
+/* ---- The program's questions ----------------------------------------------------------------- */
 
 static const req_t *find_op(unsigned op)
 {
@@ -891,7 +904,8 @@ bool kernel_fences(uint64_t user_data)
 		for (unsigned j = 0; rings[i].open && j < rings[i].n_active; j++) {
 			const req_t *req = rings[i].active[j];
 
-			if (!req->op && req->sqe.opcode == IORING_OP_TIMEOUT && req->sqe.user_data == (user_data | 1))
+			if (!req->op && req->sqe.opcode == IORING_OP_TIMEOUT &&
+			    req->sqe.user_data == (user_data | 1))
 				return true;
 		}
 	}
@@ -990,13 +1004,17 @@ void kernel_reset(void)
 	n_rings = n_files_used = 0;
 	for (; n_free_reqs < MAX_REQS; n_free_reqs++) /* the first time */
 		free_reqs[n_free_reqs] = &reqs[n_free_reqs];
-	kernel = one_in(100) ? KERNEL_5_10 : one_in(3) ? KERNEL_6_1 : KERNEL_5_11 + pick(N_KERNELS - 1);
+	if (one_in(100))
+		kernel = KERNEL_5_10;
+	else
+		kernel = one_in(3) ? KERNEL_6_1 : KERNEL_5_11 + pick(N_KERNELS - 1);
 	refuse_register = one_in(30);
 	restrictions = one_in(25) ? 1 + pick(7) : 0;
 	n_refused = 0;
 	leaves_ops = false;
 	signals_once = one_in(2);
-	strays = one_in(2) && !(restrictions & REFUSES_CANCEL); /* what comes behind a stray is a cancel */
+	/* what comes behind a stray is a cancel */
+	strays = one_in(2) && !(restrictions & REFUSES_CANCEL);
 	storm = 0;
 	sq_entries_min = ~0U;
 }
@@ -1006,7 +1024,8 @@ void kernel_check_end(void)
 	for (unsigned i = 0; i < n_rings; i++)
 		CHECK(!rings[i].open, "a ring is left");
 	for (unsigned i = 0; i < n_files_used; i++)
-		CHECK(!files[i].open || (files[i].kind == OPENED && (model_is_broken() || leaves_ops)),
+		CHECK(!files[i].open ||
+			      (files[i].kind == OPENED && (model_is_broken() || leaves_ops)),
 		      "descriptor %u is left, %s", FD_FAKE + i,
 		      files[i].kind == OPENED ? "the result of an op" : "iou's own");
 }
@@ -1017,12 +1036,12 @@ static unsigned op_number(const struct io_uring_sqe *sqe)
 	return (unsigned)sqe->__pad2[0];
 }
 
-/* ---- Rings: what iou calls -------------------------------------------------------------------- */
+/* ---- Rings: what iou calls ------------------------------------------------------------------- */
 
+/* What each kernel knows beyond the one before. */
 static const unsigned known_flags[N_KERNELS] = {
-	[KERNEL_5_10] = IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP | IORING_SETUP_R_DISABLED | IORING_SETUP_ATTACH_WQ,
-	[KERNEL_5_11] = IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP | IORING_SETUP_R_DISABLED | IORING_SETUP_ATTACH_WQ |
-			IORING_SETUP_SQPOLL,
+	[KERNEL_5_11] = IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP | IORING_SETUP_R_DISABLED |
+			IORING_SETUP_ATTACH_WQ | IORING_SETUP_SQPOLL,
 	[KERNEL_5_18] = IORING_SETUP_SUBMIT_ALL,
 	[KERNEL_5_19] = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
 	[KERNEL_6_0] = IORING_SETUP_SINGLE_ISSUER,
@@ -1098,7 +1117,8 @@ static unsigned power_of_two(unsigned n, unsigned most)
 	return p;
 }
 
-int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *uring, struct io_uring_params *params);
+int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *uring,
+				      struct io_uring_params *params);
 static ring_t *ring_free_slot(void)
 {
 	unsigned at = 0;
@@ -1111,14 +1131,16 @@ static ring_t *ring_free_slot(void)
 	return &rings[at];
 }
 
-/* The indices of a real ring start at 0, and come near the wrap after some minutes. These begin there. */
+/* The indices of a real ring start at 0, and come near the wrap after some minutes. These begin
+ * there. */
 static void ring_size(ring_t *ring, unsigned entries, const struct io_uring_params *params,
 		      unsigned base)
 {
 	unsigned cq_entries;
 
 	ring->sq_entries = ring->sq_ring_entries = power_of_two(entries, MAX_SQ);
-	cq_entries = params->flags & IORING_SETUP_CQSIZE ? params->cq_entries : 2 * ring->sq_entries;
+	cq_entries =
+		params->flags & IORING_SETUP_CQSIZE ? params->cq_entries : 2 * ring->sq_entries;
 	ring->cq_entries = ring->cq_ring_entries = power_of_two(cq_entries, MAX_CQ);
 	ring->sq_mask = ring->sq_entries - 1;
 	ring->cq_mask = ring->cq_entries - 1;
@@ -1150,7 +1172,8 @@ static void ring_open(ring_t *ring, unsigned flags)
 static unsigned features(void)
 {
 	unsigned known = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_RW_CUR_POS |
-			 IORING_FEAT_FAST_POLL | IORING_FEAT_SUBMIT_STABLE | IORING_FEAT_POLL_32BITS;
+			 IORING_FEAT_FAST_POLL | IORING_FEAT_SUBMIT_STABLE |
+			 IORING_FEAT_POLL_32BITS;
 
 	if (kernel > KERNEL_5_10)
 		known |= IORING_FEAT_EXT_ARG | IORING_FEAT_NATIVE_WORKERS;
@@ -1217,8 +1240,8 @@ static void check_closing(const ring_t *ring, bool gives_up, unsigned ring_featu
 		CHECK(req->op || req->sqe.opcode != IORING_OP_READ,
 		      "the ring is closed while iou's own read is in flight");
 	}
-	for (unsigned at = ring->own_sq_head; at != __atomic_load_n(&ring->sq_tail, __ATOMIC_RELAXED);
-	     at++)
+	for (unsigned at = ring->own_sq_head;
+	     at != __atomic_load_n(&ring->sq_tail, __ATOMIC_RELAXED); at++)
 		CHECK(!op_number(&ring->sqes[at & ring->sq_mask]) || model_is_broken(),
 		      "the ring is closed with an op published");
 }
@@ -1307,7 +1330,8 @@ static int register_ring_fd(ring_t *ring, void *arg)
 	CHECK((int)update->data == ring->fd, "another fd is registered");
 	ring->registered = pick(16);
 	for (unsigned i = 0; i < n_rings; i++)
-		while (&rings[i] != ring && rings[i].open && rings[i].registered == ring->registered)
+		while (&rings[i] != ring && rings[i].open &&
+		       rings[i].registered == ring->registered)
 			ring->registered = (ring->registered + 1) % 16;
 	update->offset = ring->registered;
 	return 1;
@@ -1366,7 +1390,7 @@ static int unregister_ring_fd(ring_t *ring, unsigned n_args)
 	return had ? (int)n_args : 0;
 }
 
-/* Do the program's restrictions refuse it? They leave iou what without which iou_fd() stays readable. */
+/* Do the program's restrictions refuse it? They leave iou the eventfd, which iou_fd() needs. */
 static bool register_is_refused(const ring_t *ring, unsigned opcode)
 {
 	return !ring->disabled && ring->refuses & REFUSES_REGISTER &&
@@ -1423,7 +1447,7 @@ int __wrap_io_uring_register(unsigned fd, unsigned opcode, const void *arg, unsi
 	return ret;
 }
 
-/* ---- Enter ------------------------------------------------------------------------------------ */
+/* ---- Enter ----------------------------------------------------------------------------------- */
 
 /* An SQE of iou's own has what its kind needs, and no more: the slot was dirty. */
 static void check_own(const ring_t *ring, const struct io_uring_sqe *sqe)
@@ -1449,16 +1473,19 @@ static void check_own(const ring_t *ring, const struct io_uring_sqe *sqe)
 		want.fd = -1;
 		want.addr = sqe->addr;
 		want.len = 1;
-		CHECK(ring->flags & IORING_SETUP_SQPOLL, "iou starts a timeout on a ring that is not SQPOLL's");
-		CHECK(!ts->tv_sec && ts->tv_nsec == 1, "iou's timeout is of %lld ns", (long long)ts->tv_nsec);
+		CHECK(ring->flags & IORING_SETUP_SQPOLL,
+		      "iou starts a timeout on a ring that is not SQPOLL's");
+		CHECK(!ts->tv_sec && ts->tv_nsec == 1, "iou's timeout is of %lld ns",
+		      (long long)ts->tv_nsec);
 		break;
 	default:
 		FAIL("iou has no use for an SQE of opcode %u", sqe->opcode);
 	}
-	CHECK(sqe->user_data & 1 || !sqe->user_data, "iou's own SQE, opcode %u, has an op's user_data",
-	      sqe->opcode);
-	CHECK(!memcmp(&want, sqe, sizeof(want)), "iou's own SQE, opcode %u, holds more than it should, flags %#x",
-	      sqe->opcode, sqe->flags);
+	CHECK(sqe->user_data & 1 || !sqe->user_data,
+	      "iou's own SQE, opcode %u, has an op's user_data", sqe->opcode);
+	CHECK(!memcmp(&want, sqe, sizeof(want)),
+	      "iou's own SQE, opcode %u, holds more than it should, flags %#x", sqe->opcode,
+	      sqe->flags);
 }
 
 static req_t *req_take(ring_t *ring, const struct io_uring_sqe *sqe)
@@ -1540,7 +1567,8 @@ static bool take_sqe(ring_t *ring, chain_t *chain)
 	CHECK(index < ring->sq_entries, "SQ array holds %u", index);
 	req = req_take(ring, &ring->sqes[index]);
 	ring->own_sq_head++;
-	TRACE("kernel: takes op %u, opcode %u, flags %#x", req->op, req->sqe.opcode, req->sqe.flags);
+	TRACE("kernel: takes op %u, opcode %u, flags %#x", req->op, req->sqe.opcode,
+	      req->sqe.flags);
 	chain_add(chain, req);
 	if (req->sqe.flags & (IOSQE_IO_LINK | IOSQE_IO_HARDLINK))
 		return false;
@@ -1582,7 +1610,8 @@ static int submit(ring_t *ring, unsigned to_submit)
 	/* Nobody may count on a slot that was taken, but on the last one where it stopped there:
 	 * iou looks whether that was in a chain. */
 	for (unsigned j = i < to_submit; j < i; j++)
-		dirty(&ring->sqes[(ring->own_sq_head - 1 - j) & ring->sq_mask], sizeof(*ring->sqes));
+		dirty(&ring->sqes[(ring->own_sq_head - 1 - j) & ring->sq_mask],
+		      sizeof(*ring->sqes));
 	__atomic_store_n(&ring->sq_head, ring->own_sq_head, __ATOMIC_RELEASE);
 	world.events += i;
 	n_taken += i;
@@ -1696,8 +1725,8 @@ static int enter_events(ring_t *ring, unsigned min_complete, unsigned flags, con
 	return sleep_in(ring, min_complete, ts ? time_after(ts) : NEVER);
 }
 
-int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned min_complete, unsigned flags, sigset_t *arg,
-			   size_t size);
+int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned min_complete, unsigned flags,
+			   sigset_t *arg, size_t size);
 /* How many of them are taken, or an error. */
 static int enter_submit(ring_t *ring, unsigned to_submit, unsigned flags)
 {
@@ -1787,7 +1816,7 @@ int __wrap_io_uring_enter2(unsigned fd, unsigned to_submit, unsigned min_complet
 	return ret;
 }
 
-/* ---- eventfd, close, clock -------------------------------------------------------------------- */
+/* ---- eventfd, close, clock ------------------------------------------------------------------- */
 
 int __wrap_eventfd(unsigned count, int flags);
 int __wrap_eventfd(unsigned count, int flags)
@@ -1814,7 +1843,8 @@ long kernel_write(int fd, const void *data, size_t size)
 	file = file_of(fd);
 	CHECK(file && file->kind == EVENTFD, "write to descriptor %d, which is not open", fd);
 	CHECK(size == sizeof(value), "write of %zu bytes to an eventfd", size);
-	CHECK(on_other_thread() || world.in_signal || fd == model_bell(), "the loop thread wakes itself");
+	CHECK(on_other_thread() || world.in_signal || fd == model_bell(),
+	      "the loop thread wakes itself");
 	memcpy(&value, data, sizeof(value));
 	TRACE("thread %u: write to %d", thread_number(), fd);
 	world.events++;
@@ -1839,7 +1869,8 @@ int __wrap_eventfd_read(int fd, eventfd_t *value)
 	file = file_of(fd);
 	CHECK(file_polls(file), "eventfd_read on descriptor %d, which is not open", fd);
 	thread_cancel_point("eventfd_read");
-	TRACE("thread %u: eventfd_read %d: %llu", thread_number(), fd, (unsigned long long)file->count);
+	TRACE("thread %u: eventfd_read %d: %llu", thread_number(), fd,
+	      (unsigned long long)file->count);
 	if (!file->count) {
 		errno = EAGAIN;
 		return -1;
@@ -1855,7 +1886,8 @@ int __wrap_eventfd_read(int fd, eventfd_t *value)
 int __wrap_timerfd_create(int clock, int flags);
 int __wrap_timerfd_create(int clock, int flags)
 {
-	CHECK(clock == CLOCK_MONOTONIC && flags & TFD_CLOEXEC, "a timerfd of clock %d, flags %#x", clock, flags);
+	CHECK(clock == CLOCK_MONOTONIC && flags & TFD_CLOEXEC, "a timerfd of clock %d, flags %#x",
+	      clock, flags);
 	if (fault(20)) {
 		errno = EMFILE;
 		return -1;
@@ -1863,14 +1895,18 @@ int __wrap_timerfd_create(int clock, int flags)
 	return file_open(TIMERFD);
 }
 
-int __wrap_timerfd_settime(int fd, int flags, const struct itimerspec *new_value, struct itimerspec *old_value);
-int __wrap_timerfd_settime(int fd, int flags, const struct itimerspec *new_value, struct itimerspec *old_value)
+int __wrap_timerfd_settime(int fd, int flags, const struct itimerspec *new_value,
+			   struct itimerspec *old_value);
+int __wrap_timerfd_settime(int fd, int flags, const struct itimerspec *new_value,
+			   struct itimerspec *old_value)
 {
 	file_t *file = file_of(fd);
-	uint64_t ns = (uint64_t)new_value->it_value.tv_sec * 1000000000 + (uint64_t)new_value->it_value.tv_nsec;
+	uint64_t ns = (uint64_t)new_value->it_value.tv_sec * 1000000000 +
+		      (uint64_t)new_value->it_value.tv_nsec;
 
 	CHECK(file && file->kind == TIMERFD, "timerfd_settime of descriptor %d", fd);
-	CHECK(!old_value && !new_value->it_interval.tv_sec && !new_value->it_interval.tv_nsec, "timerfd_settime");
+	CHECK(!old_value && !new_value->it_interval.tv_sec && !new_value->it_interval.tv_nsec,
+	      "timerfd_settime");
 	if (new_value->it_value.tv_sec < 0 || new_value->it_value.tv_nsec < 0 ||
 	    new_value->it_value.tv_nsec >= 1000000000) {
 		errno = EINVAL;

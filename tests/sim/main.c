@@ -5,9 +5,9 @@
  *
  *     sim [-s SEED] [-n RUNS] [-j PROCESSES]        TRACE=1 tells what happens
  *
- * A run makes an iou, acts on it (from outside, and from within each kind of callback, jobs, and other
- * threads), and ends it: mostly by cancelling all and running until nothing is pending, else by a plain
- * iou_free() in the middle of it all.
+ * A run makes an iou, acts on it (from outside, and from within each kind of callback, jobs, and
+ * other threads), and ends it: mostly by cancelling all and running until nothing is pending, else
+ * by a plain iou_free() in the middle of it all.
  */
 
 #include "model.h"
@@ -27,7 +27,7 @@ uint64_t sim_random, sim_seed;
 bool sim_tracing;
 unsigned sim_n_steps;
 
-/* ---- Failure and trace ------------------------------------------------------------------------ */
+/* ---- Failure and trace ----------------------------------------------------------------------- */
 
 void sim_trace(const char *format, ...)
 {
@@ -61,7 +61,8 @@ void sim_fail(const char *file, int line, const char *format, ...)
 static void say_seed(void)
 {
 	char line[96];
-	int n = snprintf(line, sizeof(line), "sim: seed %llu: died\n", (unsigned long long)sim_seed);
+	int n = snprintf(line, sizeof(line), "sim: seed %llu: died\n",
+			 (unsigned long long)sim_seed);
 	ssize_t ignored = write(STDERR_FILENO, line, (size_t)n);
 
 	(void)ignored;
@@ -79,16 +80,20 @@ static void on_signal(int number)
 	raise(number);
 }
 
-/* ---- A run ------------------------------------------------------------------------------------ */
+/* ---- A run ----------------------------------------------------------------------------------- */
 
 static void configure(iou_config_t *config)
 {
 	static const unsigned flags[] = {
-		IORING_SETUP_CLAMP, IORING_SETUP_SUBMIT_ALL, IORING_SETUP_COOP_TASKRUN, IORING_SETUP_SINGLE_ISSUER,
+		IORING_SETUP_CLAMP,
+		IORING_SETUP_SUBMIT_ALL,
+		IORING_SETUP_COOP_TASKRUN,
+		IORING_SETUP_SINGLE_ISSUER,
 		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
 		IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
 		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
-		IORING_SETUP_SQPOLL, IORING_SETUP_SQPOLL | IORING_SETUP_SINGLE_ISSUER,
+		IORING_SETUP_SQPOLL,
+		IORING_SETUP_SQPOLL | IORING_SETUP_SINGLE_ISSUER,
 	};
 
 	*config = (iou_config_t){ .entries = 1 + pick(8), .workers = pick(4) };
@@ -121,40 +126,57 @@ static void let_go_on(void)
 	}
 }
 
-static void end_gracefully(void)
+static void check_nothing_pending(void)
 {
-	unsigned n = 0, n_idle;
-
-	while (model.holds > 0) {
-		model.holds--;
-		CALL_VOID(false, iou_unhold(model.iou));
-	}
-	model.budget = 0;
-	for (;; n++) {
-		CHECK(n < 200, "it does not come to an end");
-		cancel_all();
-		if (run() == 0 && !main_things_pending())
-			break;
-		if (model.broken)
-			return;
-		let_go_on();
-	}
-	/* A quit of another thread may have hidden something; and each round that finds something of the library's own (its
-	 * poll ended, a bottom half was deleted) puts off the idle ones. */
-	for (n = n_idle = 0; n_idle < (is_pending() ? 16 : 3); n++) {
-		int ret = poll_once(0);
-
-		CHECK(n < 200, "polls do not come to an end");
-		n_idle = ret == 0 || ret == -EACCES ? n_idle + 1 : 0;
-		if (model.broken)
-			return;
-	}
 	for (unsigned i = 1; i <= model.n_ops; i++)
 		CHECK(ops[i].state != PENDING, "op %u is still pending", i);
 	for (unsigned i = 0; i < model.n_posts; i++)
 		CHECK(!posts[i].accepted || posts[i].delivered, "post %u was lost", i);
 	for (unsigned i = 0; i < MAX_BHS; i++)
 		CHECK(!model.bhs[i].bh || !model.bhs[i].scheduled, "bottom half %u was lost", i);
+}
+
+/* Cancel all, and run until nothing is pending. False where a CQE was lost: nothing ends that. */
+static bool run_to_the_end(void)
+{
+	for (unsigned n = 0;; n++) {
+		CHECK(n < 200, "it does not come to an end");
+		cancel_all();
+		if (run() == 0 && !main_things_pending())
+			return true;
+		if (model.broken)
+			return false;
+		let_go_on();
+	}
+}
+
+/* A quit of another thread may have hidden something. And each round that finds something of the
+ * library's own (its poll ended, a bottom half was deleted) puts off the idle ones. */
+static bool poll_to_the_end(void)
+{
+	unsigned n_idle = 0;
+
+	for (unsigned n = 0; n_idle < (is_pending() ? 16 : 3); n++) {
+		int ret = poll_once(0);
+
+		CHECK(n < 200, "polls do not come to an end");
+		n_idle = ret == 0 || ret == -EACCES ? n_idle + 1 : 0;
+		if (model.broken)
+			return false;
+	}
+	return true;
+}
+
+static void end_gracefully(void)
+{
+	while (model.holds > 0) {
+		model.holds--;
+		CALL_VOID(false, iou_unhold(model.iou));
+	}
+	model.budget = 0;
+	if (!run_to_the_end() || !poll_to_the_end())
+		return;
+	check_nothing_pending();
 	check_stats();
 }
 
@@ -162,7 +184,8 @@ static void end_gracefully(void)
 static void end_by_unhold(void)
 {
 	end_gracefully();
-	threads_until(no_posts, NULL, "a posting thread"); /* a post, unlike an unhold, may outlast its delivery */
+	/* a post, unlike an unhold, may outlast its delivery */
+	threads_until(no_posts, NULL, "a posting thread");
 	if (model.broken)
 		return;
 	CALL_VOID(false, iou_hold(model.iou));
@@ -179,12 +202,35 @@ static void end_by_unhold(void)
 static void check_buffers(void)
 {
 	for (unsigned i = 1; i <= model.n_ops; i++)
-		for (unsigned j = 0; ops[i].state == GONE && ops[i].seq && j < sizeof(ops[i].buffer); j++)
+		for (unsigned j = 0;
+		     ops[i].state == GONE && ops[i].seq && j < sizeof(ops[i].buffer); j++)
 			CHECK(ops[i].buffer[j] == 0x5a,
 			      "the buffer of op %u was written to after its last callback", i);
 }
 
-static void simulate(uint64_t seed)
+/* One iou's life, between iou_new_with() and its return from iou_free(). */
+static void live(void)
+{
+	world.posters = one_in(2);
+	world.signals = one_in(4);
+	for (unsigned n = 0; model.budget && n < 256; n++)
+		act();
+	threads_until(no_posts, NULL, "a posting thread");
+	world.posters = world.signals = false;
+	if (!model.broken && !one_in(4))
+		end_gracefully();
+	if (!model.broken && one_in(8))
+		end_by_unhold();
+	else
+		threads_until(no_posts, NULL, "a posting thread");
+	model.freeing = true;
+	TRACE("iou_free");
+	CALL(false, iou_free(model.iou));
+	threads_until(no_posts, NULL, "a posting thread");
+}
+
+/* All that the seed decides at the beginning. */
+static void begin(uint64_t seed)
 {
 	sim_seed = seed;
 	sim_random = seed * UINT64_C(0x9e3779b97f4a7c15); /* far apart on the same round */
@@ -203,36 +249,26 @@ static void simulate(uint64_t seed)
 	world.tick_ns = model.config.spin_ns ? 64 : 16;
 	world.clock_is_coarse = one_in(4);
 	world.may_spin = model.config.spin_ns;
+}
+
+static void simulate(uint64_t seed)
+{
+	begin(seed);
 	world.running = true;
 	TRACE("-- seed %llu", (unsigned long long)seed);
 	model.iou = CALL(true, iou_new_with(&model.config));
-	if (model.iou) {
-		world.posters = one_in(2);
-		world.signals = one_in(4);
-		for (unsigned n = 0; model.budget && n < 256; n++)
-			act();
-		threads_until(no_posts, NULL, "a posting thread");
-		world.posters = world.signals = false;
-		if (!model.broken && !one_in(4))
-			end_gracefully();
-		if (!model.broken && one_in(8))
-			end_by_unhold();
-		else
-			threads_until(no_posts, NULL, "a posting thread");
-		model.freeing = true;
-		TRACE("iou_free");
-		CALL(false, iou_free(model.iou));
-		threads_until(no_posts, NULL, "a posting thread");
-	}
+	if (model.iou)
+		live();
 	threads_check_end();
 	kernel_check_end();
-	CHECK(world.n_allocs == 0 || model.broken || kernel_left_ops(), "%u pieces of memory are left", world.n_allocs);
+	CHECK(world.n_allocs == 0 || model.broken || kernel_left_ops(),
+	      "%u pieces of memory are left", world.n_allocs);
 	threads_free_all();
 	check_buffers();
 	world.running = false;
 }
 
-/* ---- main ------------------------------------------------------------------------------------- */
+/* ---- main ------------------------------------------------------------------------------------ */
 
 static double seconds(void)
 {
@@ -242,7 +278,8 @@ static double seconds(void)
 	return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
 }
 
-static void simulate_many(uint64_t seed, uint64_t runs, unsigned part, unsigned parts, int result_fd)
+static void simulate_many(uint64_t seed, uint64_t runs, unsigned part, unsigned parts,
+			  int result_fd)
 {
 	const bool tracing = sim_tracing;
 	uint64_t counts[3] = { 0, 0, 0 };
@@ -258,7 +295,8 @@ static void simulate_many(uint64_t seed, uint64_t runs, unsigned part, unsigned 
 #endif
 	signal(SIGABRT, on_signal);
 	sim_tracing = false;
-	for (uint64_t i = 0; i < 32; i++) /* what iou.c does once in a process is not part of any run */
+	/* what iou.c does once in a process is not part of any run */
+	for (uint64_t i = 0; i < 32; i++)
 		simulate((UINT64_C(1) << 62) + i);
 	sim_tracing = tracing;
 	total_calls = total_callbacks = 0;
@@ -275,12 +313,34 @@ static void simulate_many(uint64_t seed, uint64_t runs, unsigned part, unsigned 
 	exit(0);
 }
 
+/* A process for each part of the seeds. Adds up what they did, and returns how many failed. */
+static unsigned simulate_all(uint64_t seed, uint64_t runs, unsigned parts, uint64_t sums[3])
+{
+	uint64_t counts[3];
+	unsigned failed = 0;
+	int fds[2], status;
+
+	if (pipe(fds) < 0)
+		exit(2);
+	for (unsigned i = 0; i < parts; i++)
+		if (fork() == 0)
+			simulate_many(seed, runs, i, parts, fds[1]);
+	while (wait(&status) > 0) {
+		if (!WIFEXITED(status) || WEXITSTATUS(status))
+			failed++;
+		else if (read(fds[0], counts, sizeof(counts)) == sizeof(counts))
+			for (unsigned i = 0; i < 3; i++)
+				sums[i] += counts[i];
+	}
+	return failed;
+}
+
 int main(int argc, char **argv)
 {
-	uint64_t seed = 1, runs = 1000000, sums[3] = { 0, 0, 0 }, counts[3];
-	unsigned parts = 1, failed = 0;
+	uint64_t seed = 1, runs = 1000000, sums[3] = { 0, 0, 0 };
+	unsigned parts = 1, failed;
 	double from = seconds(), took;
-	int fds[2], option, status;
+	int option;
 
 	while ((option = getopt(argc, argv, "s:n:j:")) >= 0) {
 		if (option == 's')
@@ -293,21 +353,11 @@ int main(int argc, char **argv)
 			return 2;
 	}
 	sim_tracing = getenv("TRACE") && *getenv("TRACE") && strcmp(getenv("TRACE"), "0");
-	if (pipe(fds) < 0)
-		return 2;
-	for (unsigned i = 0; i < parts; i++)
-		if (fork() == 0)
-			simulate_many(seed, runs, i, parts, fds[1]);
-	while (wait(&status) > 0) {
-		if (!WIFEXITED(status) || WEXITSTATUS(status))
-			failed++;
-		else if (read(fds[0], counts, sizeof(counts)) == sizeof(counts))
-			for (unsigned i = 0; i < 3; i++)
-				sums[i] += counts[i];
-	}
+	failed = simulate_all(seed, runs, parts, sums);
 	took = seconds() - from;
-	printf("sim: %llu sequences from seed %llu, %llu calls, %llu callbacks, %u failed, %.1f s (%.0f per second)\n",
+	printf("sim: %llu sequences from seed %llu, %llu calls, %llu callbacks, %u failed, ",
 	       (unsigned long long)sums[0], (unsigned long long)seed, (unsigned long long)sums[1],
-	       (unsigned long long)sums[2], failed, took, (double)sums[0] / took);
+	       (unsigned long long)sums[2], failed);
+	printf("%.1f s (%.0f per second)\n", took, (double)sums[0] / took);
 	return failed != 0;
 }

@@ -3,8 +3,8 @@
 #define IOU_TESTS_SIM_MODEL_H
 
 /*
- * The model: what the program has asked for, what the kernel was seen to do, and so what iou has to do.
- * model.c checks it where the kernel sees something and where the loop sleeps, callbacks.c in
+ * The model: what the program has asked for, what the kernel was seen to do, and so what iou has to
+ * do. model.c checks it where the kernel sees something and where the loop sleeps, callbacks.c in
  * each callback, acts.c at each call's return.
  */
 
@@ -18,11 +18,11 @@
 #define MAX_CQES   16
 #define SLACK_NS   2000  /* from iou's look at the clock to its sleep */
 #define LATE_NS    20000 /* that a sleep may be late, */
-#define CANCELS_MAX (ROUND_MAX < 8 ? 8 : ROUND_MAX) /* sent at once; each poll may do so three times */
+#define CANCELS_MAX (ROUND_MAX < 8 ? 8 : ROUND_MAX) /* sent at once; a poll may do so three times */
 #define SPIN_LATE_NS 100000 /* while workers that spin move the clock */
 #define LINKS      (IOSQE_IO_LINK | IOSQE_IO_HARDLINK)
 
-/* ---- The model's state ------------------------------------------------------------------------ */
+/* ---- The model's state ----------------------------------------------------------------------- */
 
 enum door { RING, HANDLER, JOB, SHORT_JOB, TIMER };
 enum state { PENDING, LAST, GONE };
@@ -87,12 +87,15 @@ typedef struct bh_model_t {
 	bool idle;          /* only when nothing else is */
 	bool may_run;       /* a schedule began since it last ran */
 	unsigned place;     /* in line, among what the loop thread gave; 0: not known */
-	bool may_stay;      /* it was cancelled, and may have kept its place: it could not be reached behind another's gift */
-	bool by_other;      /* by another thread: that may have come between iou's decision to run it and the run, */
+	bool may_stay; /* it was cancelled, and may have kept its place: it could not be reached
+			  behind another's gift */
+	/* by another thread: that may have come between iou's decision to run it and the run, */
+	bool by_other;
 	bool once_more;     /* which then does not count for it */
 } bh_model_t;
 
-/* A callback of an op that is running: what the op says is its own, but in callbacks of the same op that are nested. */
+/* A callback of an op that is running: what the op says is its own, but in callbacks of the same op
+ * that are nested. */
 typedef struct calling_t {
 	struct calling_t *up;
 	const iou_op_t *op;
@@ -109,7 +112,8 @@ typedef struct driver_t {
 	bool flushed; /* or iou_flush() was */
 	int64_t timeout_ns;
 	int n_calls;
-	unsigned n_rounds; /* of iou_poll(): with iou_fd() in use it may make two, where callbacks queued something */
+	/* of iou_poll(): with iou_fd() in use it may make two, where callbacks queued something */
+	unsigned n_rounds;
 	unsigned n_of[4];  /* calls of each class */
 	int error; /* what a callback returned */
 	int class; /* of the last callback, */
@@ -128,11 +132,13 @@ typedef struct model_t {
 	calling_t *calling;
 	unsigned budget;    /* actions left */
 	unsigned n_pending; /* ops */
-	uint64_t seq, job_seq, timer_seq, last_taken_seq, last_start_seq, finish_seq, last_finish_seq;
+	uint64_t seq, job_seq, timer_seq, last_taken_seq, last_start_seq, finish_seq,
+		last_finish_seq;
 	unsigned last_queued; /* ring op, or 0 where a chain cannot go on behind it */
 	bool boundary;        /* a callback began or ended since */
 	bool any_drain;
-	bool broken;          /* a CQE was lost: iou_run() says so, and iou_free() gives up what ops refer to */
+	/* a CQE was lost: iou_run() says so, and iou_free() gives up what ops refer to */
+	bool broken;
 	bool short_of_supply; /* the last enter was refused or short */
 	int holds;            /* of the loop thread, less unholds begun */
 	unsigned poster_holds;
@@ -140,12 +146,15 @@ typedef struct model_t {
 	bool others_quit;     /* by another thread, which has returned */
 	unsigned quits_of_others, quits_explained;
 	unsigned n_runs;      /* iou_run() calls that have ended, but nested ones */
-	uint64_t n_timers, n_posts_called, n_jobs, n_cqes; /* callbacks of each kind, as iou_stats() counts them */
+	/* callbacks of each kind, as iou_stats() counts them */
+	uint64_t n_timers, n_posts_called, n_jobs, n_cqes;
 	int fd;
 	bool embedded;        /* the program has a loop of its own */
 	int job_error;        /* of a short job whose completion runs */
-	unsigned n_gifts, n_giving; /* calls of others that may give the loop something; those not returned */
-	unsigned n_dead; /* bottom halves deleted or cancelled, which take a place in a round all the same */
+	/* calls of others that may give the loop something; those not returned */
+	unsigned n_gifts, n_giving;
+	/* bottom halves deleted or cancelled, which take a place in a round all the same */
+	unsigned n_dead;
 	enum { ANYTHING, UNHOLD, POST } order; /* to a posting thread */
 	unsigned last_post[4], next_post[4], last_place, next_place;
 	unsigned n_ops, n_posts, n_kept;
@@ -178,12 +187,17 @@ static inline bool sqe_is_zero(const struct io_uring_sqe *sqe)
 	return memcmp(sqe, &zero, sizeof(zero)) == 0;
 }
 
+static inline uint64_t time_plus(uint64_t ns, uint64_t more_ns)
+{
+	return ns + more_ns < ns ? NEVER : ns + more_ns;
+}
+
 static inline unsigned number_of(const op_model_t *op)
 {
 	return (unsigned)(op - ops);
 }
 
-/* ---- Calls ------------------------------------------------------------------------------------ */
+/* ---- Calls ----------------------------------------------------------------------------------- */
 
 typedef struct call_t {
 	bool may_alloc, may_cancel;
@@ -211,7 +225,8 @@ bool call_end(call_t before);
 /* ---- model.c ------------------------------------------------------------------------------- */
 
 bool deadline_may_be_over(const op_model_t *op);
-/* Is it known which ops are together in the chain of this first one? Not, where some may have ended in iou. */
+/* Is it known which ops are together in the chain of this first one? Not, where some may have ended
+ * in iou. */
 bool chain_is_clear(const op_model_t *first);
 /* Workers that there may be. */
 unsigned workers_most(void);
@@ -221,7 +236,8 @@ bool is_pending(void);
 bool main_things_pending(void);
 /* Nothing is ready, or the run fails. All other threads have come to rest. */
 void check_at_rest(bool for_ever, uint64_t until_ns);
-/* The result of an op that was asked to end; of a ring op: what the kernel said, or what iou may say itself. */
+/* The result of an op that was asked to end; of a ring op: what the kernel said, or what iou may
+ * say itself. */
 void check_cancelled(const op_model_t *op, int got);
 void check_result(op_model_t *op, int got, unsigned flags);
 

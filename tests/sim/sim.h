@@ -3,14 +3,15 @@
 #define IOU_TESTS_SIM_H
 
 /*
- * Deterministic simulation. iou.c, as it is, is linked with a fake kernel (kernel.c) and fake threads
- * (threads.c) by the linker's --wrap; one seed decides everything that either does. Random programs
- * of API calls (acts.c, callbacks.c) run on it, and a model of what iou promises (model.c) looks
- * at each callback, each SQE that reaches the kernel, and each time the loop goes to sleep.
+ * Deterministic simulation. iou.c, as it is, is linked with a fake kernel (kernel.c) and fake
+ * threads (threads.c) by the linker's --wrap; one seed decides everything that either does. Random
+ * programs of API calls (acts.c, callbacks.c) run on it, and a model of what iou promises (model.c)
+ * looks at each callback, each SQE that reaches the kernel, and each time the loop goes to sleep.
  *
  * All runs in one thread of the system. The main program is the loop thread; workers, and two more
- * threads that post, schedule and quit, are coroutines that are stepped whenever the loop thread calls
- * something that is wrapped. The clock is virtual. A failure prints the run's seed, which replays it.
+ * threads that post, schedule and quit, are coroutines that are stepped whenever the loop thread
+ * calls something that is wrapped. The clock is virtual. A failure prints the run's seed, which
+ * replays it.
  */
 
 #undef _FORTIFY_SOURCE /* its longjmp refuses to change stacks */
@@ -108,7 +109,8 @@ void sim_trace(const char *format, ...) __attribute__((cold, format(printf, 1, 2
 #define NEVER UINT64_MAX
 
 typedef struct world_t {
-	bool running;          /* between the start of a run and its end: else the wraps pass through */
+	/* between the start of a run and its end: else the wraps pass through */
+	bool running;
 	uint64_t now_ns;       /* the virtual clock */
 	bool clock_stands;     /* reading it does not move it, */
 	bool clock_is_coarse;  /* or seldom does, */
@@ -206,7 +208,8 @@ unsigned kernel_n_refused(void);
 bool kernel_refuses(void), kernel_refuses_poll(void);
 /* Was a ring closed with ops in flight, since nothing was allowed that could end them? */
 bool kernel_left_ops(void);
-/* The smallest SQ that there was in this run; the SQEs that the last enter was to submit; and all that were taken. */
+/* The smallest SQ that there was in this run; the SQEs that the last enter was to submit; and all
+ * that were taken. */
 unsigned kernel_sq_entries_min(void);
 unsigned kernel_n_entered(void);
 bool kernel_enter_was_short(void);
@@ -223,9 +226,10 @@ bool kernel_holds(unsigned op);
 bool kernel_fences(uint64_t user_data);
 const char *kernel_where(unsigned op);
 
-/* ---- The model (model.c) ------------------------------------------------------------------------ */
+/* ---- The model (model.c) --------------------------------------------------------------------- */
 
-/* The kernel's side of it. `op` is the number that the program put in the SQE's last word; 0: iou's own. */
+/* The kernel's side of it. `op` is the number that the program put in the SQE's last word; 0: iou's
+ * own. */
 void model_taken(unsigned op, const struct io_uring_sqe *sqe, unsigned previous, bool linked);
 void model_chain_cut(unsigned last);
 void model_dropped(unsigned op);

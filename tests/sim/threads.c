@@ -3,9 +3,10 @@
 /*
  * The fake threads: coroutines, mutexes, futexes, the clock, and memory that can run short.
  *
- * The loop thread is the program's own stack. It steps the others where it calls something wrapped; a
- * stepped one runs until it blocks, or until chance hands back at something that it calls. A mutex's state
- * stands in iou's own memory, as with the real ones; a futex is known by its address alone.
+ * The loop thread is the program's own stack. It steps the others where it calls something wrapped;
+ * a stepped one runs until it blocks, or until chance hands back at something that it calls. A
+ * mutex's state stands in iou's own memory, as with the real ones; a futex is known by its address
+ * alone.
  */
 
 #include "sim.h"
@@ -60,7 +61,7 @@ static unsigned n_threads = 1 + N_POSTERS, current;
 
 void *__real_aligned_alloc(size_t alignment, size_t size);
 
-/* ---- Coroutines ------------------------------------------------------------------------------- */
+/* ---- Coroutines ------------------------------------------------------------------------------ */
 
 static void switch_to(unsigned to)
 {
@@ -175,7 +176,8 @@ bool threads_step(void)
 		unsigned at = from + i - 1 < n_threads ? from + i - 1 : from + i - n_threads;
 		thread_t *thread = &threads[at];
 
-		if (can_run(thread) || (thread->state == WAITS_FUTEX && one_in(100))) { /* for no reason */
+		/* a futex may wake for no reason */
+		if (can_run(thread) || (thread->state == WAITS_FUTEX && one_in(100))) {
 			thread->state = RUNS;
 			switch_to(at);
 			return true;
@@ -312,15 +314,17 @@ void threads_check_end(void)
 	CHECK(threads_n_workers() == 0, "%u workers are left", threads_n_workers());
 }
 
-/* ---- pthreads --------------------------------------------------------------------------------- */
+/* ---- pthreads -------------------------------------------------------------------------------- */
 
 static bool has_ended(const void *data)
 {
 	return ((const thread_t *)data)->state == ENDED;
 }
 
-int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*main)(void *), void *data);
-int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*main)(void *), void *data)
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*main)(void *),
+			  void *data);
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*main)(void *),
+			  void *data)
 {
 	(void)attr;
 	world.n_starts++;
@@ -465,14 +469,14 @@ int __wrap_pthread_mutex_lock(pthread_mutex_t *mutex)
 int __wrap_pthread_mutex_unlock(pthread_mutex_t *mutex);
 int __wrap_pthread_mutex_unlock(pthread_mutex_t *mutex)
 {
-	CHECK(((fake_mutex_t *)mutex)->owner == current + 1, "unlock of a mutex that thread %u holds",
-	      ((fake_mutex_t *)mutex)->owner - 1);
+	CHECK(((fake_mutex_t *)mutex)->owner == current + 1,
+	      "unlock of a mutex that thread %u holds", ((fake_mutex_t *)mutex)->owner - 1);
 	((fake_mutex_t *)mutex)->owner = 0;
 	sim_point();
 	return 0;
 }
 
-/* ---- System calls that iou makes by number ----------------------------------------------------- */
+/* ---- System calls that iou makes by number --------------------------------------------------- */
 
 static bool is_woken(const void *data)
 {
@@ -570,7 +574,7 @@ long __wrap_syscall(long number, ...)
 	return ret;
 }
 
-/* ---- Clock, chance, memory -------------------------------------------------------------------- */
+/* ---- Clock, chance, memory ------------------------------------------------------------------- */
 
 int __real_clock_gettime(clockid_t clock, struct timespec *ts);
 int __wrap_clock_gettime(clockid_t clock, struct timespec *ts);
@@ -582,7 +586,8 @@ int __wrap_clock_gettime(clockid_t clock, struct timespec *ts)
 	sim_point();
 	if (!world.clock_stands && (!world.clock_is_coarse || one_in(16)))
 		world.now_ns += pick(world.tick_ns);
-	if (current && world.may_spin && !world.clock_stands) /* which takes its time on a coarse clock too */
+	/* which takes its time on a coarse clock too */
+	if (current && world.may_spin && !world.clock_stands)
 		world.now_ns += pick(1000);
 	ts->tv_sec = (time_t)(world.now_ns / 1000000000);
 	ts->tv_nsec = (long)(world.now_ns % 1000000000);
@@ -620,14 +625,18 @@ void *__real_malloc(size_t size);
 void *__wrap_malloc(size_t size);
 void *__wrap_malloc(size_t size)
 {
-	return !world.running ? __real_malloc(size) : memory_is_short() ? NULL : count(__real_malloc(size));
+	return !world.running	   ? __real_malloc(size)
+	       : memory_is_short() ? NULL
+				   : count(__real_malloc(size));
 }
 
 void *__real_calloc(size_t n, size_t size);
 void *__wrap_calloc(size_t n, size_t size);
 void *__wrap_calloc(size_t n, size_t size)
 {
-	return !world.running ? __real_calloc(n, size) : memory_is_short() ? NULL : count(__real_calloc(n, size));
+	return !world.running	   ? __real_calloc(n, size)
+	       : memory_is_short() ? NULL
+				   : count(__real_calloc(n, size));
 }
 
 void *__real_realloc(void *memory, size_t size);
@@ -658,7 +667,9 @@ int __real_posix_memalign(void **memory, size_t alignment, size_t size);
 int __wrap_posix_memalign(void **memory, size_t alignment, size_t size);
 int __wrap_posix_memalign(void **memory, size_t alignment, size_t size)
 {
-	int error = world.running && memory_is_short() ? ENOMEM : __real_posix_memalign(memory, alignment, size);
+	int error = world.running && memory_is_short()
+			    ? ENOMEM
+			    : __real_posix_memalign(memory, alignment, size);
 
 	if (world.running && !error)
 		count(*memory);
@@ -677,7 +688,8 @@ void __wrap_free(void *memory)
 		CHECK(at, "memory is freed that was not allocated");
 		allocs[at - 1] = allocs[--world.n_allocs];
 #if !SIM_ASAN
-		memset(memory, 0xdd, malloc_usable_size(memory) < 2048 ? malloc_usable_size(memory) : 2048);
+		memset(memory, 0xdd,
+		       malloc_usable_size(memory) < 2048 ? malloc_usable_size(memory) : 2048);
 #endif
 	}
 	__real_free(memory);
