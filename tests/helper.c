@@ -83,7 +83,8 @@ static void read_ids(const char *path, bool threads, ids_t *ids)
 	while ((entry = readdir(dir))) {
 		int id = atoi(entry->d_name);
 
-		if (entry->d_name[0] == '.' || (!threads && id == dirfd(dir)) || (threads && is_io_wq(id)))
+		if (entry->d_name[0] == '.' || (!threads && id == dirfd(dir)) ||
+		    (threads && is_io_wq(id)))
 			continue;
 		ck_assert_int_lt(ids->n, MAX_IDS);
 		ids->id[ids->n++] = id;
@@ -215,7 +216,8 @@ static int ask_kernel(unsigned entries, unsigned setup_flags)
 	struct io_uring ring;
 	int ret = -ENOMEM;
 
-	for (int i = 0; i < 1000 && ret == -ENOMEM; i++) { /* that of rings just closed comes back a little later */
+	/* that of rings just closed comes back a little later */
+	for (int i = 0; i < 1000 && ret == -ENOMEM; i++) {
 		ret = io_uring_queue_init_params(entries, &ring, &params);
 		if (ret == -ENOMEM)
 			nap();
@@ -231,8 +233,8 @@ iou_t *ck_new_iou_of(const char *func, unsigned entries, unsigned setup_flags)
 	int error = iou ? 0 : errno, ret = ask_kernel(entries, setup_flags);
 	char why[64];
 
-	ck_assert_msg(ret == -error, "setup_flags %#x: the kernel says %s, iou_new_with %s", setup_flags, strerror(-ret),
-		      strerror(error));
+	ck_assert_msg(ret == -error, "setup_flags %#x: the kernel says %s, iou_new_with %s",
+		      setup_flags, strerror(-ret), strerror(error));
 	if (!iou && !said_flags) { /* once for a test: each line counts as one that was skipped */
 		snprintf(why, sizeof(why), "in part: needs IORING_SETUP flags %#x", setup_flags);
 		ck_skip(func, why);
@@ -271,7 +273,8 @@ void flush(iou_t *iou)
 	ck_assert_msg(ret == 0, "iou_flush: %d", ret);
 }
 
-/* Lines with `key` below the heading, in the fdinfo of the ring; -1 where the heading is missing. */
+/* Lines with `key` below the heading, in the fdinfo of the ring; -1 where the heading is
+ * missing. */
 static int count_fdinfo(iou_t *iou, const char *heading, const char *key)
 {
 	char path[64], line[256];
@@ -459,7 +462,8 @@ int on_call(void *data)
 	if (!(call->flags & IORING_CQE_F_MORE))
 		call->n_last++;
 	if (n_order == MAX_ORDER)
-		ck_abort_msg("more calls than are recorded"); /* no ck_assert(): it would write a note each time */
+		/* no ck_assert(): it would write a note each time */
+		ck_abort_msg("more calls than are recorded");
 	order[n_order++] = call->id;
 	return call->ret;
 }
@@ -499,7 +503,8 @@ uint64_t now_ns(void)
 
 struct __kernel_timespec kernel_time(uint64_t ns)
 {
-	return (struct __kernel_timespec){.tv_sec = (int64_t)(ns / SECOND), .tv_nsec = (long long)(ns % SECOND)};
+	return (struct __kernel_timespec){.tv_sec = (int64_t)(ns / SECOND),
+					  .tv_nsec = (long long)(ns % SECOND)};
 }
 
 bool have_op(iou_t *iou, int opcode)
@@ -527,7 +532,8 @@ const char *scratch(void)
 	const char *tmp = getenv("TMPDIR");
 
 	if (!scratch_dir[0]) {
-		snprintf(scratch_dir, sizeof(scratch_dir), "%s/iou-test-XXXXXX", tmp && tmp[0] ? tmp : "/tmp");
+		snprintf(scratch_dir, sizeof(scratch_dir), "%s/iou-test-XXXXXX",
+			 tmp && tmp[0] ? tmp : "/tmp");
 		ck_assert_ptr_nonnull(mkdtemp(scratch_dir));
 	}
 	return scratch_dir;
@@ -570,7 +576,8 @@ void new_socketpair(int fds[2])
 
 void new_tcp_pair(int fds[2])
 {
-	struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	struct sockaddr_in addr = {.sin_family = AF_INET,
+				   .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
 	socklen_t len = sizeof(addr);
 	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
@@ -603,8 +610,8 @@ void ck_defined(const void *data, size_t size)
 
 bool is_slow(void)
 {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || __has_feature(address_sanitizer) || \
-	__has_feature(thread_sanitizer)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || \
+	__has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
 	return true;
 #elif defined(HAVE_VALGRIND)
 	return RUNNING_ON_VALGRIND || getenv("IOU_TEST_SLOW");

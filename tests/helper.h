@@ -33,7 +33,8 @@
 #ifndef SUITES
 #define SUITES(X) \
 	X(ops) X(ring) X(chains) X(cancel) X(deadline) X(env) \
-	X(loop) X(rounds) X(nested) X(timer) X(post) X(bh) X(async) X(life) X(threads) X(misuse) X(fork) X(embed) X(dialog) \
+	X(loop) X(rounds) X(nested) X(timer) X(post) X(bh) X(async) \
+	X(life) X(threads) X(misuse) X(fork) X(embed) X(dialog) \
 	X(restricted) X(stats) \
 	X(hostile)
 #endif
@@ -48,9 +49,10 @@ SUITES(DECLARE_SUITE)
 #define TEST_CASE(suite, name, ...) ck_case(suite, name, (const TTest *[]){__VA_ARGS__, NULL})
 TCase *ck_case(Suite *suite, const char *name, const TTest **tests);
 
-/* The fixture: setup notes open descriptors and threads, teardown waits a moment for threads that are
- * just exiting, then checks that both are as before. io-wq's own threads are not counted: on some kernels
- * they belong to the thread that submitted and outlive the ring. Removes the scratch folder. */
+/* The fixture: setup notes open descriptors and threads, teardown waits a moment for threads that
+ * are just exiting, then checks that both are as before. io-wq's own threads are not counted: on
+ * some kernels they belong to the thread that submitted and outlive the ring. Removes the scratch
+ * folder. */
 void ck_setup(void);
 void ck_teardown(void);
 
@@ -66,13 +68,15 @@ void ck_skip(const char *func, const char *why);
 
 iou_t *new_iou(unsigned entries);
 iou_t *new_iou_with(const iou_config_t *config);
-/* With these setup_flags; or NULL where this kernel refuses them, which is asked itself and said by name. */
+/* With these setup_flags; or NULL where this kernel refuses them, which is asked itself and said by
+ * name. */
 #define NEW_IOU_OF(entries, setup_flags) ck_new_iou_of(__func__, entries, setup_flags)
 iou_t *ck_new_iou_of(const char *func, unsigned entries, unsigned setup_flags);
 iou_op_t *new_op(iou_t *iou);
 
-/* Check that nothing is pending and that the kernel holds no op besides the library's own (the wake-up, and
- * the clock behind iou_fd() where that was called), then free it. By the thread that owns it. */
+/* Check that nothing is pending and that the kernel holds no op besides the library's own (the
+ * wake-up, and the clock behind iou_fd() where that was called), then free it. By the thread that
+ * owns it. */
 void done(iou_t *iou);
 
 /* Ops that the kernel has poll-armed for this iou's ring, the library's own wake-up included, or -1
@@ -163,10 +167,12 @@ struct __kernel_timespec kernel_time(uint64_t ns);
 
 /* Does this kernel's io_uring know the opcode? */
 bool have_op(iou_t *iou, int opcode);
-/* For features that no probe tells. Distributions port features back: only to skip, never to expect. */
+/* For features that no probe tells. Distributions port features back: only to skip, never to
+ * expect. */
 bool kernel_at_least(int major, int minor);
 
-/* A folder for this test, removed by the teardown; and the path of a name in it (a static buffer). */
+/* A folder for this test, removed by the teardown; and the path of a name in it (a static
+ * buffer). */
 const char *scratch(void);
 const char *scratch_path(const char *name);
 /* A file in it, or a FIFO, whose open blocks in io-wq until the other side opens it. */
@@ -181,7 +187,8 @@ void close_pair(const int fds[2]);
 /* Memory that the kernel wrote behind valgrind's back. */
 void ck_defined(const void *data, size_t size);
 
-/* True under ASan, TSan or valgrind, and with IOU_TEST_SLOW=1: for tests whose size should shrink there. */
+/* True under ASan, TSan or valgrind, and with IOU_TEST_SLOW=1: for tests whose size should shrink
+ * there. */
 bool is_slow(void);
 bool is_tsan(void);
 
@@ -194,8 +201,9 @@ bool is_full(void);
 typedef enum kind_t { TIMER, POST, BH, JOB, ENDED, CQE, N_KINDS } kind_t;
 extern const char *const kind_names[N_KINDS];
 
-/* Make one of a kind ready: the next round delivers it, by calling cb(data). On the loop thread; makes
- * it the owner. A bottom half is made for it, and left to iou_free(). Returns its op, if it has one. */
+/* Make one of a kind ready: the next round delivers it, by calling cb(data). On the loop thread;
+ * makes it the owner. A bottom half is made for it, and left to iou_free(). Returns its op, if it
+ * has one. */
 iou_op_t *make_ready(iou_t *iou, kind_t kind, int (*cb)(void *cb_data), void *cb_data);
 
 /* The same without waiting for it to be ready and without a flush; never ENDED. */
@@ -226,7 +234,8 @@ void join_thread(pthread_t thread);
 /* Run func(data) on a thread of its own and wait for its end. */
 void in_thread(void (*func)(void *data), void *data);
 
-/* Run func(data) in a forked child. Returns its wait status; what it wrote to stdout and stderr is in said[size]. */
+/* Run func(data) in a forked child. Returns its wait status; what it wrote to stdout and stderr is
+ * in said[size]. */
 int in_child(void (*func)(void *data), void *data, char *said, size_t size);
 /* The same, where the child must end well; shows what it said if not. */
 void in_good_child(void (*func)(void *data), void *data);
@@ -244,7 +253,8 @@ void stop_alarms(void);
 
 /* ---- Blocking, starving ---------------------------------------------------------------------- */
 
-/* A job that runs until its gate is opened; gate_job(gate) is its work. A gate opens for one job at a time. */
+/* A job that runs until its gate is opened; gate_job(gate) is its work. A gate opens for one job at
+ * a time. */
 typedef struct gate_t {
 	sem_t entered, open;
 	int result; /* what the job returns */
@@ -255,12 +265,13 @@ int gate_job(void *gate);
 void gate_wait(gate_t *gate); /* until a job is in it */
 void gate_open(gate_t *gate);
 
-/* Queue the jobs that keep all of `n` workers busy with the gate, and wait until they do: on_nothing is called
- * back for each. Then open the gate n times. */
+/* Queue the jobs that keep all of `n` workers busy with the gate, and wait until they do:
+ * on_nothing is called back for each. Then open the gate n times. */
 void block_workers(iou_t *iou, gate_t *gate, int n);
 void unblock_workers(gate_t *gate, int n);
 
-/* From starve() to feed() no allocation works, not the smallest. Nothing of Check's may be called in between. */
+/* From starve() to feed() no allocation works, not the smallest. Nothing of Check's may be called
+ * in between. */
 void starve(void);
 void feed(void);
 

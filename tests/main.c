@@ -2,8 +2,8 @@
 
 /*
  * Runs every suite. Check's own environment variables select and tell: CK_RUN_SUITE, CK_RUN_CASE,
- * CK_FORK=no, CK_VERBOSITY=verbose, CK_TIMEOUT_MULTIPLIER, CK_TAP_LOG_FILE_NAME. With the argument "refused" it runs
- * none and prints why io_uring cannot be used here, or nothing if it can.
+ * CK_FORK=no, CK_VERBOSITY=verbose, CK_TIMEOUT_MULTIPLIER, CK_TAP_LOG_FILE_NAME. With the argument
+ * "refused" it runs none and prints why io_uring cannot be used here, or nothing if it can.
  */
 
 #include "helper.h"
@@ -20,7 +20,8 @@ static int print_refusal(void)
 
 	if (ret == 0) {
 		io_uring_prep_nop(io_uring_get_sqe(&ring));
-		ret = ring.features & IORING_FEAT_EXT_ARG ? io_uring_submit_and_wait(&ring, 1) : -ENOSYS;
+		ret = ring.features & IORING_FEAT_EXT_ARG ? io_uring_submit_and_wait(&ring, 1)
+							  : -ENOSYS;
 		io_uring_queue_exit(&ring);
 	}
 	if (ret == -EPERM || ret == -EACCES || ret == -ENOSYS)

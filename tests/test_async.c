@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 
-/* The worker pool: its threads, the order of jobs and of their completions, the short form iou_async(). */
+/* The worker pool: its threads, the order of jobs and of their completions, the short form
+ * iou_async(). */
 
 #include "helper.h"
 
@@ -122,7 +123,8 @@ START_TEST(a_job_finds_the_worker_that_falls_asleep)
 
 		if (iou_async(iou, on_nothing, NULL, on_nothing, NULL) != 0)
 			ck_abort_msg("iou_async failed");
-		while ((n = iou_poll(iou, 0)) == 0 && now_ns() < until_ns) /* awake, it sees the end at once */
+		/* awake, it sees the end at once */
+		while ((n = iou_poll(iou, 0)) == 0 && now_ns() < until_ns)
 			;
 		if (n != 1)
 			ck_abort_msg("iou_poll: %d", n);
@@ -133,7 +135,7 @@ START_TEST(a_job_finds_the_worker_that_falls_asleep)
 }
 END_TEST
 
-START_TEST(default_is_a_worker_for_each_cpu)
+START_TEST(there_is_a_worker_for_each_cpu_by_default)
 {
 	cpu_set_t cpus, one;
 	iou_t *iou;
@@ -223,7 +225,8 @@ static uint64_t usual_gap(uint64_t spin_ns)
 	return median(gaps + 1, N_GAPS); /* the first is none */
 }
 
-/* They look for their next job for 50 us before they sleep where spin_ns is set, and not at all where it is not. */
+/* They look for their next job for 50 us before they sleep where spin_ns is set, and not at all
+ * where it is not. */
 START_TEST(workers_spin_only_where_told)
 {
 	uint64_t quiet_ns = 0, spinning_ns = 0;
@@ -238,8 +241,8 @@ START_TEST(workers_spin_only_where_told)
 		quiet_ns = median(quiet, 5);
 		spinning_ns = median(spinning, 5);
 	}
-	ck_assert_msg(quiet_ns + 25 * USEC < spinning_ns, "%d us by default, %d us with spin_ns", (int)(quiet_ns / 1000),
-		      (int)(spinning_ns / 1000));
+	ck_assert_msg(quiet_ns + 25 * USEC < spinning_ns, "%d us by default, %d us with spin_ns",
+		      (int)(quiet_ns / 1000), (int)(spinning_ns / 1000));
 }
 END_TEST
 
@@ -276,7 +279,8 @@ START_TEST(workers_block_signals)
 	pthread_sigmask(SIG_BLOCK, NULL, &mask);
 	ck_assert_int_eq(iou_async(iou, count_blocked, &n_blocked, on_nothing, NULL), 0);
 	run(iou);
-	/* 1 to 31 without KILL, STOP and six that a fault raises, and the real-time ones; the C library keeps two or three. */
+	/* 1 to 31 without KILL, STOP and six that a fault raises, and the real-time ones; the C
+	 * library keeps two or three. */
 	ck_assert_int_eq(n_blocked, 31 - 2 - 6 + SIGRTMAX - SIGRTMIN + 1);
 	pthread_sigmask(SIG_BLOCK, NULL, &mask_after);
 	for (sig = 1; sig <= SIGRTMAX; sig++) /* the caller's mask is as before */
@@ -338,8 +342,8 @@ static void on_bad_page(int sig)
 {
 	__atomic_store_n(&handled_sig, sig, __ATOMIC_RELAXED);
 	handled_by = gettid();
-	EXPECT(mmap(bad_page, page_size, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) ==
-	       bad_page);
+	EXPECT(mmap(bad_page, page_size, PROT_READ | PROT_WRITE,
+		    MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == bad_page);
 }
 
 static int touch_bad_page(void *data)
@@ -449,7 +453,8 @@ static void block_worker(iou_t *iou, job_t *job, sem_t *sem)
 	WAIT_UNTIL(__atomic_load_n(&n_starts, __ATOMIC_RELAXED) == 1);
 }
 
-/* One worker: they run and come back in the order in which they were queued; so do those of a burst. */
+/* One worker: they run and come back in the order in which they were queued; so do those of a
+ * burst. */
 START_TEST(jobs_start_in_order)
 {
 	enum { N = 1000 };
@@ -471,7 +476,7 @@ START_TEST(jobs_start_in_order)
 END_TEST
 
 /* Each waits for the one after it: they finish in the opposite order, and so they come back. */
-START_TEST(completions_come_in_the_order_of_finishing)
+START_TEST(jobs_come_back_in_the_order_of_finishing)
 {
 	enum { N = 4 };
 	iou_t *iou = new_pool(N);
@@ -546,9 +551,9 @@ START_TEST(jobs_start_without_the_loop)
 }
 END_TEST
 
-/* Jobs that come and are cancelled while others wait for a busy worker: those keep their order and are all that
- * runs, however many there were. */
-START_TEST(order_outlasts_cancelled_jobs)
+/* Jobs that come and are cancelled while others wait for a busy worker: those keep their order and
+ * are all that runs, however many there were. */
+START_TEST(jobs_keep_their_order_while_others_are_cancelled)
 {
 	enum { N = 300, N_CANCELLED = 20000 };
 	iou_t *iou = new_pool(1);
@@ -561,7 +566,8 @@ START_TEST(order_outlasts_cancelled_jobs)
 			queue_job(iou, &jobs[i / (N_CANCELLED / N)], i / (N_CANCELLED / N) + 1);
 		victim = (job_t){.ret = 0};
 		queue_job(iou, &victim, -1);
-		if (iou_op_cancel(iou, victim.call.op) != 0 || iou_poll(iou, (int64_t)(10 * SECOND)) != 1 || victim.ran)
+		if (iou_op_cancel(iou, victim.call.op) != 0 ||
+		    iou_poll(iou, (int64_t)(10 * SECOND)) != 1 || victim.ran)
 			ck_abort_msg("not cancelled");
 	}
 	ck_assert_int_eq(iou_op_cancel(iou, jobs[N / 2].call.op), 0); /* it may have moved */
@@ -581,7 +587,7 @@ START_TEST(order_outlasts_cancelled_jobs)
 END_TEST
 
 /* The pool of ops grows while jobs run, wait, and have finished: nothing of them is lost. */
-START_TEST(jobs_outlast_more_ops)
+START_TEST(jobs_outlast_the_growth_of_the_op_pool)
 {
 	enum { N = 100, N_OPS = 5000 };
 	iou_t *iou = new_pool(1);
@@ -621,7 +627,7 @@ END_TEST
 
 static const int results[] = {0, 1, INT32_MAX, -1, -EIO, -ECANCELED, INT32_MIN};
 
-START_TEST(the_result_is_what_work_returned)
+START_TEST(the_result_of_a_job_is_what_it_returned)
 {
 	iou_t *iou = new_pool(2);
 
@@ -644,15 +650,15 @@ static int return_it(void *data)
 	return *(int *)data;
 }
 
-/* The short form: a negative result of the job ends the loop once the completion was called, whose own
- * negative value comes first. */
+/* The short form: a negative result of the job ends the loop once the completion was called, whose
+ * own negative value comes first. */
 START_TEST(async_reports_a_failed_job)
 {
 	static const struct {
 		int work, cb, expected;
 	} table[] = {
-		{0, 0, 0}, {5, 0, 0}, {5, 7, 0}, {-5, 0, -5}, {-5, 7, -5}, {-5, -7, -7}, {5, -7, -7},
-		{INT32_MIN, 0, INT32_MIN},
+		{0, 0, 0},   {5, 0, 0},	   {5, 7, 0},	{-5, 0, -5},
+		{-5, 7, -5}, {-5, -7, -7}, {5, -7, -7}, {INT32_MIN, 0, INT32_MIN},
 	};
 	iou_t *iou = new_pool(1);
 
@@ -678,7 +684,7 @@ START_TEST(async_reports_a_failed_job)
 }
 END_TEST
 
-/* ---- Cancelling: before, while and after they run ---------------------------------------------- */
+/* ---- Cancelling: before, while and after they run -------------------------------------------- */
 
 START_TEST(jobs_are_cancelled)
 {
@@ -693,7 +699,8 @@ START_TEST(jobs_are_cancelled)
 	ck_assert_int_eq(iou_op_cancel(iou, running.call.op), -EALREADY);
 	ck_assert_int_eq(iou_op_cancel(iou, queued[1].call.op), 0);
 	ck_assert_int_eq(iou_op_cancel(iou, queued[1].call.op), 0);
-	ck_assert_int_eq(iou_poll(iou, (int64_t)(10 * SECOND)), 1); /* at once, though the worker is busy */
+	/* at once, though the worker is busy */
+	ck_assert_int_eq(iou_poll(iou, (int64_t)(10 * SECOND)), 1);
 	ck_assert_int_eq(queued[1].call.result, -ECANCELED);
 	ck_assert_int_eq(iou_op_cancel(iou, queued[2].call.op), 0);
 	ck_assert_int_eq(iou_op_cancel(iou, queued[0].call.op), 0);
@@ -734,7 +741,8 @@ START_TEST(a_finished_job_keeps_its_result)
 }
 END_TEST
 
-/* iou_cancel_all() stops those that have not started: their completion is called, the run does not fail. */
+/* iou_cancel_all() stops those that have not started: their completion is called, the run does not
+ * fail. */
 START_TEST(cancel_all_stops_jobs)
 {
 	iou_t *iou = new_pool(1);
@@ -783,7 +791,7 @@ static int on_hop(void *data)
 	return 0;
 }
 
-START_TEST(one_op_goes_through_all_doors)
+START_TEST(one_op_is_a_read_a_timer_and_a_job_in_turn)
 {
 	hop_t hop = {.max = 1000};
 
@@ -922,7 +930,7 @@ static void no_first_worker(void *data)
 	EXPECT(iou_free(iou) == NULL);
 }
 
-START_TEST(no_worker_is_an_error)
+START_TEST(a_job_is_refused_while_there_is_no_worker)
 {
 	in_good_child(no_first_worker, NULL);
 }
@@ -970,7 +978,8 @@ static void no_more_workers(void *data)
 		want_workers(iou, &gate);
 	EXPECT(n_threads("iou-worker") == shortage->n_workers);
 	allow_threads();
-	/* After failures in a row it is tried at every 1024th chance at the least; each batch has one or more. */
+	/* After failures in a row it is tried at every 1024th chance at the least; each batch has
+	 * one or more. */
 	while (n_threads("iou-worker") < MOST_WORKERS && n_tries < 2 * 1024 * MOST_WORKERS) {
 		want_workers(iou, &gate);
 		n_tries++;
@@ -981,8 +990,9 @@ static void no_more_workers(void *data)
 	EXPECT(iou_free(iou) == NULL);
 }
 
-/* Those there are carry on, and the pool grows to its size later. _i: how many there are; once and often */
-START_TEST(the_pool_grows_after_a_shortage)
+/* Those there are carry on, and the pool grows to its size later. _i: how many there are; once and
+ * often */
+START_TEST(the_workers_grow_in_number_after_a_shortage)
 {
 	shortage_t once = {_i, 1}, often = {_i, 100};
 
@@ -996,19 +1006,24 @@ Suite *async_suite(void)
 	Suite *suite = suite_create("async");
 	TCase *threads;
 
-	threads = TEST_CASE(suite, "threads", threads_are_started_when_needed, no_job_waits_while_a_worker_is_free,
-			    default_is_a_worker_for_each_cpu, many_workers_are_allowed, workers_spin_only_where_told,
-			    workers_block_signals, workers_let_faults_through, no_worker_is_an_error);
+	threads = TEST_CASE(suite, "threads", threads_are_started_when_needed,
+			    no_job_waits_while_a_worker_is_free,
+			    there_is_a_worker_for_each_cpu_by_default, many_workers_are_allowed,
+			    workers_spin_only_where_told, workers_block_signals,
+			    workers_let_faults_through, a_job_is_refused_while_there_is_no_worker);
 	tcase_add_loop_test(threads, a_page_fault_in_a_job_is_handled, 0, 2);
 	tcase_add_loop_test(threads, a_fault_in_a_job_is_handled, 0, N_FAULTS);
-	tcase_add_loop_test(threads, the_pool_grows_after_a_shortage, 1, MOST_WORKERS);
+	tcase_add_loop_test(threads, the_workers_grow_in_number_after_a_shortage, 1, MOST_WORKERS);
 	tcase_add_loop_test(threads, a_job_finds_the_worker_that_falls_asleep, 0, 4);
-	TEST_CASE(suite, "order", jobs_start_in_order, completions_come_in_the_order_of_finishing,
-		  finished_jobs_wait_in_order, jobs_start_without_the_loop, order_outlasts_cancelled_jobs,
-		  jobs_outlast_more_ops);
-	TEST_CASE(suite, "results", the_result_is_what_work_returned, async_reports_a_failed_job);
-	TEST_CASE(suite, "cancel", jobs_are_cancelled, a_finished_job_keeps_its_result, cancel_all_stops_jobs);
-	TEST_CASE(suite, "chains", one_op_goes_through_all_doors, a_job_makes_its_environment, a_job_quits,
-		  a_job_has_no_current_iou);
+	TEST_CASE(suite, "order", jobs_start_in_order, jobs_come_back_in_the_order_of_finishing,
+		  finished_jobs_wait_in_order, jobs_start_without_the_loop,
+		  jobs_keep_their_order_while_others_are_cancelled,
+		  jobs_outlast_the_growth_of_the_op_pool);
+	TEST_CASE(suite, "results", the_result_of_a_job_is_what_it_returned,
+		  async_reports_a_failed_job);
+	TEST_CASE(suite, "cancel", jobs_are_cancelled, a_finished_job_keeps_its_result,
+		  cancel_all_stops_jobs);
+	TEST_CASE(suite, "chains", one_op_is_a_read_a_timer_and_a_job_in_turn,
+		  a_job_makes_its_environment, a_job_quits, a_job_has_no_current_iou);
 	return suite;
 }

@@ -36,7 +36,7 @@ static void new_half(iou_t *iou, half_t *half, int id, int (*cb)(void *data))
 
 /* ---- Scheduling ------------------------------------------------------------------------------ */
 
-START_TEST(it_runs_once_however_often_scheduled)
+START_TEST(a_bottom_half_runs_once_however_often_scheduled)
 {
 	iou_t *iou = new_iou(4);
 	half_t half;
@@ -59,7 +59,7 @@ START_TEST(it_runs_once_however_often_scheduled)
 }
 END_TEST
 
-START_TEST(it_schedules_itself_ten_times)
+START_TEST(a_bottom_half_schedules_itself_ten_times)
 {
 	iou_t *iou = new_iou(4);
 	half_t half;
@@ -82,7 +82,7 @@ START_TEST(it_schedules_itself_ten_times)
 END_TEST
 
 /* First scheduled, first run; a second schedule changes nothing; posts stand in the same line. */
-START_TEST(first_scheduled_first_run)
+START_TEST(bottom_halves_run_in_the_order_of_scheduling)
 {
 	enum { N = 100 };
 	iou_t *iou = new_iou(4);
@@ -106,8 +106,9 @@ START_TEST(first_scheduled_first_run)
 }
 END_TEST
 
-/* Also where the system call that wakes the loop fails: here, of one that is waited for from outside. */
-START_TEST(schedule_keeps_errno)
+/* Also where the system call that wakes the loop fails: here, of one that is waited for from
+ * outside. */
+START_TEST(scheduling_a_bottom_half_keeps_errno)
 {
 	iou_t *iou = new_iou(4);
 	int fd = iou_fd(iou);
@@ -142,7 +143,7 @@ static int on_start_job(void *data)
 	return iou_async(half->iou, on_nothing, NULL, on_half, half->other);
 }
 
-START_TEST(an_event_is_flushed)
+START_TEST(a_bottom_half_starts_a_job_that_schedules_another)
 {
 	iou_t *iou = new_iou(4);
 	half_t half, event;
@@ -161,7 +162,7 @@ END_TEST
 
 /* ---- Cancelling and deleting ----------------------------------------------------------------- */
 
-START_TEST(it_is_cancelled)
+START_TEST(a_bottom_half_is_cancelled)
 {
 	iou_t *iou = new_iou(4);
 	half_t half, next;
@@ -205,7 +206,7 @@ static int on_cancel_other(void *data)
 	return 0;
 }
 
-START_TEST(it_is_cancelled_by_another)
+START_TEST(a_bottom_half_is_cancelled_by_another)
 {
 	iou_t *iou = new_iou(4);
 	half_t first, second;
@@ -222,7 +223,7 @@ START_TEST(it_is_cancelled_by_another)
 }
 END_TEST
 
-START_TEST(it_is_deleted)
+START_TEST(a_bottom_half_is_deleted)
 {
 	iou_t *iou = new_iou(4);
 	half_t half, next;
@@ -261,7 +262,7 @@ static int on_delete_itself(void *data)
 	return 0;
 }
 
-START_TEST(it_deletes_itself)
+START_TEST(a_bottom_half_deletes_itself)
 {
 	iou_t *iou = new_iou(4);
 	half_t half;
@@ -287,7 +288,7 @@ static int on_delete_others(void *data)
 }
 
 /* QEMU's "delete many": one of four that are scheduled deletes all, itself included. */
-START_TEST(another_deletes_it)
+START_TEST(a_bottom_half_is_deleted_by_another)
 {
 	iou_t *iou = new_iou(4);
 	half_t halves[4];
@@ -312,7 +313,8 @@ static int on_nested_delete(void *data)
 
 	if (half->n++ == 0) {
 		iou_bh_schedule(half->bh);
-		ck_assert_int_eq(iou_poll(half->iou, -1), 1); /* runs it inside itself, where it is deleted */
+		/* runs it inside itself, where it is deleted */
+		ck_assert_int_eq(iou_poll(half->iou, -1), 1);
 		ck_assert_int_eq(half->n, 2);
 	} else {
 		iou_bh_delete(half->bh);
@@ -320,7 +322,7 @@ static int on_nested_delete(void *data)
 	return 0;
 }
 
-START_TEST(it_is_deleted_inside_its_own_nested_call)
+START_TEST(a_bottom_half_is_deleted_inside_its_own_nested_call)
 {
 	iou_t *iou = new_iou(4);
 	half_t half;
@@ -339,7 +341,7 @@ static int never(void *data)
 	abort();
 }
 
-START_TEST(those_left_are_freed)
+START_TEST(free_takes_along_the_bottom_halves_left)
 {
 	iou_t *iou = new_iou(4);
 
@@ -420,7 +422,7 @@ static iou_t *new_handed(void)
 }
 
 /* Before the first run and after it; of this thread's iou, and of one that is handed on. */
-START_TEST(cancelled_and_scheduled_it_goes_last)
+START_TEST(a_bottom_half_cancelled_and_scheduled_goes_last)
 {
 	for (int i = 0; i < 4; i++) {
 		line_t line;
@@ -455,7 +457,7 @@ static int on_line_up_and_move_first(void *data)
 }
 
 /* In a callback of each kind: of those that wait in the round, or were scheduled just now. */
-START_TEST(in_a_callback_it_goes_last)
+START_TEST(moved_in_a_callback_a_bottom_half_goes_last)
 {
 	for (int i = 0; i < 8 * N_KINDS; i++) {
 		const bool fresh = i & 4;
@@ -490,7 +492,7 @@ static int on_run_another(void *data)
 }
 
 /* In a callback of another iou, whose loop runs in one of this iou's. */
-START_TEST(inside_another_loop_it_goes_last)
+START_TEST(moved_inside_another_loop_a_bottom_half_goes_last)
 {
 	for (int i = 0; i < 4; i++) {
 		line_t line;
@@ -515,7 +517,7 @@ static int on_move_first_elsewhere(void *data)
 }
 
 /* From another thread while the loop is this one's: as its owner, or as the one that runs it. */
-START_TEST(from_another_thread_it_keeps_its_place)
+START_TEST(moved_by_another_thread_a_bottom_half_keeps_its_place)
 {
 	for (int i = 0; i < 8; i++) {
 		line_t line;
@@ -549,7 +551,7 @@ static int move_first_job(void *data)
 	return 0;
 }
 
-START_TEST(from_a_job_it_keeps_its_place)
+START_TEST(moved_by_a_job_a_bottom_half_keeps_its_place)
 {
 	line_t line;
 
@@ -570,7 +572,7 @@ END_TEST
 
 /* ---- Idle ------------------------------------------------------------------------------------ */
 
-START_TEST(an_idle_one_runs_when_nothing_else_does)
+START_TEST(an_idle_bottom_half_runs_when_nothing_else_does)
 {
 	iou_t *iou = new_iou(4);
 	half_t idle, busy;
@@ -587,7 +589,8 @@ START_TEST(an_idle_one_runs_when_nothing_else_does)
 	ck_assert_int_eq(n_order, 21);
 	ck_assert_int_eq(order[20], 7);
 
-	iou_bh_schedule_idle(idle.bh); /* counts as pending; runs also where the poll may not wait */
+	/* counts as pending; runs also where the poll may not wait */
+	iou_bh_schedule_idle(idle.bh);
 	ck_assert_int_eq(iou_poll(iou, 0), 1);
 	ck_assert_int_eq(idle.n, 2);
 
@@ -602,7 +605,7 @@ START_TEST(an_idle_one_runs_when_nothing_else_does)
 }
 END_TEST
 
-START_TEST(schedule_overrides_idle)
+START_TEST(scheduling_a_bottom_half_overrides_idle)
 {
 	iou_t *iou = new_iou(4);
 	half_t half, busy;
@@ -640,7 +643,7 @@ static int on_idle_again(void *data)
 	return 0;
 }
 
-START_TEST(idle_ones_starve_nobody)
+START_TEST(idle_bottom_halves_starve_nobody)
 {
 	iou_t *iou = new_iou(4);
 	call_t timer;
@@ -665,7 +668,14 @@ END_TEST
 
 /* What becomes of an idle one, by the loop's thread or by another. */
 enum fate {
-	LEFT, CANCELLED, CANCELLED_ELSEWHERE, DELETED, DELETED_ELSEWHERE, MOVED, HURRIED, HURRIED_ELSEWHERE,
+	LEFT,
+	CANCELLED,
+	CANCELLED_ELSEWHERE,
+	DELETED,
+	DELETED_ELSEWHERE,
+	MOVED,
+	HURRIED,
+	HURRIED_ELSEWHERE,
 	N_FATES
 };
 
@@ -722,7 +732,7 @@ static int many_ran(int at, enum fate fate)
 }
 
 /* _i: they wait to be looked at, or for the loop to be idle. */
-START_TEST(many_idle_ones)
+START_TEST(many_idle_bottom_halves_run_in_order)
 {
 	const int n_each = N_MANY / N_FATES;
 	iou_t *iou = new_iou(4);
@@ -772,7 +782,7 @@ static void delete_it(void *bh)
 }
 
 /* It waits for the loop to be idle, and is taken away: nothing is left to wait for. */
-START_TEST(an_idle_one_is_taken_away)
+START_TEST(nobody_waits_for_an_idle_bottom_half_taken_away)
 {
 	iou_t *iou = new_iou(4);
 
@@ -825,7 +835,7 @@ static int on_nothing_counted(void *data)
 }
 
 /* A schedule from a handler is never lost, wherever it interrupts the loop. */
-START_TEST(a_signal_handler_schedules)
+START_TEST(a_signal_handler_schedules_a_bottom_half)
 {
 	int n_max = is_slow() ? 100 : 500;
 
@@ -844,14 +854,15 @@ START_TEST(a_signal_handler_schedules)
 }
 END_TEST
 
-/* Whatever the handler interrupts, the allocator and the library's own locks included, it may schedule and quit. */
+/* Whatever the handler interrupts, the allocator and the library's own locks included, it may
+ * schedule and quit. */
 static void schedule_and_quit(void)
 {
 	schedule_in_handler();
 	iou_quit(the_iou);
 }
 
-START_TEST(a_handler_interrupts_anything)
+START_TEST(a_signal_handler_schedules_in_the_middle_of_anything)
 {
 	int n_max = is_slow() ? 200 : 1000, n_calls = 0;
 	uint64_t until_ns = now_ns() + 20 * SECOND;
@@ -897,7 +908,8 @@ static int on_counter(void *data)
 {
 	counter_t *counter = data;
 
-	__atomic_store_n(&counter->seen, __atomic_load_n(&counter->raised, __ATOMIC_RELAXED), __ATOMIC_RELEASE);
+	__atomic_store_n(&counter->seen, __atomic_load_n(&counter->raised, __ATOMIC_RELAXED),
+			 __ATOMIC_RELEASE);
 	counter->n_runs++;
 	return 0;
 }
@@ -917,7 +929,7 @@ static void *raise_counter(void *data)
 	return NULL;
 }
 
-START_TEST(threads_schedule)
+START_TEST(threads_schedule_bottom_halves)
 {
 	enum { N = 4 };
 	counter_t counters[N];
@@ -941,7 +953,8 @@ START_TEST(threads_schedule)
 }
 END_TEST
 
-/* All threads schedule the same one: it still runs after each, and not more often than scheduled. */
+/* All threads schedule the same one: it still runs after each, and not more often than
+ * scheduled. */
 static counter_t shared;
 
 static void *schedule_shared(void *data)
@@ -957,7 +970,7 @@ static void *schedule_shared(void *data)
 	return NULL;
 }
 
-START_TEST(threads_schedule_the_same_one)
+START_TEST(threads_schedule_the_same_bottom_half)
 {
 	enum { N = 4 };
 	pthread_t threads[N];
@@ -978,7 +991,8 @@ START_TEST(threads_schedule_the_same_one)
 }
 END_TEST
 
-/* Made, scheduled, cancelled and deleted on threads while the loop runs: none leaks, none runs twice. */
+/* Made, scheduled, cancelled and deleted on threads while the loop runs: none leaks, none runs
+ * twice. */
 static int n_short_runs;
 
 static int on_short_life(void *data)
@@ -1009,7 +1023,7 @@ static void *short_lives(void *data)
 	return NULL;
 }
 
-START_TEST(threads_make_and_delete)
+START_TEST(threads_make_and_delete_bottom_halves)
 {
 	enum { N = 3 };
 	pthread_t threads[N];
@@ -1029,7 +1043,8 @@ START_TEST(threads_make_and_delete)
 }
 END_TEST
 
-/* Threads do all that they may with idle ones of theirs while the loop comes to be idle and is busy in turns. */
+/* Threads do all that they may with idle ones of theirs while the loop comes to be idle and is busy
+ * in turns. */
 static void *idle_elsewhere(void *data)
 {
 	uint64_t my_seed = (uint64_t)(uintptr_t)data;
@@ -1065,7 +1080,7 @@ static void *idle_elsewhere(void *data)
 	return NULL;
 }
 
-START_TEST(threads_use_idle_ones)
+START_TEST(threads_use_idle_bottom_halves)
 {
 	pthread_t threads[3];
 
@@ -1093,7 +1108,7 @@ static void *schedule_idle_for_the_sleeper(void *data)
 }
 
 /* A loop that sleeps has nothing else to do. */
-START_TEST(idle_from_a_thread_wakes)
+START_TEST(an_idle_bottom_half_of_a_thread_wakes_the_loop)
 {
 	iou_t *iou = new_iou(4);
 	pthread_t thread;
@@ -1111,8 +1126,9 @@ START_TEST(idle_from_a_thread_wakes)
 }
 END_TEST
 
-/* An idle one that is scheduled before another runs before it, also where it waited for its idle time. */
-START_TEST(an_idle_one_scheduled_first_runs_first)
+/* An idle one that is scheduled before another runs before it, also where it waited for its idle
+ * time. */
+START_TEST(an_idle_bottom_half_scheduled_first_runs_first)
 {
 	iou_t *iou = new_iou(4);
 	call_t a = {.id = 1}, b = {.id = 2};
@@ -1147,7 +1163,7 @@ static void *schedule_in_vain(void *data)
 	return NULL;
 }
 
-START_TEST(schedule_from_a_thread_keeps_errno)
+START_TEST(a_thread_that_schedules_a_bottom_half_keeps_errno)
 {
 	iou_t *iou = new_iou(4);
 	pthread_t thread;
@@ -1173,18 +1189,31 @@ Suite *bh_suite(void)
 	Suite *suite = suite_create("bh");
 	TCase *tcase;
 
-	TEST_CASE(suite, "schedule", it_runs_once_however_often_scheduled, it_schedules_itself_ten_times,
-		  first_scheduled_first_run, schedule_keeps_errno, an_event_is_flushed);
-	TEST_CASE(suite, "end", it_is_cancelled, it_is_cancelled_by_another, it_is_deleted, it_deletes_itself,
-		  another_deletes_it, it_is_deleted_inside_its_own_nested_call, those_left_are_freed);
-	TEST_CASE(suite, "place", cancelled_and_scheduled_it_goes_last, in_a_callback_it_goes_last,
-		  inside_another_loop_it_goes_last, from_another_thread_it_keeps_its_place,
-		  from_a_job_it_keeps_its_place);
-	tcase = TEST_CASE(suite, "idle", an_idle_one_runs_when_nothing_else_does, an_idle_one_scheduled_first_runs_first,
-			  schedule_overrides_idle, idle_ones_starve_nobody, an_idle_one_is_taken_away);
-	tcase_add_loop_test(tcase, many_idle_ones, 0, 2);
-	TEST_CASE(suite, "threads", a_signal_handler_schedules, a_handler_interrupts_anything, threads_schedule,
-		  threads_schedule_the_same_one, threads_make_and_delete, threads_use_idle_ones, idle_from_a_thread_wakes,
-		  schedule_from_a_thread_keeps_errno);
+	TEST_CASE(suite, "schedule", a_bottom_half_runs_once_however_often_scheduled,
+		  a_bottom_half_schedules_itself_ten_times,
+		  bottom_halves_run_in_the_order_of_scheduling,
+		  scheduling_a_bottom_half_keeps_errno,
+		  a_bottom_half_starts_a_job_that_schedules_another);
+	TEST_CASE(suite, "end", a_bottom_half_is_cancelled, a_bottom_half_is_cancelled_by_another,
+		  a_bottom_half_is_deleted, a_bottom_half_deletes_itself,
+		  a_bottom_half_is_deleted_by_another,
+		  a_bottom_half_is_deleted_inside_its_own_nested_call,
+		  free_takes_along_the_bottom_halves_left);
+	TEST_CASE(suite, "place", a_bottom_half_cancelled_and_scheduled_goes_last,
+		  moved_in_a_callback_a_bottom_half_goes_last,
+		  moved_inside_another_loop_a_bottom_half_goes_last,
+		  moved_by_another_thread_a_bottom_half_keeps_its_place,
+		  moved_by_a_job_a_bottom_half_keeps_its_place);
+	tcase = TEST_CASE(suite, "idle", an_idle_bottom_half_runs_when_nothing_else_does,
+			  an_idle_bottom_half_scheduled_first_runs_first,
+			  scheduling_a_bottom_half_overrides_idle, idle_bottom_halves_starve_nobody,
+			  nobody_waits_for_an_idle_bottom_half_taken_away);
+	tcase_add_loop_test(tcase, many_idle_bottom_halves_run_in_order, 0, 2);
+	TEST_CASE(suite, "threads", a_signal_handler_schedules_a_bottom_half,
+		  a_signal_handler_schedules_in_the_middle_of_anything,
+		  threads_schedule_bottom_halves, threads_schedule_the_same_bottom_half,
+		  threads_make_and_delete_bottom_halves, threads_use_idle_bottom_halves,
+		  an_idle_bottom_half_of_a_thread_wakes_the_loop,
+		  a_thread_that_schedules_a_bottom_half_keeps_errno);
 	return suite;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 
-/* Cancelling: every state that an op can be in, by every way to end it; races with completion and with memory
- * that is used again; and the graceful end of everything. */
+/* Cancelling: every state that an op can be in, by every way to end it; races with completion and
+ * with memory that is used again; and the graceful end of everything. */
 
 #include "helper.h"
 
@@ -27,7 +27,8 @@ static void put(int fd, const void *data, size_t size)
 static void expect(const call_t *call, int result)
 {
 	ck_assert_msg(call->n_last == 1, "call %d: %d last callbacks", call->id, call->n_last);
-	ck_assert_msg(call->result == result, "call %d: result %d, not %d", call->id, call->result, result);
+	ck_assert_msg(call->result == result, "call %d: result %d, not %d", call->id, call->result,
+		      result);
 }
 
 static void call_timer(iou_t *iou, call_t *call, int id, uint64_t after_ns, uint64_t period_ns)
@@ -48,7 +49,8 @@ static struct scene_t {
 	enum way way;
 	call_t call;       /* the op in question */
 	call_t others[3];  /* what it takes around it */
-	int in[2], out[2]; /* two pipes: nothing comes out unless put in; out is full where a state needs that */
+	/* two pipes: nothing comes out unless put in; out is full where a state needs that */
+	int in[2], out[2];
 	int tcp[2], fd;
 	char data[65536], byte;
 	gate_t gate;
@@ -67,7 +69,7 @@ typedef struct state_t {
 } state_t;
 
 #define IGNORED 1000 /* `expired` of what has no deadline */
-#define NONE    1001 /* ...and of what is over before it could have one; `cancelled` where no callback comes */
+#define NONE    1001 /* the same of what is over before that; `cancelled` where no callback comes */
 
 static int on_scene(void *data);
 
@@ -230,13 +232,15 @@ static bool has_completed(void)
 	return io_uring_cq_ready(iou_ring(scene.iou)) > 0;
 }
 
-/* Until a worker of the kernel's sleeps inside the open; where /proc does not tell of what, a while. (Who stops and
- * continues this process interrupts the open: a cancel finds it with -EINTR then.) */
+/* Until a worker of the kernel's sleeps inside the open; where /proc does not tell of what, a
+ * while. (Who stops and continues this process interrupts the open: a cancel finds it with -EINTR
+ * then.) */
 static void wait_for_io_wq(void)
 {
 	uint64_t until_ns = now_ns() + 20 * MSEC;
 
-	WAIT_UNTIL(n_io_wq_blocked() > 0 || has_completed() || (n_io_wq_blocked() < 0 && now_ns() > until_ns));
+	WAIT_UNTIL(n_io_wq_blocked() > 0 || has_completed() ||
+		   (n_io_wq_blocked() < 0 && now_ns() > until_ns));
 }
 
 static void enter_io_wq_running(void)
@@ -295,8 +299,9 @@ static void enter_zero_copy_send(void)
 
 #define ZERO_COPY_SIZE 4096
 
-/* Taken by the socket, since there is room again, but not sent on: the peer has not read what came before. So there
- * is the result, with more to come, and the pages are lent until the peer reads. */
+/* Taken by the socket, since there is room again, but not sent on: the peer has not read what came
+ * before. So there is the result, with more to come, and the pages are lent until the peer
+ * reads. */
 static void enter_zero_copy_sent(void)
 {
 	int size = 1 << 20;
@@ -423,17 +428,23 @@ static void enter_callback_of_job(void)
 }
 
 static const state_t states[] = {
-	/* name; how it comes there; iou_op_cancel()'s answer; its result then, and after its deadline; stays; inside */
+	/* name; how it comes there; iou_op_cancel()'s answer; its result then, and after its
+	 * deadline; stays; inside */
 	{"prepared", enter_prepared, -EINVAL, NONE, NONE, false, false},
 	{"queued", enter_queued, 0, -ECANCELED, -ETIME, false, false},
 	{"in the backlog", enter_backlog, 0, -ECANCELED, -ETIME, false, false},
 	{"drained, in the backlog", enter_drained, 0, -ECANCELED, -ETIME, false, false},
-	{"head of a chain in the backlog", enter_head_in_backlog, 0, -ECANCELED, -ETIME, false, false},
-	{"member of a chain in the backlog", enter_member_in_backlog, 0, -ECANCELED, -ETIME, false, false},
-	{"head of a chain in the kernel", enter_head_in_kernel, 0, -ECANCELED, -ETIME, false, false},
+	{"head of a chain in the backlog", enter_head_in_backlog, 0, -ECANCELED, -ETIME, false,
+	 false},
+	{"member of a chain in the backlog", enter_member_in_backlog, 0, -ECANCELED, -ETIME, false,
+	 false},
+	{"head of a chain in the kernel", enter_head_in_kernel, 0, -ECANCELED, -ETIME, false,
+	 false},
 	{"head of a hard chain", enter_hard_head_in_kernel, 0, -ECANCELED, -ETIME, false, false},
-	{"member of a chain in the kernel", enter_member_in_kernel, -EALREADY, -ECANCELED, -ETIME, true, false},
-	{"member of a hard chain", enter_hard_member_in_kernel, -EALREADY, -ECANCELED, -ETIME, true, false},
+	{"member of a chain in the kernel", enter_member_in_kernel, -EALREADY, -ECANCELED, -ETIME,
+	 true, false},
+	{"member of a hard chain", enter_hard_member_in_kernel, -EALREADY, -ECANCELED, -ETIME, true,
+	 false},
 	{"poll-armed read", enter_poll_armed, 0, -ECANCELED, -ETIME, false, false},
 	{"receive", enter_receive, 0, -ECANCELED, -ETIME, false, false},
 	{"timeout of the kernel's", enter_timeout, 0, -ECANCELED, -ETIME, false, false},
@@ -442,11 +453,13 @@ static const state_t states[] = {
 	{"queued in io-wq", enter_io_wq_queued, 0, -ECANCELED, -ETIME, false, false},
 	{"multishot", enter_multishot, 0, -ECANCELED, -ETIME, false, false},
 	{"zero-copy send", enter_zero_copy_send, 0, -ECANCELED, -ETIME, false, false},
-	{"zero-copy send that was sent", enter_zero_copy_sent, 0, ZERO_COPY_SIZE, ZERO_COPY_SIZE, true, false},
+	{"zero-copy send that was sent", enter_zero_copy_sent, 0, ZERO_COPY_SIZE, ZERO_COPY_SIZE,
+	 true, false},
 	{"completed, not delivered", enter_completed, 0, 0, 0, false, false},
 	{"asked before", enter_asked_before, 0, -ECANCELED, -ECANCELED, false, false},
 	{"in its last callback", enter_last_callback, -EINVAL, 0, NONE, false, true},
-	{"in a callback of multishot", enter_callback_of_multishot, 0, -ECANCELED, -ETIME, false, true},
+	{"in a callback of multishot", enter_callback_of_multishot, 0, -ECANCELED, -ETIME, false,
+	 true},
 	{"job queued", enter_job_queued, 0, -ECANCELED, -ETIME, false, false},
 	{"job running", enter_job_running, -EALREADY, 7, 7, true, false},
 	{"job done, not delivered", enter_job_done, 0, 7, 7, false, false},
@@ -455,7 +468,8 @@ static const state_t states[] = {
 	{"timer that is due", enter_due_timer, 0, -ECANCELED, NONE, false, false},
 	{"in the callback of a timer", enter_callback_of_timer, -EINVAL, 1, NONE, false, true},
 	{"periodic timer", enter_periodic_timer, 0, -ECANCELED, IGNORED, false, false},
-	{"in a callback of a periodic timer", enter_callback_of_periodic_timer, 0, -ECANCELED, IGNORED, false, true},
+	{"in a callback of a periodic timer", enter_callback_of_periodic_timer, 0, -ECANCELED,
+	 IGNORED, false, true},
 	{"ended in iou, not delivered", enter_ended, 0, -ECANCELED, -ECANCELED, false, false},
 };
 #define N_STATES (int)(sizeof(states) / sizeof(*states))
@@ -477,14 +491,16 @@ static bool was_sent(const state_t *state)
 
 static bool has_result(const state_t *state, int result)
 {
-	return scene.call.result == result || (state->enter == enter_zero_copy_send && was_sent(state));
+	return scene.call.result == result ||
+	       (state->enter == enter_zero_copy_send && was_sent(state));
 }
 
 static void act(void)
 {
 	if (scene.way == CANCEL) {
 		scene.ret = iou_op_cancel(scene.iou, scene.call.op);
-		if (iou_op_cancel(scene.iou, scene.call.op) != scene.ret) /* asking twice is harmless */
+		/* asking twice is harmless */
+		if (iou_op_cancel(scene.iou, scene.call.op) != scene.ret)
 			scene.ret = -EPROTO;
 	} else if (scene.way == CANCEL_ALL) {
 		scene.ret = iou_cancel_all(scene.iou);
@@ -563,7 +579,8 @@ static void check_free(void)
 /* Rounds until the op has ended. */
 static void finish_scene(const state_t *state)
 {
-	for (uint64_t until_ns = now_ns() + 20 * SECOND; !scene.call.n_last && now_ns() < until_ns;) {
+	for (uint64_t until_ns = now_ns() + 20 * SECOND;
+	     !scene.call.n_last && now_ns() < until_ns;) {
 		ck_assert_int_ge(iou_poll(scene.iou, (int64_t)(100 * MSEC)), 0);
 		if (was_sent(state))
 			read_peer();
@@ -655,7 +672,8 @@ static const char *walk_one(const state_t *state, enum way way)
 	return NULL;
 }
 
-/* What a state and a way would not go together: there is no deadline left to pass; free in a callback is misuse. */
+/* What a state and a way would not go together: there is no deadline left to pass; free in a
+ * callback is misuse. */
 static bool is_possible(const state_t *state, enum way way)
 {
 	if (way == DEADLINE)
@@ -676,25 +694,25 @@ static void walk(enum way way)
 		ck_skip("cancelling a zero-copy send", why);
 }
 
-START_TEST(every_state_by_cancel)
+START_TEST(cancelling_ends_an_op_in_every_state)
 {
 	walk(CANCEL);
 }
 END_TEST
 
-START_TEST(every_state_by_deadline)
+START_TEST(a_deadline_ends_an_op_in_every_state)
 {
 	walk(DEADLINE);
 }
 END_TEST
 
-START_TEST(every_state_by_cancel_all)
+START_TEST(cancel_all_ends_an_op_in_every_state)
 {
 	walk(CANCEL_ALL);
 }
 END_TEST
 
-START_TEST(every_state_by_free)
+START_TEST(free_ends_an_op_in_every_state)
 {
 	walk(FREE);
 }
@@ -702,7 +720,7 @@ END_TEST
 
 /* ---- One op ---------------------------------------------------------------------------------- */
 
-START_TEST(nothing_to_cancel)
+START_TEST(cancelling_nothing_is_harmless)
 {
 	iou_t *iou = new_iou(4);
 
@@ -716,7 +734,7 @@ START_TEST(nothing_to_cancel)
 END_TEST
 
 /* However often it is asked, in whatever state: one callback, and none within the call. */
-START_TEST(asking_often_is_harmless)
+START_TEST(cancelling_an_op_often_is_harmless)
 {
 	iou_t *iou = new_iou(4);
 	call_t calls[3];
@@ -748,9 +766,10 @@ START_TEST(asking_often_is_harmless)
 }
 END_TEST
 
-/* A cancel that only interrupted the op, or came before the kernel could find it, is repeated: whole crowds of opens,
- * one half of them waiting in io-wq, none of which would ever end by itself. */
-START_TEST(io_wq_lets_go_of_all)
+/* A cancel that only interrupted the op, or came before the kernel could find it, is repeated:
+ * whole crowds of opens, one half of them waiting in io-wq, none of which would ever end by
+ * itself. */
+START_TEST(cancels_reach_all_that_is_in_io_wq)
 {
 	enum { N = 24 };
 	const char *path = new_fifo("fifo");
@@ -762,7 +781,8 @@ START_TEST(io_wq_lets_go_of_all)
 
 		io_uring_register_iowq_max_workers(iou_ring(iou), limits);
 		for (int i = 0; i < N; i++) {
-			io_uring_prep_openat(call_op(iou, &calls[i], i), AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
+			io_uring_prep_openat(call_op(iou, &calls[i], i), AT_FDCWD, path,
+					     O_RDONLY | O_CLOEXEC, 0);
 			calls[i].op->sqe->flags = IOSQE_ASYNC;
 			call_queue(iou, &calls[i]);
 		}
@@ -780,8 +800,9 @@ START_TEST(io_wq_lets_go_of_all)
 }
 END_TEST
 
-/* Cancelled by an op of the program's own, the kernel's inner codes do not show either; 6.1 says -EINTR. */
-START_TEST(inner_codes_do_not_show)
+/* Cancelled by an op of the program's own, the kernel's inner codes do not show either; 6.1 says
+ * -EINTR. */
+START_TEST(the_kernels_inner_codes_do_not_show)
 {
 	const char *path = new_fifo("fifo");
 	iou_t *iou = new_iou(4);
@@ -808,8 +829,8 @@ static void queue_write(iou_t *iou, call_t *call, int id, int fd, unsigned flags
 	call_queue(iou, call);
 }
 
-/* In the backlog a chain is cut where one of it is cancelled: those before it are a chain of their own, whose last
- * one's failure is nothing to what comes after. */
+/* In the backlog a chain is cut where one of it is cancelled: those before it are a chain of their
+ * own, whose last one's failure is nothing to what comes after. */
 static void cut_chain_at(int at, bool flushed, bool fails, unsigned link, const int fds[2])
 {
 	iou_t *iou = new_iou(8);
@@ -823,7 +844,8 @@ static void cut_chain_at(int at, bool flushed, bool fails, unsigned link, const 
 		call_queue(iou, &drained);
 	}
 	for (int i = 0; i < 5; i++)
-		queue_write(iou, &calls[i], i, fails && i == at - 1 ? -1 : fds[1], i < 3 ? link : 0);
+		queue_write(iou, &calls[i], i, fails && i == at - 1 ? -1 : fds[1],
+			    i < 3 ? link : 0);
 	if (flushed)
 		flush(iou);
 	ck_assert_int_eq(iou_op_cancel(iou, calls[at].op), 0);
@@ -837,12 +859,13 @@ static void cut_chain_at(int at, bool flushed, bool fails, unsigned link, const 
 		else if (!fails || i >= 4)
 			expect(&calls[i], 1);
 		else
-			ck_assert_int_eq(calls[i].n, 1); /* (5.10 cancels a chain whole for a bad descriptor) */
+			/* (5.10 cancels a chain whole for a bad descriptor) */
+			ck_assert_int_eq(calls[i].n, 1);
 	ck_assert_int_ge(read(fds[0], got, sizeof(got)), 2);
 	done(iou);
 }
 
-START_TEST(a_chain_in_the_backlog_is_cut)
+START_TEST(a_cancel_cuts_a_chain_in_the_backlog)
 {
 	int fds[2];
 
@@ -857,8 +880,9 @@ START_TEST(a_chain_in_the_backlog_is_cut)
 }
 END_TEST
 
-/* A member that waits in the kernel cannot be found there: iou asks again when its turn has come. */
-START_TEST(a_member_is_cancelled_when_it_starts)
+/* A member that waits in the kernel cannot be found there: iou asks again when its turn has
+ * come. */
+START_TEST(a_member_of_a_chain_is_cancelled_when_it_starts)
 {
 	iou_t *iou = new_iou(8);
 	call_t calls[4];
@@ -869,7 +893,8 @@ START_TEST(a_member_is_cancelled_when_it_starts)
 	for (int i = 0; i < 4; i++) {
 		static char byte;
 
-		io_uring_prep_read(call_op(iou, &calls[i], i), i < 2 ? in[0] : never[0], &byte, 1, 0);
+		io_uring_prep_read(call_op(iou, &calls[i], i), i < 2 ? in[0] : never[0], &byte, 1,
+				   0);
 		calls[i].op->sqe->flags = i < 3 ? IOSQE_IO_HARDLINK : 0;
 		call_queue(iou, &calls[i]);
 	}
@@ -892,8 +917,9 @@ START_TEST(a_member_is_cancelled_when_it_starts)
 }
 END_TEST
 
-/* Jobs that have not started end promptly while all workers are busy, and the rest keep their order. */
-START_TEST(queued_jobs_end_at_once)
+/* Jobs that have not started end promptly while all workers are busy, and the rest keep their
+ * order. */
+START_TEST(jobs_cancelled_before_they_start_end_at_once)
 {
 	iou_t *iou = new_iou_with(&(iou_config_t){.workers = 1});
 	call_t calls[5];
@@ -963,8 +989,8 @@ END_TEST
 
 /* ---- Races ----------------------------------------------------------------------------------- */
 
-/* An op that reads pipe after pipe. Each read but the innocent ones is cancelled when it may just complete; the
- * innocent ones get no data until they have waited for a stray cancel. */
+/* An op that reads pipe after pipe. Each read but the innocent ones is cancelled when it may just
+ * complete; the innocent ones get no data until they have waited for a stray cancel. */
 typedef struct victim_t {
 	iou_op_t *op;
 	int fds[2];
@@ -1003,7 +1029,8 @@ static int on_victim(void *data)
 	return 0;
 }
 
-/* Some rounds of: queue, complete or not, cancel at some moment, use again at once, look whether that is hit. */
+/* Some rounds of: queue, complete or not, cancel at some moment, use again at once, look whether
+ * that is hit. */
 static void race(uint64_t *seed, int step)
 {
 	static int n_written[N_VICTIMS];
@@ -1031,7 +1058,8 @@ static void race(uint64_t *seed, int step)
 		if (what >= 4)
 			put(victims[i].fds[1], "x", 1), n_written[i]++;
 	}
-	/* Each has two reads for its one byte so far, or for none: the second is not to be cancelled. */
+	/* Each has two reads for its one byte so far, or for none: the second is not to be
+	 * cancelled. */
 	for (int i = 0; i < N_VICTIMS; i++)
 		POLL_UNTIL(the_iou, victims[i].innocent);
 	for (int i = 0; i < 2; i++)
@@ -1076,9 +1104,9 @@ static int on_hop(void *data)
 	return 0;
 }
 
-/* No-ops complete as they are submitted: the cancel that was asked for before, or is asked for while their CQE
- * waits, comes too late, and must not find the next op in the same place. */
-START_TEST(late_cancels_find_nothing)
+/* No-ops complete as they are submitted: the cancel that was asked for before, or is asked for
+ * while their CQE waits, comes too late, and must not find the next op in the same place. */
+START_TEST(a_cancel_that_comes_late_hits_no_other_op)
 {
 	int n_rounds = is_slow() ? 1000 : 10000, fds[2];
 	iou_t *iou = new_iou(8);
@@ -1135,8 +1163,9 @@ static void *write_now_and_then(void *data)
 	return NULL;
 }
 
-/* Another thread completes the reads while they are cancelled, or pass their deadlines of some microseconds: each
- * has one last callback, and no byte is lost by a read that says that it was cancelled. */
+/* Another thread completes the reads while they are cancelled, or pass their deadlines of some
+ * microseconds: each has one last callback, and no byte is lost by a read that says that it was
+ * cancelled. */
 START_TEST(cancels_race_with_completions)
 {
 	int n_rounds = is_slow() ? 500 : 3000, fds[2], n_ends = 0, n_left = 0;
@@ -1171,7 +1200,8 @@ START_TEST(cancels_race_with_completions)
 			int ended = k < 2 ? -ECANCELED : -ETIME;
 
 			n_read += calls[k].result == 1;
-			n_ends += calls[k].n == 1 && (calls[k].result == 1 || calls[k].result == ended);
+			n_ends += calls[k].n == 1 &&
+				  (calls[k].result == 1 || calls[k].result == ended);
 		}
 		n_order = 0;
 	}
@@ -1211,9 +1241,12 @@ START_TEST(cancels_race_with_jobs)
 		if (iou_run(iou) != 0)
 			ck_abort_msg("iou_run failed");
 		for (int k = 0; k < 8; k++)
-			if (calls[k].n != 1 || (calls[k].result != 0 && calls[k].result != -ECANCELED) ||
-			    (rets[k] != 0 && rets[k] != -EALREADY) || (rets[k] == -EALREADY && calls[k].result != 0))
-				ck_abort_msg("cancel: %d, %d times, result %d", rets[k], calls[k].n, calls[k].result);
+			if (calls[k].n != 1 ||
+			    (calls[k].result != 0 && calls[k].result != -ECANCELED) ||
+			    (rets[k] != 0 && rets[k] != -EALREADY) ||
+			    (rets[k] == -EALREADY && calls[k].result != 0))
+				ck_abort_msg("cancel: %d, %d times, result %d", rets[k], calls[k].n,
+					     calls[k].result);
 		n_order = 0;
 	}
 	done(iou);
@@ -1259,7 +1292,8 @@ static void gather(iou_t *iou, crowd_t *crowd)
 	for (int i = 0; i < 4; i++) {
 		io_uring_prep_read(join_crowd(iou, crowd), crowd->pipe[0], &byte, 1, 0);
 		queue_crowd(iou, crowd, 0);
-		io_uring_prep_openat(join_crowd(iou, crowd), AT_FDCWD, scratch_path("fifo"), O_RDONLY | O_CLOEXEC, 0);
+		io_uring_prep_openat(join_crowd(iou, crowd), AT_FDCWD, scratch_path("fifo"),
+				     O_RDONLY | O_CLOEXEC, 0);
 		queue_crowd(iou, crowd, IOSQE_ASYNC);
 		io_uring_prep_timeout(join_crowd(iou, crowd), &far, 0, 0);
 		queue_crowd(iou, crowd, 0);
@@ -1275,12 +1309,15 @@ static void gather(iou_t *iou, crowd_t *crowd)
 		call_t *call = &crowd->calls[crowd->n];
 
 		join_crowd(iou, crowd);
-		start_job(iou, call->op, i < 2 ? gate_job : on_nothing, &crowd->gate, on_call, call);
+		start_job(iou, call->op, i < 2 ? gate_job : on_nothing, &crowd->gate, on_call,
+			  call);
 		if (i < 2)
 			gate_wait(&crowd->gate);
 	}
-	for (int i = 0; i < 3; i++)
-		call_timer(iou, &crowd->calls[crowd->n], crowd->n, FAR, i % 2 ? FAR : 0), crowd->n++;
+	for (int i = 0; i < 3; i++) {
+		call_timer(iou, &crowd->calls[crowd->n], crowd->n, FAR, i % 2 ? FAR : 0);
+		crowd->n++;
+	}
 	for (int i = 0; i < 5; i++) { /* and one in the backlog, behind a drained op */
 		io_uring_prep_read(join_crowd(iou, crowd), crowd->pipe[0], &byte, 1, 0);
 		queue_crowd(iou, crowd, i == 0 ? IOSQE_IO_DRAIN : i < 4 ? IOSQE_IO_LINK : 0);
@@ -1295,7 +1332,8 @@ static void dismiss(crowd_t *crowd)
 		bool runs = crowd->calls[i].result == 0;
 
 		ck_assert_int_eq(crowd->calls[i].n_last, 1);
-		ck_assert_msg(runs || crowd->calls[i].result == -ECANCELED, "%d: %d", i, crowd->calls[i].result);
+		ck_assert_msg(runs || crowd->calls[i].result == -ECANCELED, "%d: %d", i,
+			      crowd->calls[i].result);
 	}
 	close_pair(crowd->pipe);
 	close(crowd->fd);
@@ -1310,7 +1348,8 @@ static int on_open_gate(void *data)
 	return 0;
 }
 
-/* After iou_cancel_all() the run ends by itself: every op has its last callback, posts and bottom halves theirs. */
+/* After iou_cancel_all() the run ends by itself: every op has its last callback, posts and bottom
+ * halves theirs. */
 START_TEST(cancel_all_ends_gracefully)
 {
 	call_t posted = {0};
@@ -1416,8 +1455,9 @@ static int on_cancel_all(void *data)
 	return iou_cancel_all(the_iou);
 }
 
-/* In a callback, with others of the same round still to come; those that queue themselves again go on. */
-START_TEST(cancel_all_in_a_callback)
+/* In a callback, with others of the same round still to come; those that queue themselves again go
+ * on. */
+START_TEST(cancel_all_works_in_a_callback)
 {
 	enum { N = 100 };
 	call_t calls[N], first = {0}, rest = {0};
@@ -1451,7 +1491,7 @@ START_TEST(cancel_all_in_a_callback)
 END_TEST
 
 /* Ten thousand, far more than the SQ and the CQ hold. */
-START_TEST(cancel_all_of_ten_thousand)
+START_TEST(cancel_all_ends_ten_thousand_ops)
 {
 	int n = is_slow() ? 2000 : 10000, fds[2];
 	call_t *calls = calloc((size_t)n, sizeof(*calls));
@@ -1466,7 +1506,8 @@ START_TEST(cancel_all_of_ten_thousand)
 	run(iou);
 	for (int i = 0; i < n; i++)
 		if (calls[i].n != 1 || calls[i].result != -ECANCELED)
-			ck_abort_msg("call %d: %d times, result %d", i, calls[i].n, calls[i].result);
+			ck_abort_msg("call %d: %d times, result %d", i, calls[i].n,
+				     calls[i].result);
 	free(calls);
 	close_pair(fds);
 	done(iou);
@@ -1475,8 +1516,8 @@ END_TEST
 
 /* ---- At random ------------------------------------------------------------------------------- */
 
-/* Slots, each with an op of some kind or none. Whatever is queued, fed, cancelled and queued again in whatever order:
- * each op has one last callback, with a result that it can have. */
+/* Slots, each with an op of some kind or none. Whatever is queued, fed, cancelled and queued again
+ * in whatever order: each op has one last callback, with a result that it can have. */
 #define N_SLOTS 48
 
 typedef struct slot_t {
@@ -1513,7 +1554,8 @@ static void start_slot(slot_t *slot)
 		start_job(the_iou, slot->op, on_nothing, NULL, on_slot, slot);
 		return;
 	case 1:
-		iou_op_timer(the_iou, slot->op, below(300) * USEC, below(3) ? 0 : 100 * USEC, on_slot, slot);
+		iou_op_timer(the_iou, slot->op, below(300) * USEC, below(3) ? 0 : 100 * USEC,
+			     on_slot, slot);
 		return;
 	case 2:
 		io_uring_prep_poll_multishot(sqe, random_fd, POLLIN);
@@ -1533,7 +1575,8 @@ static void start_slot(slot_t *slot)
 		io_uring_prep_read(sqe, random_pipe[0], &slot->byte, 1, 0);
 	}
 	if (below(8) == 0)
-		sqe->flags |= (uint8_t[]){IOSQE_IO_LINK, IOSQE_IO_HARDLINK, IOSQE_IO_DRAIN}[below(3)];
+		sqe->flags |=
+			(uint8_t[]){IOSQE_IO_LINK, IOSQE_IO_HARDLINK, IOSQE_IO_DRAIN}[below(3)];
 	iou_op_queue(the_iou, slot->op, on_slot, slot);
 }
 
@@ -1541,11 +1584,14 @@ static bool is_possible_result(const slot_t *slot, int result)
 {
 	if (result == -ECANCELED || result == -ETIME || result == -E2BIG)
 		return true;
-	if (slot->kind == 4 && result >= 0) { /* before 6.2 a linked open is tried without waiting, whatever it says */
+	/* before 6.2 a linked open is tried without waiting, whatever it says */
+	if (slot->kind == 4 && result >= 0) {
 		close(result);
 		return true;
 	}
-	return slot->kind == 2 || slot->kind == 1 ? result > 0 : slot->kind >= 7 ? result == 1 : result == 0;
+	if (slot->kind == 1 || slot->kind == 2)
+		return result > 0;
+	return slot->kind >= 7 ? result == 1 : result == 0;
 }
 
 static int on_slot(void *data)
@@ -1613,7 +1659,7 @@ static void end_slots(void)
 		ck_assert_ptr_null(slots[i].op);
 }
 
-START_TEST(random_ops_end_once)
+START_TEST(ops_cancelled_at_random_end_once)
 {
 	int n_steps = is_full() ? 1000000 : is_slow() ? 10000 : 60000;
 	char rest[4096];
@@ -1627,7 +1673,9 @@ START_TEST(random_ops_end_once)
 		random_seed = entries;
 		for (int i = 0; i < n_steps / 3; i++) {
 			step_slot(&slots[below(N_SLOTS)]);
-			if (i % 1000 == 0 && poll(&(struct pollfd){.fd = random_pipe[0], .events = POLLIN}, 1, 0) == 1)
+			if (i % 1000 == 0 &&
+			    poll(&(struct pollfd){.fd = random_pipe[0], .events = POLLIN}, 1, 0) ==
+				    1)
 				ck_assert_int_gt(read(random_pipe[0], rest, sizeof(rest)), 0);
 		}
 		end_slots();
@@ -1642,15 +1690,20 @@ Suite *cancel_suite(void)
 {
 	Suite *suite = suite_create("cancel");
 
-	TEST_CASE(suite, "table", every_state_by_cancel, every_state_by_deadline, every_state_by_cancel_all,
-		  every_state_by_free);
-	TEST_CASE(suite, "one", nothing_to_cancel, asking_often_is_harmless, io_wq_lets_go_of_all,
-		  inner_codes_do_not_show, a_chain_in_the_backlog_is_cut, a_member_is_cancelled_when_it_starts,
-		  queued_jobs_end_at_once, an_op_queued_again_is_cancelled_again);
-	TEST_CASE(suite, "races", a_cancel_never_hits_another_op, late_cancels_find_nothing,
-		  cancels_race_with_completions, cancels_race_with_jobs);
-	TEST_CASE(suite, "random", random_ops_end_once);
-	TEST_CASE(suite, "all", cancel_all_ends_gracefully, cancel_all_is_for_those_pending, cancel_all_in_a_callback,
-		  cancel_all_of_ten_thousand);
+	TEST_CASE(suite, "table", cancelling_ends_an_op_in_every_state,
+		  a_deadline_ends_an_op_in_every_state, cancel_all_ends_an_op_in_every_state,
+		  free_ends_an_op_in_every_state);
+	TEST_CASE(suite, "one", cancelling_nothing_is_harmless, cancelling_an_op_often_is_harmless,
+		  cancels_reach_all_that_is_in_io_wq, the_kernels_inner_codes_do_not_show,
+		  a_cancel_cuts_a_chain_in_the_backlog,
+		  a_member_of_a_chain_is_cancelled_when_it_starts,
+		  jobs_cancelled_before_they_start_end_at_once,
+		  an_op_queued_again_is_cancelled_again);
+	TEST_CASE(suite, "races", a_cancel_never_hits_another_op,
+		  a_cancel_that_comes_late_hits_no_other_op, cancels_race_with_completions,
+		  cancels_race_with_jobs);
+	TEST_CASE(suite, "random", ops_cancelled_at_random_end_once);
+	TEST_CASE(suite, "all", cancel_all_ends_gracefully, cancel_all_is_for_those_pending,
+		  cancel_all_works_in_a_callback, cancel_all_ends_ten_thousand_ops);
 	return suite;
 }

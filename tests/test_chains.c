@@ -32,7 +32,8 @@ static void queue_nop(iou_t *iou, call_t *call, int id, unsigned flags)
 	queue_with(iou, call, flags);
 }
 
-/* An op that fails with -ENOENT as soon as it is submitted: whatever is linked to it ends with -ECANCELED. */
+/* An op that fails with -ENOENT as soon as it is submitted: whatever is linked to it ends with
+ * -ECANCELED. */
 static void queue_failing(iou_t *iou, call_t *call, int id, unsigned flags)
 {
 	io_uring_prep_poll_remove(call_op(iou, call, id), 0x7777);
@@ -58,7 +59,8 @@ static void queue_write(iou_t *iou, call_t *call, int id, int fd, unsigned flags
 static void expect(const call_t *call, int result)
 {
 	ck_assert_msg(call->n == 1, "call %d: %d times", call->id, call->n);
-	ck_assert_msg(call->result == result, "call %d: result %d, not %d", call->id, call->result, result);
+	ck_assert_msg(call->result == result, "call %d: result %d, not %d", call->id, call->result,
+		      result);
 }
 
 static void expect_text(int fd, const char *text)
@@ -142,8 +144,8 @@ START_TEST(a_failure_ends_a_link_but_no_hardlink)
 }
 END_TEST
 
-/* Wherever in the SQ it comes to stand, and with the library's own SQEs among it, a chain enters whole: else what
- * follows the failing head would run. */
+/* Wherever in the SQ it comes to stand, and with the library's own SQEs among it, a chain enters
+ * whole: else what follows the failing head would run. */
 START_TEST(a_chain_is_never_split)
 {
 	for (int entries = 1; entries <= 8; entries *= 2) {
@@ -157,13 +159,16 @@ START_TEST(a_chain_is_never_split)
 					n++, queue_nop(iou, &calls[n - 1], n - 1, 0);
 				queue_failing(iou, &calls[n], n, length > 1 ? IOSQE_IO_LINK : 0);
 				for (int i = 1; i < length; i++)
-					queue_nop(iou, &calls[n + i], n + i, i < length - 1 ? IOSQE_IO_LINK : 0);
+					queue_nop(iou, &calls[n + i], n + i,
+						  i < length - 1 ? IOSQE_IO_LINK : 0);
 				queue_nop(iou, &calls[n + length], n + length, 0);
 				if (length % 2)
 					flush(iou);
 				run(iou);
 				for (int i = 0; i <= n + length; i++)
-					expect(&calls[i], i < n || i == n + length ? 0 : i == n ? -ENOENT : -ECANCELED);
+					expect(&calls[i], i < n || i == n + length ? 0
+							  : i == n		   ? -ENOENT
+										   : -ECANCELED);
 				done(iou);
 			}
 		}
@@ -172,7 +177,7 @@ START_TEST(a_chain_is_never_split)
 END_TEST
 
 /* A backlog of random chains, through a small SQ. */
-START_TEST(many_chains_in_a_row)
+START_TEST(many_chains_follow_each_other)
 {
 	enum { N = 4000 };
 	call_t *calls = calloc(N, sizeof(*calls));
@@ -196,7 +201,8 @@ START_TEST(many_chains_in_a_row)
 	run(iou);
 	for (int i = 0; i < N; i++)
 		if (calls[i].n != 1 || calls[i].result != expected[i])
-			ck_abort_msg("call %d: %d times, result %d", i, calls[i].n, calls[i].result);
+			ck_abort_msg("call %d: %d times, result %d", i, calls[i].n,
+				     calls[i].result);
 	free(expected);
 	free(calls);
 	done(iou);
@@ -231,7 +237,7 @@ START_TEST(a_chain_longer_than_the_sq_fails_whole)
 END_TEST
 
 /* One that the kernel refuses makes the others of its chain fail, each once. */
-START_TEST(a_bad_opcode_in_a_chain)
+START_TEST(a_bad_opcode_ends_its_chain)
 {
 	for (int bad = 0; bad < 4; bad++) {
 		iou_t *iou = new_iou(4);
@@ -338,7 +344,8 @@ END_TEST
 
 /* ---- Where a chain ends ---------------------------------------------------------------------- */
 
-/* What a flush or a round finds queued goes out, with a link flag or without, and links to nothing later. */
+/* What a flush or a round finds queued goes out, with a link flag or without, and links to nothing
+ * later. */
 START_TEST(a_flush_or_a_poll_ends_a_chain)
 {
 	int in[2], out[2];
@@ -437,8 +444,9 @@ START_TEST(a_nested_poll_ends_a_chain)
 }
 END_TEST
 
-/* An ended chain may still have to wait; it ends there all the same, when it goes out with what came later. */
-START_TEST(a_waiting_chain_was_ended)
+/* An ended chain may still have to wait; it ends there all the same, when it goes out with what
+ * came later. */
+START_TEST(a_chain_that_was_ended_and_waits_ends_there)
 {
 	int in[2];
 	call_t read, drained, calls[2];
@@ -479,9 +487,9 @@ static void *post_when_it_sleeps(void *data)
 	return NULL;
 }
 
-/* The last op queued has a link flag, then the library submits what it needs to sleep: that is not linked to it,
- * so that it neither waits for it nor fails with it. */
-START_TEST(the_wake_up_stands_in_no_chain)
+/* The last op queued has a link flag, then the library submits what it needs to sleep: that is not
+ * linked to it, so that it neither waits for it nor fails with it. */
+START_TEST(the_poll_for_wake_ups_stands_in_no_chain)
 {
 	call_t call, posted = {0};
 	uint64_t began_ns;
@@ -585,7 +593,8 @@ START_TEST(nothing_passes_a_drained_op)
 
 	new_socketpair(in);
 	new_socketpair(out);
-	queue_read(iou, &read, 0, in[0], IOSQE_IO_DRAIN); /* nothing before it: it starts, and takes its time */
+	/* nothing before it: it starts, and takes its time */
+	queue_read(iou, &read, 0, in[0], IOSQE_IO_DRAIN);
 	queue_write(iou, &writes[0], 1, out[1], 0);
 	flush(iou);
 	queue_write(iou, &writes[1], 2, out[1], 0);
@@ -597,7 +606,8 @@ START_TEST(nothing_passes_a_drained_op)
 	expect(&read, 1);
 	expect_text(out[0], "12");
 
-	queue_nop(iou, &again, 3, IOSQE_IO_DRAIN | IOSQE_ASYNC); /* once it has ended it holds up nothing */
+	/* once it has ended it holds up nothing */
+	queue_nop(iou, &again, 3, IOSQE_IO_DRAIN | IOSQE_ASYNC);
 	run(iou);
 	queue_write(iou, &writes[0], 4, out[1], 0);
 	flush(iou);
@@ -610,7 +620,7 @@ START_TEST(nothing_passes_a_drained_op)
 END_TEST
 
 /* In the kernel a drained op that waits would hold up the cancel of what it waits for. */
-START_TEST(drain_does_not_hold_up_the_rest)
+START_TEST(a_drained_op_does_not_hold_up_the_rest)
 {
 	iou_t *iou = new_iou(8);
 	call_t reads[2], drained, timer, other = {0};
@@ -668,7 +678,7 @@ START_TEST(a_drained_op_is_cancelled)
 END_TEST
 
 /* A chain with a drained member waits, and is waited for, as a whole. */
-START_TEST(a_drained_chain)
+START_TEST(a_chain_with_a_drained_member_waits_as_a_whole)
 {
 	call_t reads[2], writes[4];
 	int in[2], out[2];
@@ -778,7 +788,8 @@ START_TEST(a_waiting_drain_costs_no_system_calls)
 	ck_assert_int_eq(iou_poll(iou, 0), 0);
 	enters = get_stats(iou).enters;
 	ck_assert_int_eq(iou_poll(iou, (int64_t)(200 * MSEC)), 0);
-	ck_assert_uint_le(get_stats(iou).enters - enters, 3); /* one, unless the kernel's wait ends too soon */
+	/* one, unless the kernel's wait ends too soon */
+	ck_assert_uint_le(get_stats(iou).enters - enters, 3);
 	ck_assert_uint_eq(get_stats(iou).backlog, 10);
 	iou_free(iou);
 	ck_assert_int_eq(read.n + drained[0].n, 0);
@@ -809,9 +820,10 @@ static int on_racer(void *data)
 	return 0;
 }
 
-START_TEST(random_ops_and_drains)
+START_TEST(ops_and_drains_at_random_keep_the_order)
 {
-	struct __kernel_timespec times[3] = {kernel_time(USEC), kernel_time(100 * USEC), kernel_time(300 * USEC)};
+	struct __kernel_timespec times[3] = {kernel_time(USEC), kernel_time(100 * USEC),
+					     kernel_time(300 * USEC)};
 	iou_t *iou = new_iou(4);
 	uint64_t seed = 11;
 
@@ -841,8 +853,8 @@ START_TEST(random_ops_and_drains)
 }
 END_TEST
 
-/* A zero-copy send lets its successor start with its first completion; its notification may take as long as the peer
- * does. Meanwhile the successor is cancelled as any op that runs. */
+/* A zero-copy send lets its successor start with its first completion; its notification may take as
+ * long as the peer does. Meanwhile the successor is cancelled as any op that runs. */
 START_TEST(what_follows_a_zero_copy_send_is_cancelled)
 {
 	iou_t *iou = new_iou(8);
@@ -882,8 +894,8 @@ START_TEST(what_follows_a_zero_copy_send_is_cancelled)
 }
 END_TEST
 
-/* 6.18 sends the notification of one that never began, after a CQE that does not say so. It has one callback all the
- * same, and what is in its memory by then is left alone. */
+/* 6.18 sends the notification of one that never began, after a CQE that does not say so. It has one
+ * callback all the same, and what is in its memory by then is left alone. */
 START_TEST(a_zero_copy_send_fails_with_its_chain)
 {
 	iou_t *iou = new_iou(8);
@@ -918,7 +930,8 @@ END_TEST
 
 #define N_FAILING 100
 
-/* Many at once, on each kind of ring, whose memory is used again as soon as they have ended: nothing comes late. */
+/* Many at once, on each kind of ring, whose memory is used again as soon as they have ended:
+ * nothing comes late. */
 START_TEST(zero_copy_sends_fail_with_their_chains)
 {
 	static const unsigned flags[] = {
@@ -944,7 +957,8 @@ START_TEST(zero_copy_sends_fail_with_their_chains)
 			io_uring_prep_read(call_op(iou, &heads[k], 0), -1, NULL, 0, 0);
 			heads[k].op->sqe->flags |= IOSQE_IO_LINK;
 			call_queue(iou, &heads[k]);
-			io_uring_prep_send_zc(call_op(iou, &sends[k], 0), fds[0], "data", 4, MSG_NOSIGNAL, 0);
+			io_uring_prep_send_zc(call_op(iou, &sends[k], 0), fds[0], "data", 4,
+					      MSG_NOSIGNAL, 0);
 			call_queue(iou, &sends[k]);
 		}
 		n_order = 0;
@@ -965,17 +979,20 @@ Suite *chains_suite(void)
 	Suite *suite = suite_create("chains");
 	TCase *tcase;
 
-	TEST_CASE(suite, "links", linked_ops_run_one_after_the_other, a_failure_ends_a_link_but_no_hardlink,
-		  a_chain_is_never_split, many_chains_in_a_row, a_chain_longer_than_the_sq_fails_whole,
-		  a_bad_opcode_in_a_chain, a_link_timeout_works, a_chain_is_queued_again);
-	TEST_CASE(suite, "end", a_flush_or_a_poll_ends_a_chain, a_round_ends_a_chain, a_nested_poll_ends_a_chain,
-		  a_waiting_chain_was_ended);
-	tcase = TEST_CASE(suite, "inside", the_wake_up_stands_in_no_chain, cancels_stand_in_no_chain,
-			  what_follows_a_zero_copy_send_is_cancelled, a_zero_copy_send_fails_with_its_chain);
+	TEST_CASE(suite, "links", linked_ops_run_one_after_the_other,
+		  a_failure_ends_a_link_but_no_hardlink, a_chain_is_never_split,
+		  many_chains_follow_each_other, a_chain_longer_than_the_sq_fails_whole,
+		  a_bad_opcode_ends_its_chain, a_link_timeout_works, a_chain_is_queued_again);
+	TEST_CASE(suite, "end", a_flush_or_a_poll_ends_a_chain, a_round_ends_a_chain,
+		  a_nested_poll_ends_a_chain, a_chain_that_was_ended_and_waits_ends_there);
+	tcase = TEST_CASE(suite, "inside", the_poll_for_wake_ups_stands_in_no_chain,
+			  cancels_stand_in_no_chain, what_follows_a_zero_copy_send_is_cancelled,
+			  a_zero_copy_send_fails_with_its_chain);
 	tcase_add_loop_test(tcase, zero_copy_sends_fail_with_their_chains, 0, 5);
-	TEST_CASE(suite, "drain", a_drained_op_waits_for_those_before_it, nothing_passes_a_drained_op,
-		  drain_does_not_hold_up_the_rest, a_drained_op_is_cancelled, a_drained_chain,
-		  a_multishot_op_is_drained, drained_ops_are_queued_again, a_waiting_drain_costs_no_system_calls,
-		  random_ops_and_drains);
+	TEST_CASE(suite, "drain", a_drained_op_waits_for_those_before_it,
+		  nothing_passes_a_drained_op, a_drained_op_does_not_hold_up_the_rest,
+		  a_drained_op_is_cancelled, a_chain_with_a_drained_member_waits_as_a_whole,
+		  a_multishot_op_is_drained, drained_ops_are_queued_again,
+		  a_waiting_drain_costs_no_system_calls, ops_and_drains_at_random_keep_the_order);
 	return suite;
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 
-/* Deadlines: what ends with -ETIME, and when; what does not. Their states and cancels are walked in test_cancel.c. */
+/* Deadlines: what ends with -ETIME, and when; what does not. Their states and cancels are walked in
+ * test_cancel.c. */
 
 #include "helper.h"
 
@@ -35,7 +36,8 @@ static void queue_read(iou_t *iou, call_t *call, int id, int fd, uint64_t after_
 static void expect(const call_t *call, int result)
 {
 	ck_assert_msg(call->n == 1, "call %d: %d times", call->id, call->n);
-	ck_assert_msg(call->result == result, "call %d: result %d, not %d", call->id, call->result, result);
+	ck_assert_msg(call->result == result, "call %d: result %d, not %d", call->id, call->result,
+		      result);
 }
 
 /* ---- Ring ops -------------------------------------------------------------------------------- */
@@ -70,8 +72,9 @@ START_TEST(an_op_ends_at_its_deadline)
 }
 END_TEST
 
-/* The time runs from the queueing, however long the op was prepared before that, or stays queued after. */
-START_TEST(the_time_runs_from_the_queueing)
+/* The time runs from the queueing, however long the op was prepared before that, or stays queued
+ * after. */
+START_TEST(a_deadline_counts_from_the_queueing)
 {
 	iou_t *iou = new_iou(4);
 	uint64_t began_ns;
@@ -99,8 +102,9 @@ START_TEST(the_time_runs_from_the_queueing)
 }
 END_TEST
 
-/* And leaves nothing behind: no timer that keeps the loop, none that hits what reuses the memory. */
-START_TEST(an_op_in_time_keeps_its_result)
+/* And leaves nothing behind: no timer that keeps the loop, none that hits what reuses the
+ * memory. */
+START_TEST(an_op_that_ends_before_its_deadline_keeps_its_result)
 {
 	iou_t *iou = new_iou(4);
 	uint64_t began_ns = now_ns();
@@ -135,7 +139,7 @@ START_TEST(an_op_in_time_keeps_its_result)
 }
 END_TEST
 
-START_TEST(thousands_of_deadlines)
+START_TEST(thousands_of_deadlines_are_met)
 {
 	int n = is_slow() ? 1000 : 5000;
 	call_t *calls = calloc((size_t)n, sizeof(*calls));
@@ -149,7 +153,8 @@ START_TEST(thousands_of_deadlines)
 	run(iou);
 	for (int i = 0; i < n; i++)
 		if (calls[i].n != 1 || calls[i].result != -ETIME)
-			ck_abort_msg("call %d: %d times, result %d", i, calls[i].n, calls[i].result);
+			ck_abort_msg("call %d: %d times, result %d", i, calls[i].n,
+				     calls[i].result);
 	free(calls);
 	close_pair(fds);
 	done(iou);
@@ -158,7 +163,8 @@ END_TEST
 
 START_TEST(a_far_deadline_is_never)
 {
-	static const uint64_t afters[] = {FAR, INT64_MAX, (uint64_t)INT64_MAX + 1, UINT64_MAX - 1, UINT64_MAX};
+	static const uint64_t afters[] = {FAR, INT64_MAX, (uint64_t)INT64_MAX + 1, UINT64_MAX - 1,
+					  UINT64_MAX};
 	iou_t *iou = new_iou(4);
 	call_t calls[5];
 	int fds[2];
@@ -177,7 +183,7 @@ START_TEST(a_far_deadline_is_never)
 END_TEST
 
 /* What stands in the backlog, behind a drained op, ends there. */
-START_TEST(an_op_ends_in_the_backlog)
+START_TEST(an_op_in_the_backlog_ends_at_its_deadline)
 {
 	iou_t *iou = new_iou(4);
 	call_t read, drained, queued;
@@ -212,7 +218,7 @@ static void queue_linked(iou_t *iou, call_t *call, int id, int fd, bool linked, 
 }
 
 /* The head's deadline ends a chain. */
-START_TEST(the_head_of_a_chain)
+START_TEST(the_deadline_of_its_head_ends_a_chain)
 {
 	iou_t *iou = new_iou(4);
 	call_t calls[3];
@@ -231,8 +237,9 @@ START_TEST(the_head_of_a_chain)
 }
 END_TEST
 
-/* A member's, which the kernel has not started, waits for its turn: then it is cancelled, if its time is over. */
-START_TEST(a_member_of_a_chain)
+/* A member's, which the kernel has not started, waits for its turn: then it is cancelled, if its
+ * time is over. */
+START_TEST(the_deadline_of_a_member_cuts_a_chain)
 {
 	iou_t *iou = new_iou(4);
 	call_t calls[3];
@@ -263,8 +270,9 @@ START_TEST(a_member_of_a_chain)
 }
 END_TEST
 
-/* The chain of ops with deadlines of their own: each counts from the queueing, the kernel knows none of them. */
-START_TEST(each_member_in_time)
+/* The chain of ops with deadlines of their own: each counts from the queueing, the kernel knows
+ * none of them. */
+START_TEST(each_member_of_a_chain_ends_at_its_own_deadline)
 {
 	iou_t *iou = new_iou(4);
 	call_t calls[3];
@@ -284,7 +292,7 @@ START_TEST(each_member_in_time)
 END_TEST
 
 /* In a worker of the kernel's: what it makes of an interrupted open is -ETIME all the same. */
-START_TEST(an_op_in_io_wq)
+START_TEST(an_op_in_io_wq_ends_at_its_deadline)
 {
 	const char *path = new_fifo("fifo");
 	iou_t *iou = new_iou(4);
@@ -301,7 +309,7 @@ START_TEST(an_op_in_io_wq)
 END_TEST
 
 /* The time of a multishot op runs to its last callback, whatever came in between. */
-START_TEST(a_multishot_op)
+START_TEST(a_multishot_op_ends_at_its_deadline)
 {
 	iou_t *iou = new_iou(4);
 	int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -313,7 +321,8 @@ START_TEST(a_multishot_op)
 	call_queue(iou, &call);
 	for (int i = 1; i <= 3; i++) {
 		put(fd, &one, sizeof(one));
-		POLL_UNTIL(iou, call.n >= i || call.n_last); /* a loop that is late finds its time over */
+		/* a loop that is late finds its time over */
+		POLL_UNTIL(iou, call.n >= i || call.n_last);
 	}
 	run(iou);
 	ck_assert_uint_ge(now_ns() - began_ns, 50 * MSEC);
@@ -326,7 +335,7 @@ START_TEST(a_multishot_op)
 END_TEST
 
 /* Who asked first gives the name. */
-START_TEST(cancelled_before_and_after)
+START_TEST(a_cancel_before_the_deadline_gives_the_result)
 {
 	iou_t *iou = new_iou(4);
 	call_t call;
@@ -372,7 +381,7 @@ static int on_again(void *data)
 	return 0;
 }
 
-START_TEST(a_deadline_is_spent)
+START_TEST(a_deadline_is_for_one_queueing)
 {
 	again_t again = {0};
 	int fds[2];
@@ -397,7 +406,7 @@ START_TEST(a_deadline_is_spent)
 END_TEST
 
 /* An op that was given back takes its deadline along. */
-START_TEST(a_freed_op_has_none)
+START_TEST(a_freed_op_has_no_deadline)
 {
 	iou_t *iou = new_iou(4);
 	iou_op_t *op = new_op(iou);
@@ -429,7 +438,7 @@ static int on_timer_then_read(void *data)
 }
 
 /* A timer has no use for it, and spends it. */
-START_TEST(a_timer_ignores_it)
+START_TEST(a_timer_ignores_a_deadline)
 {
 	uint64_t began_ns = now_ns();
 	again_t again = {0};
@@ -455,14 +464,16 @@ END_TEST
 
 /* ---- Jobs ------------------------------------------------------------------------------------ */
 
-static void queue_job(iou_t *iou, call_t *call, int (*work)(void *data), void *data, uint64_t after_ns)
+static void queue_job(iou_t *iou, call_t *call, int (*work)(void *data), void *data,
+		      uint64_t after_ns)
 {
 	call_op(iou, call, 0);
 	iou_op_deadline(iou, call->op, after_ns);
 	start_job(iou, call->op, work, data, on_call, call);
 }
 
-/* One that has not started ends promptly while all workers are busy; one that runs is left to finish. */
+/* One that has not started ends promptly while all workers are busy; one that runs is left to
+ * finish. */
 START_TEST(jobs_have_deadlines)
 {
 	iou_t *iou = new_iou_with(&(iou_config_t){.workers = 2});
@@ -493,7 +504,7 @@ START_TEST(jobs_have_deadlines)
 END_TEST
 
 /* A job that finished in time, though the loop came late to see it, keeps its result. */
-START_TEST(a_finished_job_keeps_its_result)
+START_TEST(a_job_finished_before_its_deadline_keeps_its_result)
 {
 	iou_t *iou = new_iou(4);
 	gate_t gate;
@@ -534,11 +545,17 @@ Suite *deadline_suite(void)
 {
 	Suite *suite = suite_create("deadline");
 
-	TEST_CASE(suite, "ring", an_op_ends_at_its_deadline, the_time_runs_from_the_queueing,
-		  an_op_in_time_keeps_its_result, thousands_of_deadlines, a_far_deadline_is_never,
-		  an_op_ends_in_the_backlog, the_head_of_a_chain, a_member_of_a_chain, each_member_in_time,
-		  an_op_in_io_wq, a_multishot_op, cancelled_before_and_after);
-	TEST_CASE(suite, "spent", a_deadline_is_spent, a_freed_op_has_none, a_timer_ignores_it);
-	TEST_CASE(suite, "jobs", jobs_have_deadlines, a_finished_job_keeps_its_result, free_forgets_deadlines);
+	TEST_CASE(suite, "ring", an_op_ends_at_its_deadline, a_deadline_counts_from_the_queueing,
+		  an_op_that_ends_before_its_deadline_keeps_its_result,
+		  thousands_of_deadlines_are_met, a_far_deadline_is_never,
+		  an_op_in_the_backlog_ends_at_its_deadline, the_deadline_of_its_head_ends_a_chain,
+		  the_deadline_of_a_member_cuts_a_chain,
+		  each_member_of_a_chain_ends_at_its_own_deadline,
+		  an_op_in_io_wq_ends_at_its_deadline, a_multishot_op_ends_at_its_deadline,
+		  a_cancel_before_the_deadline_gives_the_result);
+	TEST_CASE(suite, "spent", a_deadline_is_for_one_queueing, a_freed_op_has_no_deadline,
+		  a_timer_ignores_a_deadline);
+	TEST_CASE(suite, "jobs", jobs_have_deadlines,
+		  a_job_finished_before_its_deadline_keeps_its_result, free_forgets_deadlines);
 	return suite;
 }

@@ -150,9 +150,11 @@ static void helper_end(void)
 typedef enum event_t {
 	/* by the callback itself */
 	NOP_HERE, CHAIN_HERE, TIMER_HERE, TIMER_LATER, TIMER_MOVED, POST_HERE, BH_HERE, IDLE_HERE,
-	JOB_HERE, CANCEL_READ, CANCEL_TIMER, CANCEL_QUEUED, CANCEL_ALL, DEADLINE_NOW, DEADLINE_LATER,
+	JOB_HERE, CANCEL_READ, CANCEL_TIMER, CANCEL_QUEUED, CANCEL_ALL, DEADLINE_NOW,
+	DEADLINE_LATER,
 	/* by another thread, while the callback's loop sleeps */
-	POST_THERE, BH_THERE, IDLE_THERE, JOB_THERE, WRITE_THERE, WRITE_NEW, EVENTFD_THERE, EVENTFD_NEW,
+	POST_THERE, BH_THERE, IDLE_THERE, JOB_THERE, WRITE_THERE, WRITE_NEW, EVENTFD_THERE,
+	EVENTFD_NEW,
 	/* by the kernel */
 	KERNEL_TIMEOUT,
 	/* by the callback; last, since the end of the old ring shows on the descriptor later on */
@@ -527,7 +529,7 @@ static iou_t *new_iou_for(int outer)
  * and in one that slept, with or without a look before. Some wake-ups more than needed are the
  * kernel's: what an eventfd's write brings about is told once more, some time later, and so is the
  * end of a ring. */
-START_TEST(a_callback_waits)
+START_TEST(a_callback_waits_on_iou_fd)
 {
 	scene_t scene;
 
@@ -546,7 +548,7 @@ START_TEST(a_callback_waits)
 END_TEST
 
 /* _i: as above. Readable as soon as there is something to do, and not when it is done. */
-START_TEST(it_is_exact_in_a_callback)
+START_TEST(iou_fd_is_exact_in_a_callback)
 {
 	static const event_t events[] = {NOP_HERE,      CHAIN_HERE, TIMER_HERE,    POST_HERE,
 					 BH_HERE,       IDLE_HERE,  CANCEL_READ,   CANCEL_TIMER,
@@ -565,7 +567,7 @@ START_TEST(it_is_exact_in_a_callback)
 END_TEST
 
 /* Each event on each kind of ring: the kernel signals their completions in other ways. */
-START_TEST(a_callback_waits_on_every_ring)
+START_TEST(a_callback_waits_on_iou_fd_of_every_ring)
 {
 	static const unsigned flags[] = {
 		IORING_SETUP_CLAMP,
@@ -610,7 +612,7 @@ static int on_first(void *data)
 }
 
 /* It did not exist before. */
-START_TEST(the_first_to_ask_is_a_callback)
+START_TEST(a_callback_is_the_first_to_ask_for_iou_fd)
 {
 	helper_start();
 	for (int i = 0; i < N_KINDS * 2; i++) {
@@ -669,7 +671,7 @@ static int on_glib_dialog(void *data)
 
 /* A dialog of GLib's: its loop within a callback, with a source that may be dispatched within
  * itself. */
-START_TEST(glib_waits_in_a_callback)
+START_TEST(a_loop_of_glib_waits_in_a_callback)
 {
 	GSource *source;
 
@@ -699,7 +701,7 @@ END_TEST
 
 #else
 
-START_TEST(glib_waits_in_a_callback)
+START_TEST(a_loop_of_glib_waits_in_a_callback)
 {
 	SKIP("needs glib-2.0");
 }
@@ -729,7 +731,7 @@ static int on_loop_for_the_rest(void *data)
 }
 
 /* _i: the outer call. Two of each kind are ready; the k-th waits for the rest. */
-START_TEST(the_rest_of_a_round_shows)
+START_TEST(iou_fd_shows_the_rest_of_a_round)
 {
 	for (int k = 0; k < N_ITEMS; k++) {
 		the_iou = new_iou_for(_i);
@@ -782,7 +784,7 @@ static int on_wait_for_others(void *data)
 }
 
 /* Three become ready at once while the loop sleeps, and wake it once. */
-START_TEST(the_rest_shows_after_a_sleep)
+START_TEST(iou_fd_shows_the_rest_after_a_sleep)
 {
 	struct sigaction action = {.sa_handler = on_signal};
 
@@ -847,7 +849,7 @@ static int on_level(void *data)
 }
 
 /* _i: the kind of the outermost. Each callback waits for another one, which does the same. */
-START_TEST(loops_within_loops)
+START_TEST(callbacks_wait_on_iou_fd_within_each_other)
 {
 	helper_start();
 	for (int outer = 0; outer < N_OUTERS; outer++) {
@@ -883,7 +885,7 @@ static int on_sleep(void *data)
 	return on_call(data);
 }
 
-START_TEST(a_waiting_callback_sleeps)
+START_TEST(a_callback_that_waits_on_iou_fd_sleeps)
 {
 	for (int i = 0; i < N_KINDS; i++) {
 		call_t call = {0};
@@ -901,7 +903,7 @@ END_TEST
 
 /* The submitting thread of SQPOLL, which has no other CPU, comes to run as soon as the callback's
  * loop sleeps. */
-START_TEST(a_callback_waits_for_sqpoll)
+START_TEST(a_callback_lets_sqpolls_thread_run)
 {
 	cpu_set_t all, one;
 	call_t nop;
@@ -967,7 +969,7 @@ static int on_poll_for_many(void *data)
 
 /* Of each kind of callback, in either poll, and in one inside a callback; at once, and by the
  * callback of what was queued. */
-START_TEST(what_is_queued_is_submitted_before_it_returns)
+START_TEST(iou_poll_submits_what_is_queued_before_it_returns)
 {
 	the_iou = new_iou(8);
 	new_socketpair(many_fds);
@@ -1061,15 +1063,17 @@ Suite *dialog_suite(void)
 	Suite *suite = suite_create("dialog");
 	TCase *tcase;
 
-	tcase = TEST_CASE(suite, "waits", the_first_to_ask_is_a_callback, glib_waits_in_a_callback);
-	tcase_add_loop_test(tcase, a_callback_waits, 0, N_KINDS * N_OUTERS);
-	tcase_add_loop_test(tcase, it_is_exact_in_a_callback, 0, N_KINDS * N_OUTERS);
-	tcase_add_loop_test(tcase, a_callback_waits_on_every_ring, 0, 5);
-	tcase = TEST_CASE(suite, "rest", the_rest_shows_after_a_sleep);
-	tcase_add_loop_test(tcase, the_rest_of_a_round_shows, 0, N_OUTERS);
+	tcase = TEST_CASE(suite, "waits", a_callback_is_the_first_to_ask_for_iou_fd,
+			  a_loop_of_glib_waits_in_a_callback);
+	tcase_add_loop_test(tcase, a_callback_waits_on_iou_fd, 0, N_KINDS * N_OUTERS);
+	tcase_add_loop_test(tcase, iou_fd_is_exact_in_a_callback, 0, N_KINDS * N_OUTERS);
+	tcase_add_loop_test(tcase, a_callback_waits_on_iou_fd_of_every_ring, 0, 5);
+	tcase = TEST_CASE(suite, "rest", iou_fd_shows_the_rest_after_a_sleep);
+	tcase_add_loop_test(tcase, iou_fd_shows_the_rest_of_a_round, 0, N_OUTERS);
 	tcase = TEST_CASE(suite, "nested", NULL);
-	tcase_add_loop_test(tcase, loops_within_loops, 0, N_KINDS);
-	TEST_CASE(suite, "cost", a_waiting_callback_sleeps, a_callback_waits_for_sqpoll,
-		  what_is_queued_is_submitted_before_it_returns, a_sparse_event_costs_one_poll);
+	tcase_add_loop_test(tcase, callbacks_wait_on_iou_fd_within_each_other, 0, N_KINDS);
+	TEST_CASE(suite, "cost", a_callback_that_waits_on_iou_fd_sleeps,
+		  a_callback_lets_sqpolls_thread_run,
+		  iou_poll_submits_what_is_queued_before_it_returns, a_sparse_event_costs_one_poll);
 	return suite;
 }

@@ -85,8 +85,9 @@ static void settle(host_t *host)
 
 /* ---- Each source by itself ------------------------------------------------------------------- */
 
-/* _i: the kind. Started from outside, with no other call than the turns; again after it was quiet. */
-START_TEST(it_drives_each_kind)
+/* _i: the kind. Started from outside, with no other call than the turns; again after it was
+ * quiet. */
+START_TEST(iou_fd_drives_each_kind)
 {
 	host_t host;
 
@@ -123,7 +124,7 @@ static int on_again(void *data)
 }
 
 /* What a callback queues is left to the next round, and nothing else would bring that about. */
-START_TEST(it_submits_what_callbacks_queue)
+START_TEST(iou_fd_tells_of_what_callbacks_queue)
 {
 	again_t again = {.n = 0};
 	host_t host;
@@ -172,7 +173,7 @@ static void *wake_thread(void *data)
 }
 
 /* _i: the kind. What happens elsewhere while the surrounding loop sleeps wakes it. */
-START_TEST(it_wakes_the_surrounding_loop)
+START_TEST(iou_fd_wakes_the_surrounding_loop)
 {
 	wake_t wake = {.kind = (kind_t)_i};
 	pthread_t thread = 0;
@@ -215,8 +216,8 @@ static void *write_eventfd(void *data)
 	return NULL;
 }
 
-/* An eventfd that the program waits for through the ring. Its write may not signal another eventfd at once, and
- * kernels from 6.11 on do it one single time. */
+/* An eventfd that the program waits for through the ring. Its write may not signal another eventfd
+ * at once, and kernels from 6.11 on do it one single time. */
 START_TEST(an_eventfd_of_the_program_wakes)
 {
 	int fd = eventfd(0, EFD_CLOEXEC);
@@ -243,7 +244,7 @@ END_TEST
 
 /* ---- Timers ---------------------------------------------------------------------------------- */
 
-START_TEST(it_becomes_readable_when_a_timer_is_due)
+START_TEST(iou_fd_becomes_readable_when_a_timer_is_due)
 {
 	uint64_t began_ns;
 	call_t call, far;
@@ -290,7 +291,7 @@ START_TEST(it_becomes_readable_when_a_timer_is_due)
 END_TEST
 
 /* A periodic timer wakes as often as it ticks, not more. */
-START_TEST(it_is_quiet_between_ticks)
+START_TEST(iou_fd_is_quiet_between_ticks)
 {
 	call_t call;
 	host_t host;
@@ -308,9 +309,9 @@ START_TEST(it_is_quiet_between_ticks)
 }
 END_TEST
 
-/* Seconds that 32 bits do not hold, with a sign or without: a timer that moves there is seen neither at once nor when it
- * was due before. */
-START_TEST(far_timers_leave_it_quiet)
+/* Seconds that 32 bits do not hold, with a sign or without: a timer that moves there is seen
+ * neither at once nor when it was due before. */
+START_TEST(far_timers_leave_iou_fd_quiet)
 {
 	call_t call;
 	host_t host;
@@ -322,9 +323,11 @@ START_TEST(far_timers_leave_it_quiet)
 			iou_op_timer(host.iou, call.op, 50 * MSEC, 0, on_call, &call);
 			settle(&host);
 		} while (call.n);
-		iou_op_timer(host.iou, call.op, (UINT64_C(1) << bits) * SECOND + 50 * MSEC, 0, on_call, &call);
+		iou_op_timer(host.iou, call.op, (UINT64_C(1) << bits) * SECOND + 50 * MSEC, 0,
+			     on_call, &call);
 		settle(&host);
-		ck_assert_msg(wait_for(&host, 100) == 0, "readable with a timer that is due in 2^%d s", bits);
+		ck_assert_msg(wait_for(&host, 100) == 0,
+			      "readable with a timer that is due in 2^%d s", bits);
 		ck_assert_int_eq(iou_op_cancel(host.iou, call.op), 0);
 		TURN_UNTIL(&host, call.n);
 		ck_assert_int_eq(call.result, -ECANCELED);
@@ -333,9 +336,9 @@ START_TEST(far_timers_leave_it_quiet)
 }
 END_TEST
 
-/* ---- Readable and quiet ------------------------------------------------------------------------ */
+/* ---- Readable and quiet ---------------------------------------------------------------------- */
 
-START_TEST(it_is_quiet_when_idle)
+START_TEST(iou_fd_is_quiet_when_idle)
 {
 	host_t host;
 	call_t read;
@@ -359,7 +362,7 @@ START_TEST(it_is_quiet_when_idle)
 }
 END_TEST
 
-START_TEST(it_stays_readable_while_there_is_more)
+START_TEST(iou_fd_stays_readable_while_there_is_more)
 {
 	call_t calls[2 * N_KINDS] = {{0}}, idle = {0}, first = {0};
 	host_t host;
@@ -372,7 +375,8 @@ START_TEST(it_stays_readable_while_there_is_more)
 	ck_assert_int_eq(first.n, 1);
 	TURN_UNTIL(&host, idle.n); /* the idle one had to wait for the next round */
 	for (int i = 0; i < 2 * N_KINDS; i++) {
-		calls[i].ret = -1 - i; /* each error ends a poll, with the rest still to be delivered */
+		/* each error ends a poll, with the rest still to be delivered */
+		calls[i].ret = -1 - i;
 		make_ready(host.iou, (kind_t)(i / 2), on_call, &calls[i]);
 	}
 	for (int i = 0; i < 2 * N_KINDS; i++) {
@@ -384,8 +388,9 @@ START_TEST(it_stays_readable_while_there_is_more)
 }
 END_TEST
 
-/* Calls from outside that leave something for iou_poll(), one by one, each to a descriptor that is quiet. */
-START_TEST(a_job_with_a_deadline_is_noticed)
+/* Calls from outside that leave something for iou_poll(), one by one, each to a descriptor that is
+ * quiet. */
+START_TEST(iou_fd_notices_a_job_with_a_deadline)
 {
 	host_t host;
 	gate_t gate;
@@ -406,7 +411,7 @@ START_TEST(a_job_with_a_deadline_is_noticed)
 }
 END_TEST
 
-START_TEST(a_cancel_all_is_noticed)
+START_TEST(iou_fd_notices_a_cancel_all)
 {
 	host_t host;
 	call_t read;
@@ -423,9 +428,9 @@ START_TEST(a_cancel_all_is_noticed)
 }
 END_TEST
 
-/* The new ring does not watch the clock before it was polled. Many times, since the end of the old one may show on
- * the descriptor by itself. */
-START_TEST(a_resize_is_noticed)
+/* The new ring does not watch the clock before it was polled. Many times, since the end of the old
+ * one may show on the descriptor by itself. */
+START_TEST(iou_fd_notices_a_resize)
 {
 	host_t host;
 	call_t timer;
@@ -445,7 +450,7 @@ START_TEST(a_resize_is_noticed)
 END_TEST
 
 /* And after iou_run() and iou_flush(), with no poll in between, a post is. */
-START_TEST(a_post_after_a_run_is_noticed)
+START_TEST(iou_fd_notices_a_post_after_a_run)
 {
 	call_t call = {0};
 	host_t host;
@@ -472,7 +477,7 @@ START_TEST(a_post_after_a_run_is_noticed)
 END_TEST
 
 /* Asked for late: with completions there, ops in flight and timers running already. */
-START_TEST(it_may_be_asked_for_late)
+START_TEST(iou_fd_may_be_asked_for_late)
 {
 	for (int i = 0; i < N_KINDS; i++) {
 		host_t host = {.iou = new_iou(4)};
@@ -484,7 +489,8 @@ START_TEST(it_may_be_asked_for_late)
 		flush(host.iou);
 		make_ready(host.iou, (kind_t)i, on_call, &call);
 		host.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-		ck_assert_int_eq(epoll_ctl(host.epoll_fd, EPOLL_CTL_ADD, iou_fd(host.iou), &event), 0);
+		ck_assert_int_eq(epoll_ctl(host.epoll_fd, EPOLL_CTL_ADD, iou_fd(host.iou), &event),
+				 0);
 		TURN_UNTIL(&host, call.n);
 		ck_assert_int_eq(write(host.fds[1], "x", 1), 1);
 		TURN_UNTIL(&host, read.n);
@@ -494,7 +500,7 @@ START_TEST(it_may_be_asked_for_late)
 }
 END_TEST
 
-START_TEST(it_is_the_same_across_resize)
+START_TEST(iou_fd_is_the_same_across_a_resize)
 {
 	host_t host;
 	int fd;
@@ -529,7 +535,7 @@ static void *write_to_the_sleeper(void *data)
 }
 
 /* With the descriptor there, iou_run() and iou_poll() sleep and wake as ever. */
-START_TEST(run_and_poll_still_wake)
+START_TEST(run_and_poll_wake_beside_iou_fd)
 {
 	pthread_t thread;
 	call_t calls[N_KINDS] = {{0}}, timer, read;
@@ -560,7 +566,7 @@ START_TEST(run_and_poll_still_wake)
 }
 END_TEST
 
-/* ---- A mixture, driven for a while ------------------------------------------------------------- */
+/* ---- A mixture, driven for a while ----------------------------------------------------------- */
 
 typedef struct mix_t {
 	host_t host;
@@ -594,8 +600,8 @@ static int on_mix_timer(void *data)
 	mix_t *mix = data;
 
 	if (++mix->n[TIMER] < mix->n_max)
-		iou_op_timer(mix->host.iou, mix->timer_op, (uint64_t)mix->n[TIMER] % 3 * 50 * USEC, 0, on_mix_timer,
-			     mix);
+		iou_op_timer(mix->host.iou, mix->timer_op, (uint64_t)mix->n[TIMER] % 3 * 50 * USEC,
+			     0, on_mix_timer, mix);
 	return 0;
 }
 
@@ -692,7 +698,7 @@ START_TEST(epoll_drives_every_ring)
 END_TEST
 
 /* SQPOLL's thread takes what is queued when it comes to it; till then there is nothing to do. */
-START_TEST(it_is_quiet_until_sqpoll_has_taken_the_sq)
+START_TEST(iou_fd_is_quiet_until_sqpoll_has_taken_the_sq)
 {
 	iou_t *iou = NEW_IOU_OF(4, IORING_SETUP_SQPOLL);
 	host_t host;
@@ -714,8 +720,9 @@ START_TEST(it_is_quiet_until_sqpoll_has_taken_the_sq)
 }
 END_TEST
 
-/* Restrictions that let it register its eventfd, but not anew: a poll says so, as it cannot be silent. */
-START_TEST(what_it_needs_is_refused)
+/* Restrictions that let it register its eventfd, but not anew: a poll says so, as it cannot be
+ * silent. */
+START_TEST(a_poll_tells_that_iou_fd_is_refused_its_eventfd)
 {
 	struct io_uring_restriction allowed[] = {
 		{.opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_RECV},
@@ -731,7 +738,9 @@ START_TEST(what_it_needs_is_refused)
 
 	if (!iou)
 		return;
-	ck_assert_int_eq(io_uring_register((unsigned)iou_ring(iou)->ring_fd, IORING_REGISTER_RESTRICTIONS, allowed, 4), 0);
+	ck_assert_int_eq(io_uring_register((unsigned)iou_ring(iou)->ring_fd,
+					   IORING_REGISTER_RESTRICTIONS, allowed, 4),
+			 0);
 	new_host_of(&host, iou);
 	op = new_op(iou);
 	io_uring_prep_recv(op->sqe, host.fds[0], &byte, 1, 0);
@@ -750,7 +759,7 @@ START_TEST(what_it_needs_is_refused)
 END_TEST
 
 /* Two in one set; and one inside another, which polls its descriptor through its own ring. */
-START_TEST(several_share_a_loop)
+START_TEST(several_ious_share_a_surrounding_loop)
 {
 	mix_t mixes[2] = {{.n_max = 0}, {.n_max = 0}};
 	struct epoll_event event = {.events = EPOLLIN}, events[2];
@@ -759,8 +768,10 @@ START_TEST(several_share_a_loop)
 		new_host(&mixes[i].host);
 		start_mix(&mixes[i], 300);
 		event.data.u32 = (unsigned)i;
-		ck_assert_int_eq(epoll_ctl(mixes[0].host.epoll_fd, i ? EPOLL_CTL_ADD : EPOLL_CTL_MOD,
-					   iou_fd(mixes[i].host.iou), &event), 0);
+		ck_assert_int_eq(epoll_ctl(mixes[0].host.epoll_fd,
+					   i ? EPOLL_CTL_ADD : EPOLL_CTL_MOD,
+					   iou_fd(mixes[i].host.iou), &event),
+				 0);
 	}
 	while (!mix_done(&mixes[0]) || !mix_done(&mixes[1])) {
 		int n = epoll_wait(mixes[0].host.epoll_fd, events, 2, 20000);
@@ -880,9 +891,10 @@ END_TEST
 
 #endif
 
-/* ---- What the kernel tells of once only ------------------------------------------------------- */
+/* ---- What the kernel tells of once only ------------------------------------------------------ */
 
-/* Both read one eventfd. Who comes second finds nothing: it was woken, but no completion came of that. */
+/* Both read one eventfd. Who comes second finds nothing: it was woken, but no completion came of
+ * that. */
 START_TEST(two_ious_share_an_eventfd)
 {
 	host_t host[2];
@@ -892,7 +904,8 @@ START_TEST(two_ious_share_an_eventfd)
 
 	for (int i = 0; i < 2; i++) {
 		new_host(&host[i]);
-		io_uring_prep_read(call_op(host[i].iou, &call[i], i), fd, &value[i], sizeof(value[i]), 0);
+		io_uring_prep_read(call_op(host[i].iou, &call[i], i), fd, &value[i],
+				   sizeof(value[i]), 0);
 		call_queue(host[i].iou, &call[i]);
 		settle(&host[i]);
 	}
@@ -905,10 +918,12 @@ START_TEST(two_ious_share_an_eventfd)
 		}
 		for (int i = 0; i < 2; i++) {
 			settle(&host[i]);
-			if (call[i].n_last == call[i].n && call[i].n > 0 && !n_pending(host[i].iou)) {
+			if (call[i].n_last == call[i].n && call[i].n > 0 &&
+			    !n_pending(host[i].iou)) {
 				int sum = call[i].n;
 
-				io_uring_prep_read(call_op(host[i].iou, &call[i], i), fd, &value[i], sizeof(value[i]), 0);
+				io_uring_prep_read(call_op(host[i].iou, &call[i], i), fd, &value[i],
+						   sizeof(value[i]), 0);
 				call_queue(host[i].iou, &call[i]);
 				call[i].n = call[i].n_last = sum;
 				settle(&host[i]);
@@ -924,7 +939,7 @@ START_TEST(two_ious_share_an_eventfd)
 }
 END_TEST
 
-/* ---- What rests stays queued ------------------------------------------------------------------ */
+/* ---- What rests stays queued ----------------------------------------------------------------- */
 
 static int on_queue_chain(void *data)
 {
@@ -939,7 +954,8 @@ static int on_queue_chain(void *data)
 	return 0;
 }
 
-/* Queued in a callback: submitted before iou_poll() returns, and the descriptor tells of what comes of it. */
+/* Queued in a callback: submitted before iou_poll() returns, and the descriptor tells of what comes
+ * of it. */
 START_TEST(what_callbacks_queue_is_submitted)
 {
 	host_t host;
@@ -965,19 +981,25 @@ Suite *embed_suite(void)
 	Suite *suite = suite_create("embed");
 	TCase *tcase;
 
-	tcase = TEST_CASE(suite, "sources", it_submits_what_callbacks_queue, an_eventfd_of_the_program_wakes,
-			  it_becomes_readable_when_a_timer_is_due, it_is_quiet_between_ticks,
-			  far_timers_leave_it_quiet);
-	tcase_add_loop_test(tcase, it_drives_each_kind, 0, N_KINDS);
+	tcase = TEST_CASE(suite, "sources", iou_fd_tells_of_what_callbacks_queue,
+			  an_eventfd_of_the_program_wakes,
+			  iou_fd_becomes_readable_when_a_timer_is_due,
+			  iou_fd_is_quiet_between_ticks, far_timers_leave_iou_fd_quiet);
+	tcase_add_loop_test(tcase, iou_fd_drives_each_kind, 0, N_KINDS);
 	for (int kind = 0; kind < N_KINDS; kind++)
 		if (kind != ENDED)
-			tcase_add_loop_test(tcase, it_wakes_the_surrounding_loop, kind, kind + 1);
-	TEST_CASE(suite, "readable", it_is_quiet_when_idle, it_stays_readable_while_there_is_more,
-		  a_job_with_a_deadline_is_noticed, a_cancel_all_is_noticed, a_resize_is_noticed,
-		  a_post_after_a_run_is_noticed, it_may_be_asked_for_late, it_is_the_same_across_resize,
-		  run_and_poll_still_wake, two_ious_share_an_eventfd, what_callbacks_queue_is_submitted);
+			tcase_add_loop_test(tcase, iou_fd_wakes_the_surrounding_loop, kind,
+					    kind + 1);
+	TEST_CASE(suite, "readable", iou_fd_is_quiet_when_idle,
+		  iou_fd_stays_readable_while_there_is_more, iou_fd_notices_a_job_with_a_deadline,
+		  iou_fd_notices_a_cancel_all, iou_fd_notices_a_resize,
+		  iou_fd_notices_a_post_after_a_run, iou_fd_may_be_asked_for_late,
+		  iou_fd_is_the_same_across_a_resize, run_and_poll_wake_beside_iou_fd,
+		  two_ious_share_an_eventfd, what_callbacks_queue_is_submitted);
 	TEST_CASE(suite, "hosts", epoll_drives_a_mixture, epoll_drives_every_ring,
-		  it_is_quiet_until_sqpoll_has_taken_the_sq, what_it_needs_is_refused, several_share_a_loop,
-		  an_iou_drives_another, glib_drives_a_mixture);
+		  iou_fd_is_quiet_until_sqpoll_has_taken_the_sq,
+		  a_poll_tells_that_iou_fd_is_refused_its_eventfd,
+		  several_ious_share_a_surrounding_loop, an_iou_drives_another,
+		  glib_drives_a_mixture);
 	return suite;
 }

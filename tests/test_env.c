@@ -43,7 +43,7 @@ static bool is_filled(const unsigned char *env, size_t size, int with)
 }
 
 /* In the pool's fresh memory, and in what others have used before. */
-START_TEST(it_is_zeroed_and_aligned)
+START_TEST(an_environment_is_zeroed_and_aligned)
 {
 	static const size_t sizes[] = {1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 48, 63, 64, 65,
 					66, 80, 100, 127, 128, 129, 1000, 4096, 100000};
@@ -89,8 +89,9 @@ static int on_capture(void *data)
 	return 0;
 }
 
-/* A thousand at once, of all sizes around the small ones, beside each other and beside what ops are made of. */
-START_TEST(each_op_has_its_own)
+/* A thousand at once, of all sizes around the small ones, beside each other and beside what ops are
+ * made of. */
+START_TEST(each_op_has_its_own_environment)
 {
 	enum { N = 1000 };
 	iou_t *iou = new_iou(2);
@@ -114,7 +115,7 @@ START_TEST(each_op_has_its_own)
 }
 END_TEST
 
-START_TEST(an_op_has_one)
+START_TEST(an_op_has_one_environment)
 {
 	iou_t *iou = new_iou(2);
 	iou_op_t *op = new_op(iou);
@@ -144,7 +145,7 @@ static int on_late(void *data)
 }
 
 /* Also one that its op had no use for before its callback. */
-START_TEST(it_may_come_late)
+START_TEST(an_environment_may_come_late)
 {
 	iou_t *iou = new_iou(2);
 	iou_op_t *op = new_op(iou);
@@ -159,7 +160,7 @@ START_TEST(it_may_come_late)
 }
 END_TEST
 
-START_TEST(a_huge_one_is_refused)
+START_TEST(a_huge_environment_is_refused)
 {
 	static const size_t sizes[] = {SIZE_MAX,      SIZE_MAX - 1,  SIZE_MAX - 8,
 					SIZE_MAX - 16, SIZE_MAX - 64, SIZE_MAX / 2};
@@ -182,7 +183,7 @@ START_TEST(a_huge_one_is_refused)
 }
 END_TEST
 
-START_TEST(small_ones_cost_no_allocation)
+START_TEST(small_environments_cost_no_allocation)
 {
 	void *small = NULL, *large = NULL;
 	int error;
@@ -224,7 +225,8 @@ static int on_life(void *data)
 	life_t *life = data;
 	iou_op_t *op = iou_op_of(life);
 
-	if (strcmp(life->text, "still") != 0 || !is_filled(life->rest, life->size, 0x5a) || iou_op_env(op, 1))
+	if (strcmp(life->text, "still") != 0 || !is_filled(life->rest, life->size, 0x5a) ||
+	    iou_op_env(op, 1))
 		return -EPROTO;
 	switch (++life->step) {
 	case 1:
@@ -247,7 +249,7 @@ static int on_life(void *data)
 }
 
 /* While it is queued again, by whatever door, the environment stays. */
-START_TEST(it_stays_for_the_ops_life)
+START_TEST(an_environment_stays_for_the_ops_life)
 {
 	static const size_t sizes[] = {0, 10, 1000};
 
@@ -281,7 +283,7 @@ static int on_event(void *data)
 	return iou_op_of(n)->flags & IORING_CQE_F_MORE ? 0 : -100;
 }
 
-START_TEST(it_stays_between_the_cqes_of_a_multishot_op)
+START_TEST(an_environment_stays_between_the_cqes_of_a_multishot_op)
 {
 	iou_t *iou = new_iou(2);
 	iou_op_t *op = new_op(iou);
@@ -302,7 +304,7 @@ START_TEST(it_stays_between_the_cqes_of_a_multishot_op)
 END_TEST
 
 /* Environments of ops that never end are freed with the iou: LeakSanitizer would tell. */
-START_TEST(free_takes_them_along)
+START_TEST(free_takes_environments_along)
 {
 	iou_t *iou = new_iou(2);
 	call_t calls[4];
@@ -328,7 +330,7 @@ END_TEST
 
 #ifdef __SANITIZE_ADDRESS__
 /* A use of an op or of its environment after the last callback is seen. */
-START_TEST(what_was_given_back_is_poisoned)
+START_TEST(an_op_given_back_is_poisoned_with_its_environment)
 {
 	iou_t *iou = new_iou(2);
 	unsigned char *env;
@@ -359,12 +361,15 @@ Suite *env_suite(void)
 {
 	Suite *suite = suite_create("env");
 
-	TEST_CASE(suite, "storage", it_is_zeroed_and_aligned, each_op_has_its_own, an_op_has_one, it_may_come_late,
-		  a_huge_one_is_refused, small_ones_cost_no_allocation);
-	TEST_CASE(suite, "life", it_stays_for_the_ops_life, it_stays_between_the_cqes_of_a_multishot_op,
-		  free_takes_them_along);
+	TEST_CASE(suite, "storage", an_environment_is_zeroed_and_aligned,
+		  each_op_has_its_own_environment, an_op_has_one_environment,
+		  an_environment_may_come_late, a_huge_environment_is_refused,
+		  small_environments_cost_no_allocation);
+	TEST_CASE(suite, "life", an_environment_stays_for_the_ops_life,
+		  an_environment_stays_between_the_cqes_of_a_multishot_op,
+		  free_takes_environments_along);
 #ifdef __SANITIZE_ADDRESS__
-	TEST_CASE(suite, "poison", what_was_given_back_is_poisoned);
+	TEST_CASE(suite, "poison", an_op_given_back_is_poisoned_with_its_environment);
 #endif
 	return suite;
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 
-/* A fork while an iou has everything in flight: the child's copy is dead and harmless, the parent's goes on. */
+/* A fork while an iou has everything in flight: the child's copy is dead and harmless, the parent's
+ * goes on. */
 
 #include "helper.h"
 
@@ -40,7 +41,8 @@ static void make_busy(busy_t *busy)
 	memset(busy, 0, sizeof(*busy));
 	sem_init(&busy->job_may_end, 0, 0);
 	new_socketpair(busy->fds);
-	busy->iou = new_iou_with(&(iou_config_t){.entries = 4, .workers = 2}); /* one of them is kept busy */
+	/* one of them is kept busy */
+	busy->iou = new_iou_with(&(iou_config_t){.entries = 4, .workers = 2});
 	ck_assert_int_ge(iou_fd(busy->iou), 0);
 	busy->ring_fd = iou_ring(busy->iou)->ring_fd;
 	busy->sqes = iou_ring(busy->iou)->sq.sqes;
@@ -204,7 +206,7 @@ static void (*const children[])(void *) = {child_calls_all, child_frees, child_c
 #define N_CHILDREN ((int)(sizeof(children) / sizeof(children[0])))
 
 /* _i: what the child does */
-START_TEST(a_child_does_no_harm)
+START_TEST(a_forked_child_does_no_harm)
 {
 	busy_t busy;
 
@@ -244,9 +246,10 @@ static void child_sets_a_deadline(void *data)
 }
 
 /* Calls that return nothing are misuse in the child, as from a wrong thread. */
-START_TEST(a_childs_void_calls_end_it)
+START_TEST(the_void_calls_of_a_child_end_it)
 {
-	void (*const calls[])(void *) = {child_queues, child_times, child_gives_back, child_sets_a_deadline};
+	void (*const calls[])(void *) = {child_queues, child_times, child_gives_back,
+					 child_sets_a_deadline};
 	char said[1024];
 	busy_t busy;
 	int status;
@@ -262,7 +265,7 @@ START_TEST(a_childs_void_calls_end_it)
 END_TEST
 
 /* Before its first run too. */
-START_TEST(a_child_of_an_unused_iou)
+START_TEST(a_child_inherits_an_unused_iou)
 {
 	busy_t busy = {.iou = new_iou(4)};
 	call_t call = {0};
@@ -281,17 +284,26 @@ END_TEST
 
 /* A parent's iou that is at rest: its descriptor quiet, a read in flight. */
 static void child_quits(void *data) { iou_quit(((busy_t *)data)->iou); }
-static void child_holds(void *data) { iou_hold(((busy_t *)data)->iou); iou_unhold(((busy_t *)data)->iou); }
+static void child_holds(void *data)
+{
+	iou_hold(((busy_t *)data)->iou);
+	iou_unhold(((busy_t *)data)->iou);
+}
 static void child_unholds(void *data) { iou_unhold(((busy_t *)data)->iou); }
 static void child_schedules(void *data) { iou_bh_schedule(((busy_t *)data)->bh); }
 static void child_schedules_idle(void *data) { iou_bh_schedule_idle(((busy_t *)data)->bh); }
 static void child_cancels_bh(void *data) { iou_bh_cancel(((busy_t *)data)->bh); }
 static void child_only_deletes_bh(void *data) { iou_bh_delete(((busy_t *)data)->bh); }
-static void child_posts(void *data) { EXPECT(iou_post(((busy_t *)data)->iou, on_nothing, NULL) == -EEXIST); }
+static void child_posts(void *data)
+{
+	EXPECT(iou_post(((busy_t *)data)->iou, on_nothing, NULL) == -EEXIST);
+}
 
-static void (*const any_thread[])(void *) = {child_quits, child_holds, child_unholds, child_schedules,
-					     child_schedules_idle, child_cancels_bh, child_only_deletes_bh, child_posts,
-					     child_calls_all, child_calls_all_and_frees};
+static void (*const any_thread[])(void *) = {child_quits,	    child_holds,
+					     child_unholds,	    child_schedules,
+					     child_schedules_idle,  child_cancels_bh,
+					     child_only_deletes_bh, child_posts,
+					     child_calls_all,	    child_calls_all_and_frees};
 #define N_ANY_THREAD ((int)(sizeof(any_thread) / sizeof(any_thread[0])))
 
 static bool is_readable(int fd)
@@ -299,8 +311,8 @@ static bool is_readable(int fd)
 	return poll(&(struct pollfd){.fd = fd, .events = POLLIN}, 1, 0) == 1;
 }
 
-/* What any thread may call does nothing in the child: the descriptors of both are one, and the parent's shows
- * nothing of it. _i: what the child does */
+/* What any thread may call does nothing in the child: the descriptors of both are one, and the
+ * parent's shows nothing of it. _i: what the child does */
 START_TEST(a_child_wakes_nobody)
 {
 	busy_t busy = {.iou = new_iou(4)};
@@ -363,7 +375,8 @@ START_TEST(a_callback_forks)
 }
 END_TEST
 
-/* While the loop of another thread sleeps: the child's frees and calls wake nobody and take nothing. */
+/* While the loop of another thread sleeps: the child's frees and calls wake nobody and take
+ * nothing. */
 static pid_t loop_tid;
 static uint64_t n_enters;
 
@@ -375,7 +388,7 @@ static void *run_loop(void *data)
 	return NULL;
 }
 
-START_TEST(a_fork_beside_a_sleeping_loop)
+START_TEST(a_thread_forks_beside_a_sleeping_loop)
 {
 	pthread_t thread;
 	call_t timer;
@@ -402,13 +415,14 @@ START_TEST(a_fork_beside_a_sleeping_loop)
 	join_thread(thread);
 	ck_assert_int_eq(timer.n, 1);
 	ck_assert_int_eq(busy.half.n, 1);
-	ck_assert_uint_le(n_enters, 6); /* asleep for the timer, the bottom half and the unhold, one or two each */
+	/* asleep for the timer, the bottom half and the unhold, one or two each */
+	ck_assert_uint_le(n_enters, 6);
 	ck_assert_ptr_null(iou_free(busy.iou));
 }
 END_TEST
 
 /* The parent frees while the child lives with its copy: peers see the end at once all the same. */
-START_TEST(the_parent_frees_first)
+START_TEST(a_child_outlives_the_parents_free)
 {
 	iou_t *iou = new_iou(4);
 	int fds[2], go[2], ready[2], status;
@@ -457,7 +471,8 @@ static void begin_forking(void (*func)(void))
 {
 	parent = getpid();
 	in_the_child = func;
-	n_in_child = mmap(NULL, sizeof(int), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	n_in_child =
+		mmap(NULL, sizeof(int), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	ck_assert_ptr_ne(n_in_child, MAP_FAILED);
 	fflush(NULL); /* what is in buffers is not the child's */
 }
@@ -512,7 +527,8 @@ static int on_fork(void *data)
 	if (status < 0)
 		return 0;
 	ck_assert_msg(status == 0, "the child ended with status %#x", (unsigned)status);
-	ck_assert_int_eq(eventfd_count(fd), count); /* they are the child's too, but not its to touch */
+	/* they are the child's too, but not its to touch */
+	ck_assert_int_eq(eventfd_count(fd), count);
 	ck_assert_int_eq(eventfd_count(wake_fd), wake_count);
 	ck_assert(is_readable(fd) == readable);
 	on_call(call);
@@ -521,8 +537,8 @@ static int on_fork(void *data)
 	return 0;
 }
 
-/* Besides the kinds that helper.h has: an idle bottom half, a timer that ticks, a multishot op, a completion in the
- * program's own memory, the short form of a job. */
+/* Besides the kinds that helper.h has: an idle bottom half, a timer that ticks, a multishot op, a
+ * completion in the program's own memory, the short form of a job. */
 enum { IDLE = N_KINDS, TICK, MULTISHOT, HANDLER, SHORT_JOB, N_FORKING };
 
 static call_t fork_call;
@@ -702,7 +718,8 @@ static int fork_in_job(void *data)
 	return 7;
 }
 
-/* LeakSanitizer asks. A child without the other threads' stacks seems to leak what they refer to. */
+/* LeakSanitizer asks. A child without the other threads' stacks seems to leak what they refer
+ * to. */
 int __lsan_is_turned_off(void);
 int __lsan_is_turned_off(void)
 {
@@ -716,7 +733,8 @@ static void free_in_job(void)
 	free_and_exit();
 }
 
-/* Its thread ends, and with that the child, as by exit(0); or it ends in the job. _i: which of them */
+/* Its thread ends, and with that the child, as by exit(0); or it ends in the job. _i: which of
+ * them */
 START_TEST(a_child_returns_from_a_job)
 {
 	enum { N = 10 };
@@ -749,7 +767,7 @@ START_TEST(a_child_returns_from_a_job)
 }
 END_TEST
 
-/* ---- A fork beside a busy loop ---------------------------------------------------------------- */
+/* ---- A fork beside a busy loop --------------------------------------------------------------- */
 
 /* A loop that never sleeps for long, and a thread that gives it more. */
 typedef struct traffic_t {
@@ -778,7 +796,9 @@ static int on_traffic_nop(void *data)
 
 static int on_traffic_job(void *data)
 {
-	return stops() ? 0 : iou_op_async(traffic.iou, traffic.job, on_nothing, NULL, on_traffic_job, data);
+	return stops() ? 0
+		       : iou_op_async(traffic.iou, traffic.job, on_nothing, NULL, on_traffic_job,
+				      data);
 }
 
 static int on_traffic_post(void *data)
@@ -788,11 +808,13 @@ static int on_traffic_post(void *data)
 	return 0;
 }
 
-/* Posts, and bottom halves that come and go; not many more than are delivered, since a child has to copy what it frees. */
+/* Posts, and bottom halves that come and go; not many more than are delivered, since a child has to
+ * copy what it frees. */
 static void *give_traffic(void *data)
 {
 	while (!stops()) {
-		if (traffic.n_posted - __atomic_load_n(&traffic.n_delivered, __ATOMIC_RELAXED) < 3000) {
+		if (traffic.n_posted - __atomic_load_n(&traffic.n_delivered, __ATOMIC_RELAXED) <
+		    3000) {
 			iou_bh_t *bh = new_bh(traffic.iou, on_nothing, NULL);
 
 			for (int i = 0; i < 10; i++, traffic.n_posted++)
@@ -824,7 +846,8 @@ static void *run_traffic(void *data)
 
 static void begin_traffic(unsigned setup_flags)
 {
-	traffic = (traffic_t){.iou = new_iou_with(&(iou_config_t){.entries = 8, .workers = 2, .setup_flags = setup_flags})};
+	traffic = (traffic_t){.iou = new_iou_with(&(iou_config_t){
+				      .entries = 8, .workers = 2, .setup_flags = setup_flags})};
 	traffic.ring_fd = iou_ring(traffic.iou)->ring_fd;
 	traffic.bh = new_bh(traffic.iou, on_nothing, NULL);
 	traffic.nop = new_op(traffic.iou);
@@ -882,7 +905,8 @@ static int on_running(void *running)
 	return sem_post(running);
 }
 
-/* Forked by the thread that made it, while another one runs it. _i: by one that owns it, or handed on */
+/* Forked by the thread that made it, while another one runs it. _i: by one that owns it, or handed
+ * on */
 START_TEST(a_child_frees_what_another_thread_runs)
 {
 	pthread_t giver, runner;
@@ -966,10 +990,11 @@ END_TEST
 Suite *fork_suite(void)
 {
 	Suite *suite = suite_create("fork");
-	TCase *tcase = TEST_CASE(suite, "fork", a_childs_void_calls_end_it, a_child_of_an_unused_iou,
-				 a_fork_beside_a_sleeping_loop, the_parent_frees_first);
+	TCase *tcase = TEST_CASE(
+		suite, "fork", the_void_calls_of_a_child_end_it, a_child_inherits_an_unused_iou,
+		a_thread_forks_beside_a_sleeping_loop, a_child_outlives_the_parents_free);
 
-	tcase_add_loop_test(tcase, a_child_does_no_harm, 0, N_CHILDREN);
+	tcase_add_loop_test(tcase, a_forked_child_does_no_harm, 0, N_CHILDREN);
 	tcase_add_loop_test(tcase, a_child_wakes_nobody, 0, N_ANY_THREAD);
 	tcase_add_loop_test(tcase, a_callback_forks, 0, N_KINDS);
 	tcase_add_loop_test(tcase, a_child_returns_from_a_callback, 0, N_FORKING);

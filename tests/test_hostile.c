@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 
 /*
- * Surroundings that mean no good: what else may go on in a process, and what its administrator may forbid. What is
- * refused by seccomp and by limits is in test_life.c, forks in test_fork.c.
+ * Surroundings that mean no good: what else may go on in a process, and what its administrator may
+ * forbid. What is refused by seccomp and by limits is in test_life.c, forks in test_fork.c.
  */
 
 #include "helper.h"
@@ -17,7 +17,8 @@
 
 /* ---- Signals --------------------------------------------------------------------------------- */
 
-/* A mixture that counts itself: bytes through a pipe, jobs, a ticking timer, posts from another thread. */
+/* A mixture that counts itself: bytes through a pipe, jobs, a ticking timer, posts from another
+ * thread. */
 typedef struct mixture_t {
 	iou_t *iou;
 	iou_op_t *reader, *writer, *job, *timer;
@@ -28,7 +29,8 @@ typedef struct mixture_t {
 	pthread_t thread;
 } mixture_t;
 
-/* On a slow machine the kernel may not get an io-wq worker started between two signals: README, "Storms of signals". */
+/* On a slow machine the kernel may not get an io-wq worker started between two signals: README,
+ * "Storms of signals". */
 static bool gave_up(const mixture_t *mix, const iou_op_t *op)
 {
 	return op->result == -ECANCELED && mix->storm && is_slow();
@@ -141,14 +143,15 @@ static void mix_all(mixture_t *mix)
 	EXPECT(pthread_create(&mix->thread, NULL, post_many, mix) == 0);
 	EXPECT(iou_run(mix->iou) == 0);
 	EXPECT(pthread_join(mix->thread, NULL) == 0);
-	EXPECT(mix->n_reads == mix->to_do && mix->n_writes == mix->to_do && mix->n_jobs == mix->to_do);
+	EXPECT(mix->n_reads == mix->to_do && mix->n_writes == mix->to_do &&
+	       mix->n_jobs == mix->to_do);
 	EXPECT(mix->n_posts == mix->to_do && mix->n_ticks >= mix->to_do / 20);
 	EXPECT(iou_free(mix->iou) == NULL);
 	close_pair(mix->fds);
 }
 
 /* A thousand signals a second: nothing of it is seen. */
-START_TEST(a_storm_of_signals)
+START_TEST(a_storm_of_signals_does_no_harm)
 {
 	mixture_t mix = {.to_do = is_slow() ? 2000 : 20000, .storm = true};
 
@@ -188,13 +191,14 @@ static int stop_and_continue(int to_do)
 			break;
 		}
 	}
-	ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) == 0, "it ended with %x after %d stops",
-		      (unsigned)status, n);
+	ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) == 0,
+		      "it ended with %x after %d stops", (unsigned)status, n);
 	return n;
 }
 
-/* Stopped and continued, as by a shell: nothing of it is seen. On a busy machine it may be over before. */
-START_TEST(stopped_and_continued)
+/* Stopped and continued, as by a shell: nothing of it is seen. On a busy machine it may be over
+ * before. */
+START_TEST(being_stopped_and_continued_does_no_harm)
 {
 	int n = 0;
 
@@ -221,8 +225,9 @@ static _Noreturn void open_in_child(const char *fifo, int ready)
 	_exit(call.result < 0 ? -call.result : 0);
 }
 
-/* What waits in io-wq is interrupted by a stop (-ERESTARTSYS), and has to go on as a system call would. */
-START_TEST(stopped_in_io_wq)
+/* What waits in io-wq is interrupted by a stop (-ERESTARTSYS), and has to go on as a system call
+ * would. */
+START_TEST(an_op_in_io_wq_goes_on_after_a_stop)
 {
 	const char *fifo = new_fifo("stopped");
 	int ready[2], status, fd;
@@ -241,15 +246,17 @@ START_TEST(stopped_in_io_wq)
 		ck_assert_int_eq(waitpid(pid, &status, WUNTRACED), pid);
 		if (WIFEXITED(status) && WEXITSTATUS(status) == EINTR && !kernel_at_least(6, 18)) {
 			close_pair(ready);
-			SKIP("this kernel says -EINTR of what is to be started again (6.12 does, 6.18 does not)");
+			SKIP("this kernel says -EINTR of what is to be started again (6.12 does)");
 		}
-		ck_assert_msg(WIFSTOPPED(status), "after %d stops: %s", i, strerror(WEXITSTATUS(status)));
+		ck_assert_msg(WIFSTOPPED(status), "after %d stops: %s", i,
+			      strerror(WEXITSTATUS(status)));
 		ck_assert_int_eq(kill(pid, SIGCONT), 0);
 	}
 	fd = open(fifo, O_WRONLY | O_CLOEXEC);
 	ck_assert_int_ge(fd, 0);
 	ck_assert_int_eq(waitpid(pid, &status, 0), pid);
-	ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) == 0, "it ended with %x", (unsigned)status);
+	ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) == 0, "it ended with %x",
+		      (unsigned)status);
 	close(fd);
 	close_pair(ready);
 }
@@ -308,7 +315,8 @@ static void close_the_ring(void *data)
 		ret = iou_run(iou);
 		EXPECT(ret == 0 ? n_called == 1 : ret == -EBADF);
 	}
-	EXPECT(used_before || ret == -EBADF); /* else the kernel still reaches it by its registered index, since 5.18 */
+	/* else the kernel still reaches it by its registered index, since 5.18 */
+	EXPECT(used_before || ret == -EBADF);
 	EXPECT(get_stats(iou).enters <= 10); /* it does not try for ever */
 	EXPECT(iou_free(iou) == NULL);
 }
@@ -321,7 +329,7 @@ START_TEST(the_ring_is_closed_behind_its_back)
 }
 END_TEST
 
-/* ---- What is for the whole system: only in a machine of one's own ------------------------------ */
+/* ---- What is for the whole system: only in a machine of one's own ---------------------------- */
 
 static const char sysctl_path[] = "/proc/sys/kernel/io_uring_disabled";
 
@@ -337,7 +345,8 @@ static bool disable(char how)
 
 static void become_nobody(void)
 {
-	EXPECT(setgroups(0, NULL) == 0 && setresgid(65534, 65534, 65534) == 0 && setresuid(65534, 65534, 65534) == 0);
+	EXPECT(setgroups(0, NULL) == 0 && setresgid(65534, 65534, 65534) == 0 &&
+	       setresuid(65534, 65534, 65534) == 0);
 }
 
 static void refused(void *as_nobody)
@@ -360,7 +369,7 @@ static void granted(void *data)
 	iou_free(iou);
 }
 
-START_TEST(disabled_by_sysctl)
+START_TEST(a_sysctl_disables_io_uring)
 {
 	iou_t *iou = new_iou(4);
 	call_t call;
@@ -393,8 +402,9 @@ static void set_clock(int64_t by_seconds)
 	ck_assert_int_eq(clock_settime(CLOCK_REALTIME, &now), 0);
 }
 
-/* An hour forward and two back, while timers, deadlines and a poll of iou_fd() wait: none is early, all come. */
-START_TEST(the_clock_is_set)
+/* An hour forward and two back, while timers, deadlines and a poll of iou_fd() wait: none is early,
+ * all come. */
+START_TEST(setting_the_clock_moves_no_timer)
 {
 	static const int64_t jumps[] = {3600, -7200, 3600};
 	uint64_t wait_ns = 300 * MSEC;
@@ -437,10 +447,13 @@ Suite *hostile_suite(void)
 {
 	Suite *suite = suite_create("hostile");
 
-	TEST_CASE(suite, "signals", a_storm_of_signals, stopped_and_continued, stopped_in_io_wq);
+	TEST_CASE(suite, "signals", a_storm_of_signals_does_no_harm,
+		  being_stopped_and_continued_does_no_harm, an_op_in_io_wq_goes_on_after_a_stop);
 	TEST_CASE(suite, "descriptors", exec_inherits_nothing);
-	tcase_add_loop_test(TEST_CASE(suite, "closed", NULL), the_ring_is_closed_behind_its_back, 0, 2);
+	tcase_add_loop_test(TEST_CASE(suite, "closed", NULL), the_ring_is_closed_behind_its_back, 0,
+			    2);
 	if (getenv("IOU_TEST_OWN_MACHINE"))
-		TEST_CASE(suite, "machine", disabled_by_sysctl, the_clock_is_set);
+		TEST_CASE(suite, "machine", a_sysctl_disables_io_uring,
+			  setting_the_clock_moves_no_timer);
 	return suite;
 }

@@ -50,7 +50,7 @@ static unsigned sq_entries(iou_t *iou)
 	return iou_ring(iou)->sq.ring_entries;
 }
 
-START_TEST(entries_are_rounded_up)
+START_TEST(the_sq_has_the_entries_rounded_up)
 {
 	static const struct {
 		unsigned entries, expected;
@@ -108,8 +108,9 @@ START_TEST(a_bad_config_is_refused)
 END_TEST
 
 #define ALLOWED_FLAGS \
-	(IORING_SETUP_CLAMP | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG | \
-	 IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SQPOLL)
+	(IORING_SETUP_CLAMP | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN | \
+	 IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | \
+	 IORING_SETUP_SQPOLL)
 
 START_TEST(unknown_setup_flags_are_refused)
 {
@@ -185,7 +186,8 @@ START_TEST(the_version_is_the_headers)
 {
 	char version[64];
 
-	snprintf(version, sizeof(version), "%d.%d.%d", IOU_VERSION_MAJOR, IOU_VERSION_MINOR, IOU_VERSION_PATCH);
+	snprintf(version, sizeof(version), "%d.%d.%d", IOU_VERSION_MAJOR, IOU_VERSION_MINOR,
+		 IOU_VERSION_PATCH);
 	ck_assert_str_eq(iou_version(), version);
 }
 END_TEST
@@ -239,14 +241,15 @@ START_TEST(signals_are_left_alone)
 						 (void *)(uintptr_t)before[sig].sa_handler);
 		pthread_sigmask(SIG_BLOCK, NULL, &mask_after);
 		for (int sig = 1; sig < 65; sig++)
-			ck_assert_int_eq(sigismember(&mask_before, sig), sigismember(&mask_after, sig));
+			ck_assert_int_eq(sigismember(&mask_before, sig),
+					 sigismember(&mask_after, sig));
 		if (round == 0)
 			done(iou);
 	}
 }
 END_TEST
 
-/* ---- Where it cannot be made ------------------------------------------------------------------- */
+/* ---- Where it cannot be made ----------------------------------------------------------------- */
 
 static int n_open(void)
 {
@@ -270,7 +273,8 @@ static void few_descriptors(void *data)
 		iou_t *iou;
 		int n = 0;
 
-		EXPECT(setrlimit(RLIMIT_NOFILE, &(struct rlimit){(rlim_t)(highest + 1 + spare), 20000}) == 0);
+		EXPECT(setrlimit(RLIMIT_NOFILE,
+				 &(struct rlimit){(rlim_t)(highest + 1 + spare), 20000}) == 0);
 		for (int fd = 0; fd < highest; fd++) /* fill the gaps */
 			if (fcntl(fd, F_GETFD) < 0)
 				EXPECT(dup2(0, fd) == fd);
@@ -293,7 +297,7 @@ static void few_descriptors(void *data)
 	EXPECT(n_failed >= 1 && n_failed < 8);
 }
 
-START_TEST(no_descriptors_left)
+START_TEST(a_lack_of_descriptors_is_an_error)
 {
 	in_good_child(few_descriptors, NULL);
 }
@@ -356,7 +360,8 @@ START_TEST(io_uring_is_refused)
 }
 END_TEST
 
-/* The iou is there, then the kernel refuses it: told, each time, with nothing lost; what needs no ring goes on. */
+/* The iou is there, then the kernel refuses it: told, each time, with nothing lost; what needs no
+ * ring goes on. */
 static void refused_later(void *data)
 {
 	iou_t *iou = iou_new(4);
@@ -416,7 +421,8 @@ static void without_memory(void *data)
 	iou_t *iou;
 
 	(void)data;
-	EXPECT(setgroups(0, NULL) == 0 && setresgid(65534, 65534, 65534) == 0 && setresuid(65534, 65534, 65534) == 0);
+	EXPECT(setgroups(0, NULL) == 0 && setresgid(65534, 65534, 65534) == 0 &&
+	       setresuid(65534, 65534, 65534) == 0);
 	EXPECT(setrlimit(RLIMIT_MEMLOCK, &(struct rlimit){0, 0}) == 0);
 	n_before = n_open();
 	for (int i = 0; i < 3; i++) {
@@ -436,7 +442,8 @@ static void without_memory(void *data)
 
 #define TOO_MANY 7 /* exit status */
 
-/* Some kernels count a ring's memory until a moment after it was closed: one after the other must do. */
+/* Some kernels count a ring's memory until a moment after it was closed: one after the other must
+ * do. */
 static void ring_after_ring(void *data)
 {
 	uint64_t until_ns = now_ns() + 20 * SECOND;
@@ -445,7 +452,8 @@ static void ring_after_ring(void *data)
 
 	(void)data;
 	EXPECT(setrlimit(RLIMIT_MEMLOCK, &(struct rlimit){8 << 20, 8 << 20}) == 0);
-	EXPECT(setgroups(0, NULL) == 0 && setresgid(65534, 65534, 65534) == 0 && setresuid(65534, 65534, 65534) == 0);
+	EXPECT(setgroups(0, NULL) == 0 && setresgid(65534, 65534, 65534) == 0 &&
+	       setresuid(65534, 65534, 65534) == 0);
 	while (n_made < 16) {
 		iou = iou_new(32768);
 		if (!iou) {
@@ -463,7 +471,8 @@ static void ring_after_ring(void *data)
 		_exit(TOO_MANY);
 }
 
-/* On a busy machine the moment may be longer than the library has patience: the best of some tries. */
+/* On a busy machine the moment may be longer than the library has patience: the best of some
+ * tries. */
 START_TEST(a_ring_just_freed_makes_room)
 {
 	uint64_t until_ns = now_ns() + 20 * SECOND;
@@ -479,7 +488,7 @@ START_TEST(a_ring_just_freed_makes_room)
 }
 END_TEST
 
-START_TEST(no_memory_to_lock)
+START_TEST(a_lack_of_memory_to_lock_is_an_error)
 {
 	if (geteuid() != 0)
 		SKIP("needs root, to become a user with limits");
@@ -489,7 +498,7 @@ END_TEST
 
 /* ---- iou_free -------------------------------------------------------------------------------- */
 
-START_TEST(free_of_nothing)
+START_TEST(free_of_nothing_is_harmless)
 {
 	ck_assert_ptr_null(iou_free(NULL));
 	for (int i = 0; i < 20; i++)
@@ -497,7 +506,8 @@ START_TEST(free_of_nothing)
 }
 END_TEST
 
-/* One of everything, in every state; no callback is called, nothing is left (the fixture, ASan look). */
+/* One of everything, in every state; no callback is called, nothing is left (the fixture, ASan
+ * look). */
 START_TEST(free_drops_everything)
 {
 	for (int flushed = 0; flushed < 3; flushed++) {
@@ -556,7 +566,8 @@ static bool is_untouched(const unsigned char *mem, size_t size)
 START_TEST(no_byte_is_written_after_free)
 {
 	size_t size = (size_t)N_READS * READ_SIZE;
-	unsigned char *mem = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	unsigned char *mem =
+		mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	int n_rounds = is_slow() ? 5 : 100, fd;
 	uint64_t began_ns = now_ns();
 	const char *path = scratch_path("disk");
@@ -578,7 +589,8 @@ START_TEST(no_byte_is_written_after_free)
 		for (int i = 0; i < N_READS; i++) {
 			iou_op_t *op = new_op(iou);
 
-			io_uring_prep_read(op->sqe, fd, mem + (size_t)i * READ_SIZE, READ_SIZE, (__u64)i * READ_SIZE);
+			io_uring_prep_read(op->sqe, fd, mem + (size_t)i * READ_SIZE, READ_SIZE,
+					   (__u64)i * READ_SIZE);
 			op->sqe->flags = round % 3 == 2 ? IOSQE_ASYNC : 0;
 			iou_op_queue(iou, op, never, NULL);
 		}
@@ -591,7 +603,8 @@ START_TEST(no_byte_is_written_after_free)
 		n_busy += round % 2 && n_over < N_READS;
 		memset(mem, 0xa5, size);
 		nap();
-		ck_assert_msg(is_untouched(mem, size), "the kernel wrote after iou_free(), round %d", round);
+		ck_assert_msg(is_untouched(mem, size),
+			      "the kernel wrote after iou_free(), round %d", round);
 		if (round > 10 && !is_full() && now_ns() - began_ns > 3 * SECOND)
 			break; /* a slow disk */
 	}
@@ -619,7 +632,8 @@ START_TEST(peers_see_the_end_at_once)
 		iou_op_queue(iou, op, never, NULL);
 		flush(iou);
 		if (i % 4 == 3)
-			nap(); /* io-wq has it; before, the kernel may not have looked the descriptor up */
+			/* io-wq has it; before, the kernel may not have looked the descriptor up */
+			nap();
 		close(fds[0]);
 		if (i % 2 == 0)
 			ck_assert_int_eq(recv(fds[1], buf, 1, MSG_DONTWAIT), -1);
@@ -635,15 +649,16 @@ static int new_listener(struct sockaddr_in *addr)
 	socklen_t len = sizeof(*addr);
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
-	*addr = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	*addr = (struct sockaddr_in){.sin_family = AF_INET,
+				     .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
 	ck_assert_int_eq(bind(fd, (struct sockaddr *)addr, len), 0);
 	ck_assert_int_eq(listen(fd, 16), 0);
 	ck_assert_int_eq(getsockname(fd, (struct sockaddr *)addr, &len), 0);
 	return fd;
 }
 
-/* Opened, accepted, created, and not yet delivered: closed by iou_free(), as the fixture sees. What is
- * not a descriptor is left alone: a read's length, an index in the ring's own table. */
+/* Opened, accepted, created, and not yet delivered: closed by iou_free(), as the fixture sees. What
+ * is not a descriptor is left alone: a read's length, an index in the ring's own table. */
 START_TEST(descriptors_still_returned_are_closed)
 {
 	struct sockaddr_in addr;
@@ -653,11 +668,13 @@ START_TEST(descriptors_still_returned_are_closed)
 	iou_op_t *op;
 
 	new_pipe(fds);
-	ck_assert_int_eq(write(fds[1], buf, (size_t)fds[1]), fds[1]); /* the read's result is an open descriptor */
+	/* the read's result is an open descriptor */
+	ck_assert_int_eq(write(fds[1], buf, (size_t)fds[1]), fds[1]);
 	for (int i = 0; i < 16; i++) {
 		op = new_op(iou);
 		if (i % 4 == 0)
-			io_uring_prep_openat(op->sqe, AT_FDCWD, "/dev/null", O_RDONLY | O_CLOEXEC, 0);
+			io_uring_prep_openat(op->sqe, AT_FDCWD, "/dev/null", O_RDONLY | O_CLOEXEC,
+					     0);
 		else if (i % 4 == 1)
 			io_uring_prep_accept(op->sqe, listener, NULL, NULL, SOCK_CLOEXEC);
 		else if (i % 4 == 2)
@@ -687,7 +704,8 @@ END_TEST
 #define OPCODE_FIXED_FD_INSTALL 54
 #define OPCODE_PIPE             62
 
-/* Prepares one of those that return descriptors in some other way than by IORING_OP_OPENAT and the like. */
+/* Prepares one of those that return descriptors in some other way than by IORING_OP_OPENAT and the
+ * like. */
 static void prep_returning(struct io_uring_sqe *sqe, int opcode, int pipe_fds[2])
 {
 	static struct open_how how = {.flags = O_RDONLY | O_CLOEXEC};
@@ -698,7 +716,8 @@ static void prep_returning(struct io_uring_sqe *sqe, int opcode, int pipe_fds[2]
 		io_uring_prep_rw(opcode, sqe, 0, pipe_fds, 0, 0);
 		sqe->rw_flags = O_CLOEXEC;
 	} else {
-		io_uring_prep_rw(opcode, sqe, 0, NULL, 0, 0); /* of the ring's table, close-on-exec */
+		/* of the ring's table, close-on-exec */
+		io_uring_prep_rw(opcode, sqe, 0, NULL, 0, 0);
 		sqe->flags = IOSQE_FIXED_FILE;
 	}
 }
@@ -712,7 +731,8 @@ static int n_fds(void)
 	return n;
 }
 
-/* _i: which. They are there when iou_free() is called, as the count shows, and are not afterwards. */
+/* _i: which. They are there when iou_free() is called, as the count shows, and are not
+ * afterwards. */
 START_TEST(descriptors_of_other_kinds_are_closed)
 {
 	static const struct {
@@ -729,7 +749,8 @@ START_TEST(descriptors_of_other_kinds_are_closed)
 	int n_own;
 
 	flush(iou);
-	if (!have_op(iou, table[_i].opcode) || io_uring_register_files(iou_ring(iou), &file, 1) != 0) {
+	if (!have_op(iou, table[_i].opcode) ||
+	    io_uring_register_files(iou_ring(iou), &file, 1) != 0) {
 		iou_free(iou);
 		close(file);
 		SKIP(table[_i].why);
@@ -845,7 +866,8 @@ static iou_t *end_ring(iou_t *iou, enum ring_end how)
 	return iou;
 }
 
-/* _i: how the ring ends. A socket that lives in its table alone is closed: the other side sees the end. */
+/* _i: how the ring ends. A socket that lives in its table alone is closed: the other side sees the
+ * end. */
 START_TEST(registered_files_are_let_go_of)
 {
 	for (int i = 0; i < 5; i++) {
@@ -1007,7 +1029,8 @@ static void prep_receive(struct io_uring_sqe *sqe, void *fd)
 
 enum receive { PLAIN, BY_IO_WQ, IN_CHAIN, WITH_DEADLINE, BY_HANDLER, WITH_PIDFD, N_RECEIVES };
 
-/* _i: how it is received. The message has come and is not delivered: iou_free() closes what is in it. */
+/* _i: how it is received. The message has come and is not delivered: iou_free() closes what is in
+ * it. */
 START_TEST(descriptors_in_messages_are_closed)
 {
 	static iou_handler_t handler = {.cb = never_handler};
@@ -1223,7 +1246,8 @@ START_TEST(resize_changes_the_sq)
 {
 	static const struct {
 		unsigned entries, expected;
-	} table[] = {{1, 1}, {100, 128}, {3, 4}, {32768, 32768}, {UINT32_MAX, 32768}, {8, 8}, {8, 8}};
+	} table[] = {{1, 1}, {100, 128}, {3, 4}, {32768, 32768}, {UINT32_MAX, 32768},
+		     {8, 8}, {8, 8}};
 	iou_t *iou = new_iou(4);
 
 	for (int started = 0; started < 2; started++) {
@@ -1377,7 +1401,7 @@ static int on_resize(void *data)
 	return 0;
 }
 
-START_TEST(resize_in_a_callback)
+START_TEST(a_resize_works_in_a_callback)
 {
 	call_t call = {0};
 
@@ -1425,13 +1449,14 @@ static void first_without_memory(void *data)
 	use_up(iou_new(4));
 }
 
-START_TEST(the_first_has_no_memory)
+START_TEST(a_first_iou_without_memory_spoils_no_later_one)
 {
 	in_good_child(first_without_memory, NULL);
 }
 END_TEST
 
-/* Calls that need memory. Each returns 0 or the error, and changes nothing that another one would see. */
+/* Calls that need memory. Each returns 0 or the error, and changes nothing that another one would
+ * see. */
 typedef struct needy_t {
 	iou_t *iou;
 	iou_op_t *op;
@@ -1479,7 +1504,7 @@ static int want_iou(needy_t *needy)
 	return iou ? 0 : error;
 }
 
-START_TEST(memory_comes_back)
+START_TEST(calls_work_again_once_memory_comes_back)
 {
 	int (*const wants[])(needy_t *) = {want_posts, want_bh, want_env, want_ring, want_iou};
 	enum { N = sizeof(wants) / sizeof(wants[0]) };
@@ -1496,7 +1521,8 @@ START_TEST(memory_comes_back)
 			errors[i] = wants[i](&needy);
 		feed();
 		for (int i = 0; i < N; i++)
-			ck_assert_msg(errors[i] == ENOMEM, "call %d without memory: %s", i, strerror(errors[i]));
+			ck_assert_msg(errors[i] == ENOMEM, "call %d without memory: %s", i,
+				      strerror(errors[i]));
 	}
 	for (int i = 0; i < N; i++)
 		ck_assert_msg(wants[i](&needy) == 0, "call %d fails though there is memory", i);
@@ -1528,7 +1554,8 @@ static void fd_without_descriptors(void *data)
 	for (int spare = 0; spare < 4 && pollfd.fd <= 0; spare++) {
 		struct rlimit few = {(rlim_t)(highest + 1 + spare), before.rlim_max};
 
-		for (int i = 0; i < 2 && pollfd.fd <= 0; i++) { /* and again, with as many as before */
+		/* and again, with as many as before */
+		for (int i = 0; i < 2 && pollfd.fd <= 0; i++) {
 			EXPECT(setrlimit(RLIMIT_NOFILE, &few) == 0);
 			pollfd.fd = iou_fd(iou);
 			EXPECT(setrlimit(RLIMIT_NOFILE, &before) == 0);
@@ -1546,14 +1573,14 @@ static void fd_without_descriptors(void *data)
 	use_up(iou);
 }
 
-START_TEST(descriptors_come_back)
+START_TEST(calls_work_again_once_descriptors_come_back)
 {
 	in_good_child(fd_without_descriptors, NULL);
 }
 END_TEST
 
 /* The ring has room for one eventfd. */
-START_TEST(the_programs_own_eventfd_goes)
+START_TEST(iou_fd_works_once_the_programs_own_eventfd_is_gone)
 {
 	iou_t *iou = new_iou(4);
 	int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -1584,15 +1611,19 @@ Suite *life_suite(void)
 	Suite *suite = suite_create("life");
 	TCase *tcase;
 
-	TEST_CASE(suite, "config", entries_are_rounded_up, too_many_entries_are_clamped, a_bad_config_is_refused,
-		  unknown_setup_flags_are_refused, setup_flags_are_used_as_given, the_version_is_the_headers,
+	TEST_CASE(suite, "config", the_sq_has_the_entries_rounded_up, too_many_entries_are_clamped,
+		  a_bad_config_is_refused, unknown_setup_flags_are_refused,
+		  setup_flags_are_used_as_given, the_version_is_the_headers,
 		  descriptors_are_close_on_exec, signals_are_left_alone);
-	TEST_CASE(suite, "errors", no_descriptors_left, io_uring_is_refused, io_uring_is_refused_later,
-		  many_ious_share_a_thread, no_memory_to_lock, a_ring_just_freed_makes_room);
-	tcase = TEST_CASE(suite, "free", free_of_nothing, free_drops_everything, no_byte_is_written_after_free,
-		  peers_see_the_end_at_once, descriptors_still_returned_are_closed, a_multishot_accept_is_closed_too,
-		  direct_descriptors_are_left_alone, free_waits_for_running_jobs_and_drops_the_rest,
-		  a_running_job_still_posts, another_thread_frees_an_idle_iou, another_thread_may_not_free_a_busy_iou);
+	TEST_CASE(suite, "errors", a_lack_of_descriptors_is_an_error, io_uring_is_refused,
+		  io_uring_is_refused_later, many_ious_share_a_thread,
+		  a_lack_of_memory_to_lock_is_an_error, a_ring_just_freed_makes_room);
+	tcase = TEST_CASE(suite, "free", free_of_nothing_is_harmless, free_drops_everything,
+			  no_byte_is_written_after_free, peers_see_the_end_at_once,
+			  descriptors_still_returned_are_closed, a_multishot_accept_is_closed_too,
+			  direct_descriptors_are_left_alone,
+			  free_waits_for_running_jobs_and_drops_the_rest, a_running_job_still_posts,
+			  another_thread_frees_an_idle_iou, another_thread_may_not_free_a_busy_iou);
 	tcase_add_loop_test(tcase, descriptors_of_other_kinds_are_closed, 0, 3);
 	tcase = TEST_CASE(suite, "held", a_registered_file_in_use_is_let_go_of,
 			  descriptors_of_a_delivered_message_stay);
@@ -1600,9 +1631,12 @@ Suite *life_suite(void)
 	tcase_add_loop_test(tcase, direct_descriptors_are_let_go_of, 0, N_RING_ENDS);
 	tcase_add_loop_test(tcase, registered_buffers_are_let_go_of, 0, N_RING_ENDS);
 	tcase_add_loop_test(tcase, descriptors_in_messages_are_closed, 0, N_RECEIVES);
-	TEST_CASE(suite, "again", the_first_has_no_memory, memory_comes_back, descriptors_come_back,
-		  the_programs_own_eventfd_goes);
-	TEST_CASE(suite, "resize", resize_changes_the_sq, resize_carries_what_is_queued, resize_forgets_registrations,
-		  resize_keeps_the_wake_up, a_failed_resize_changes_nothing, resize_in_a_callback);
+	TEST_CASE(suite, "again", a_first_iou_without_memory_spoils_no_later_one,
+		  calls_work_again_once_memory_comes_back,
+		  calls_work_again_once_descriptors_come_back,
+		  iou_fd_works_once_the_programs_own_eventfd_is_gone);
+	TEST_CASE(suite, "resize", resize_changes_the_sq, resize_carries_what_is_queued,
+		  resize_forgets_registrations, resize_keeps_the_wake_up,
+		  a_failed_resize_changes_nothing, a_resize_works_in_a_callback);
 	return suite;
 }

@@ -13,7 +13,8 @@
 
 START_TEST(rounds_deliver_in_order)
 {
-	static const int made[] = {CQE, JOB, ENDED, BH, POST, TIMER}; /* opposite, but for those that are in line */
+	/* opposite, but for those that are in line */
+	static const int made[] = {CQE, JOB, ENDED, BH, POST, TIMER};
 	static const int expected[] = {TIMER, BH, POST, JOB, ENDED, CQE};
 	iou_t *iou = new_iou(8);
 	call_t calls[N_KINDS] = {{0}};
@@ -75,7 +76,7 @@ static int on_ask(void *data)
 	return 0;
 }
 
-START_TEST(cancelling_hastens_nothing)
+START_TEST(cancelling_another_op_hastens_nothing)
 {
 	the_iou = new_iou(8);
 	n_made = 0;
@@ -88,7 +89,8 @@ START_TEST(cancelling_hastens_nothing)
 END_TEST
 
 /* A source that refills itself from its callback until a timer and a read have been delivered. How
- * long those wait is counted in rounds, as the refiller sees them, so a busy machine does no harm. */
+ * long those wait is counted in rounds, as the refiller sees them, so a busy machine does no
+ * harm. */
 typedef struct refill_t {
 	iou_t *iou;
 	kind_t kind;
@@ -167,7 +169,8 @@ static void check_fairness(iou_t *iou, kind_t kind)
 	done(fill.iou);
 }
 
-/* _i: the kind that refills itself. On each kind of ring: the kernel tells of completions in other ways. */
+/* _i: the kind that refills itself. On each kind of ring: the kernel tells of completions in other
+ * ways. */
 START_TEST(no_source_starves_another)
 {
 	static const unsigned flags[] = {
@@ -188,7 +191,8 @@ START_TEST(no_source_starves_another)
 }
 END_TEST
 
-/* Two of each kind, and the k-th callback of a round reports an error: nothing is lost or repeated. */
+/* Two of each kind, and the k-th callback of a round reports an error: nothing is lost or
+ * repeated. */
 static void error_at(int k, bool poll)
 {
 	enum { N = 2 * N_KINDS };
@@ -222,7 +226,7 @@ START_TEST(an_error_loses_nothing)
 END_TEST
 
 /* Every callback reports an error: one run each. */
-START_TEST(an_error_each_time)
+START_TEST(an_error_in_each_callback_loses_nothing)
 {
 	iou_t *iou = new_iou(8);
 	call_t calls[N_KINDS] = {{0}};
@@ -258,8 +262,8 @@ static int on_fail_again(void *data)
 	return -7;
 }
 
-/* One that ends each run with an error, and is there again at once, does not keep the others from their turn.
- * _i: its kind */
+/* One that ends each run with an error, and is there again at once, does not keep the others from
+ * their turn. _i: its kind */
 START_TEST(a_source_that_fails_holds_up_nobody)
 {
 	failing_t failing = {.iou = new_iou(8), .kind = (kind_t)_i, .max = 1000};
@@ -274,8 +278,8 @@ START_TEST(a_source_that_fails_holds_up_nobody)
 		ck_assert_int_eq(ret, -7);
 	}
 	for (int kind = 0; kind < N_KINDS; kind++)
-		ck_assert_msg(others[kind].n == 1, "%s was delivered %d times in %d runs", kind_names[kind], others[kind].n,
-			      n_runs);
+		ck_assert_msg(others[kind].n == 1, "%s was delivered %d times in %d runs",
+			      kind_names[kind], others[kind].n, n_runs);
 	failing.max = 0;
 	while ((ret = iou_run(failing.iou)) != 0)
 		ck_assert_int_eq(ret, -7);
@@ -319,7 +323,8 @@ static int on_call_everything(void *data)
 
 	ck_assert_ptr_eq(iou_current(), iou);
 	in_call = true;
-	for (int i = 0; i < 5; i++) { /* 5: queued, with deadline, cancelled in the backlog, flushed, left */
+	/* 5: queued, with deadline, cancelled in the backlog, flushed, left */
+	for (int i = 0; i < 5; i++) {
 		op = new_op(iou);
 		io_uring_prep_nop(op->sqe);
 		ck_assert_ptr_nonnull(iou_op_env(op, 8));
@@ -354,7 +359,8 @@ static int on_call_everything(void *data)
 	ck_assert_int_ge(iou_fd(iou), 0);
 	in_call = false;
 	ck_assert_int_ge(iou_poll(iou, 0), 0);
-	ck_assert_int_eq(iou_run(iou), 0); /* nested: ends, since the caller's own op is in its last callback */
+	/* nested: ends, since the caller's own op is in its last callback */
+	ck_assert_int_eq(iou_run(iou), 0);
 	ck_assert_int_eq(iou_resize(iou, 16), 0);
 	fclose(null);
 	return 0;
@@ -430,7 +436,7 @@ static void *nap_and_unhold(void *iou)
 	return NULL;
 }
 
-START_TEST(holds_keep_it_running)
+START_TEST(holds_keep_iou_run_running)
 {
 	iou_t *iou = new_iou(4);
 	uint64_t began_ns = now_ns();
@@ -534,7 +540,7 @@ END_TEST
 
 /* ---- iou_quit -------------------------------------------------------------------------------- */
 
-START_TEST(quit_before_run)
+START_TEST(a_quit_before_a_run_ends_it)
 {
 	iou_t *iou = new_iou(4);
 	call_t call = {0};
@@ -560,7 +566,7 @@ static int on_quit(void *data)
 }
 
 /* The k-th of a round's callbacks quits: none starts after it, and the next run goes on. */
-START_TEST(quit_in_a_callback)
+START_TEST(a_quit_in_a_callback_ends_the_run)
 {
 	enum { N = 2 * N_KINDS };
 
@@ -569,7 +575,8 @@ START_TEST(quit_in_a_callback)
 
 		the_iou = new_iou(8);
 		n_order = 0;
-		quit_with = k % 3 ? 1 : -5; /* an error in the same callback comes first; quit is spent all the same */
+		/* an error in the same callback comes first; quit is spent all the same */
+		quit_with = k % 3 ? 1 : -5;
 		for (int i = 0; i < N; i++) {
 			calls[i].id = i;
 			make_ready(the_iou, (kind_t)(i / 2), i == k ? on_quit : on_call, &calls[i]);
@@ -615,7 +622,7 @@ static void *quit_the_sleeper(void *iou)
 	return NULL;
 }
 
-START_TEST(quit_from_a_thread)
+START_TEST(a_quit_from_a_thread_ends_the_run)
 {
 	iou_t *iou = new_iou(4);
 	pthread_t thread;
@@ -674,7 +681,7 @@ static void quit_the_iou(void)
 }
 
 /* Mostly the signal finds the loop asleep, sometimes just before it. */
-START_TEST(quit_from_a_signal_handler)
+START_TEST(a_quit_from_a_signal_handler_ends_the_run)
 {
 	int n_runs = is_slow() ? 20 : 100;
 
@@ -700,8 +707,8 @@ static int sleep_job(void *data)
 	return 0;
 }
 
-/* The full test waits 10 s for less than 20 ms of CPU time; the short one a tenth of it, by the best of some tries:
- * the machine may be slow, and what interrupts it is counted too. */
+/* The full test waits 10 s for less than 20 ms of CPU time; the short one a tenth of it, by the
+ * best of some tries: the machine may be slow, and what interrupts it is counted too. */
 START_TEST(waiting_costs_no_cpu_time)
 {
 	uint64_t length_ns = is_full() ? 10 * SECOND : SECOND, cpu_ns = UINT64_MAX, enters;
@@ -731,13 +738,15 @@ START_TEST(waiting_costs_no_cpu_time)
 }
 END_TEST
 
-/* A round that finds nothing ready enters the kernel once at most, submitting included. One that waits does it once;
- * a poll takes another round where the kernel's wait ended a moment too soon. */
-START_TEST(one_system_call_in_an_idle_round)
+/* A round that finds nothing ready enters the kernel once at most, submitting included. One that
+ * waits does it once; a poll takes another round where the kernel's wait ended a moment too
+ * soon. */
+START_TEST(an_idle_round_makes_one_system_call)
 {
 	enum { N = 20 };
 	iou_t *iou = new_iou(4);
-	uint64_t enters, n_enters = 0, least[2] = {UINT64_MAX, UINT64_MAX}; /* of those with a timer, with a read */
+	/* of those with a timer, with a read */
+	uint64_t enters, n_enters = 0, least[2] = {UINT64_MAX, UINT64_MAX};
 	call_t calls[N + 1];
 	int fds[2];
 
@@ -774,7 +783,8 @@ typedef struct wake_t {
 	iou_t *iou;
 	kind_t kind;
 	int fd;
-	uint64_t ready_ns; /* when it became ready; atomic, since the kernel's way is not one that TSan sees */
+	/* when it became ready; atomic, since the kernel's way is not one that TSan sees */
+	uint64_t ready_ns;
 	uint64_t late_ns;  /* until it was delivered */
 	iou_bh_t *bh;
 	bool go;
@@ -838,8 +848,9 @@ static uint64_t time_wake(wake_t *wake, int in)
 	return wake->late_ns;
 }
 
-/* _i: the kind. It must arrive at once while a read that never completes and a far timer are pending. */
-START_TEST(all_that_becomes_ready_wakes)
+/* _i: the kind. It must arrive at once while a read that never completes and a far timer are
+ * pending. */
+START_TEST(all_that_becomes_ready_wakes_the_loop)
 {
 	wake_t wake = {.iou = new_iou(4), .kind = (kind_t)_i};
 	uint64_t best_ns = UINT64_MAX, late_ns;
@@ -890,7 +901,8 @@ static int on_wake_in_every_way(void *data)
 	return 0;
 }
 
-/* A completion ended the loop's sleep: it is awake then, and who posts in the callback has nobody to wake. */
+/* A completion ended the loop's sleep: it is awake then, and who posts in the callback has nobody
+ * to wake. */
 START_TEST(nobody_wakes_a_loop_that_a_completion_woke)
 {
 	iou_bh_t *bh;
@@ -919,7 +931,8 @@ START_TEST(nobody_wakes_a_loop_that_a_completion_woke)
 }
 END_TEST
 
-/* Timers, reads, jobs and posts while a signal interrupts every millisecond: each once, in good time. */
+/* Timers, reads, jobs and posts while a signal interrupts every millisecond: each once, in good
+ * time. */
 typedef struct storm_t {
 	iou_t *iou;
 	int fds[2];
@@ -1009,7 +1022,7 @@ START_TEST(signals_interrupt_without_harm)
 }
 END_TEST
 
-START_TEST(more_idle_reads_than_the_cq_has_entries)
+START_TEST(more_idle_reads_than_the_cq_has_entries_hold_up_nothing)
 {
 	enum { N = 300 };
 	iou_t *iou = new_iou(4);
@@ -1056,7 +1069,8 @@ static int procs_blocked(void)
 	return n;
 }
 
-/* Looks, while the loop sleeps, how many threads of the machine wait for I/O: the least seen, since others may. */
+/* Looks, while the loop sleeps, how many threads of the machine wait for I/O: the least seen, since
+ * others may. */
 static void *watch_blocked(void *data)
 {
 	int *least = data, now;
@@ -1119,8 +1133,8 @@ END_TEST
 
 /* ---- Busy polling ---------------------------------------------------------------------------- */
 
-/* A poll that a timeout of the kernel's ends after 100 us; no other thread needs a CPU for that. Returns how often this
- * thread slept meanwhile. */
+/* A poll that a timeout of the kernel's ends after 100 us; no other thread needs a CPU for that.
+ * Returns how often this thread slept meanwhile. */
 static long wait_a_little(iou_t *iou)
 {
 	struct __kernel_timespec time = kernel_time(100 * USEC);
@@ -1151,7 +1165,8 @@ START_TEST(spinning_saves_sleep)
 }
 END_TEST
 
-/* Unless it is told to, it does not look but sleeps each time, but for the rare one that is over before. */
+/* Unless it is told to, it does not look but sleeps each time, but for the rare one that is over
+ * before. */
 START_TEST(there_is_no_spinning_by_default)
 {
 	iou_t *iou = new_iou(4);
@@ -1186,7 +1201,8 @@ static int spin_job(void *data)
  * would be asleep by then, each time. */
 START_TEST(spinning_saves_wakeups)
 {
-	iou_t *iou = new_iou_with(&(iou_config_t){.entries = 4, .workers = 1, .spin_ns = 20 * MSEC});
+	iou_t *iou =
+		new_iou_with(&(iou_config_t){.entries = 4, .workers = 1, .spin_ns = 20 * MSEC});
 	uint64_t length_ns = 200 * USEC, until_ns = now_ns() + 20 * SECOND, wakeups;
 	int n_saved = 0;
 	call_t call;
@@ -1208,7 +1224,8 @@ START_TEST(spinning_saves_wakeups)
 }
 END_TEST
 
-/* CPU time of a poll of 40 ms that nothing comes to: how long it looked, or the part of it that the CPU was ours. */
+/* CPU time of a poll of 40 ms that nothing comes to: how long it looked, or the part of it that the
+ * CPU was ours. */
 static uint64_t time_looking(iou_t *iou)
 {
 	uint64_t cpu_ns = thread_cpu_ns();
@@ -1217,7 +1234,8 @@ static uint64_t time_looking(iou_t *iou)
 	return thread_cpu_ns() - cpu_ns;
 }
 
-/* Each completion that came while it looked makes it look longer, what does not come ever shorter. */
+/* Each completion that came while it looked makes it look longer, what does not come ever
+ * shorter. */
 START_TEST(spinning_adapts)
 {
 	iou_t *iou = new_iou_with(&(iou_config_t){.entries = 4, .spin_ns = 64 * MSEC});
@@ -1305,7 +1323,8 @@ START_TEST(spinning_ends_for_everything)
 }
 END_TEST
 
-/* What ends each round at itself: an error, a quit from a post, a quit from a timer that is always due. */
+/* What ends each round at itself: an error, a quit from a post, a quit from a timer that is always
+ * due. */
 enum spoiler { FAILS, QUITS, TICKS };
 static bool spoiling;
 
@@ -1354,25 +1373,29 @@ Suite *loop_suite(void)
 	Suite *suite = suite_create("loop");
 	TCase *rounds, *sleeping;
 
-	rounds = TEST_CASE(suite, "rounds", rounds_deliver_in_order, cancelling_hastens_nothing, an_error_loses_nothing,
-			   an_error_each_time, only_run_and_poll_call_back);
+	rounds = TEST_CASE(suite, "rounds", rounds_deliver_in_order,
+			   cancelling_another_op_hastens_nothing, an_error_loses_nothing,
+			   an_error_in_each_callback_loses_nothing, only_run_and_poll_call_back);
 	tcase_add_loop_test(rounds, what_becomes_ready_is_for_the_next_round, 0, N_KINDS);
 	tcase_add_loop_test(rounds, no_source_starves_another, 0, N_KINDS);
 	tcase_add_loop_test(rounds, ending_each_round_starves_nothing, FAILS, TICKS + 1);
 	tcase_add_loop_test(rounds, a_source_that_fails_holds_up_nobody, 0, N_KINDS);
 	tcase_add_loop_test(rounds, callbacks_may_call_everything, 0, N_KINDS);
-	TEST_CASE(suite, "run", run_ends_when_nothing_is_pending, holds_keep_it_running);
-	TEST_CASE(suite, "poll", poll_with_nothing_pending_returns_at_once, poll_waits_at_most_its_time,
-		  poll_waits_for_a_callback, poll_counts_callbacks);
-	TEST_CASE(suite, "quit", quit_before_run, quit_in_a_callback, poll_neither_sees_nor_spends_quit,
-		  quit_from_a_thread, quit_keeps_errno, quit_from_a_signal_handler);
-	sleeping = TEST_CASE(suite, "sleeping", waiting_costs_no_cpu_time, one_system_call_in_an_idle_round,
-			     nobody_wakes_a_loop_that_a_completion_woke, signals_interrupt_without_harm, more_idle_reads_than_the_cq_has_entries,
-			     sleeping_is_not_io_wait);
+	TEST_CASE(suite, "run", run_ends_when_nothing_is_pending, holds_keep_iou_run_running);
+	TEST_CASE(suite, "poll", poll_with_nothing_pending_returns_at_once,
+		  poll_waits_at_most_its_time, poll_waits_for_a_callback, poll_counts_callbacks);
+	TEST_CASE(suite, "quit", a_quit_before_a_run_ends_it, a_quit_in_a_callback_ends_the_run,
+		  poll_neither_sees_nor_spends_quit, a_quit_from_a_thread_ends_the_run,
+		  quit_keeps_errno, a_quit_from_a_signal_handler_ends_the_run);
+	sleeping = TEST_CASE(
+		suite, "sleeping", waiting_costs_no_cpu_time, an_idle_round_makes_one_system_call,
+		nobody_wakes_a_loop_that_a_completion_woke, signals_interrupt_without_harm,
+		more_idle_reads_than_the_cq_has_entries_hold_up_nothing, sleeping_is_not_io_wait);
 	for (int kind = 0; kind < N_KINDS; kind++)
 		if (kind != ENDED)
-			tcase_add_loop_test(sleeping, all_that_becomes_ready_wakes, kind, kind + 1);
-	TEST_CASE(suite, "spinning", spinning_saves_sleep, there_is_no_spinning_by_default, spinning_saves_wakeups,
-		  spinning_adapts, spinning_ends_for_everything);
+			tcase_add_loop_test(sleeping, all_that_becomes_ready_wakes_the_loop, kind,
+					    kind + 1);
+	TEST_CASE(suite, "spinning", spinning_saves_sleep, there_is_no_spinning_by_default,
+		  spinning_saves_wakeups, spinning_adapts, spinning_ends_for_everything);
 	return suite;
 }

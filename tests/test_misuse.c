@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 
 /*
- * Misuse ends the program with one line that names the call; NULL where a pointer is needed is refused.
- * Each misuse runs in a child of its own.
+ * Misuse ends the program with one line that names the call; NULL where a pointer is needed is
+ * refused. Each misuse runs in a child of its own.
  */
 
 #include "helper.h"
@@ -787,8 +787,8 @@ static void check_misuse(void (*func)(void), const char *says, char *said, size_
 {
 	int status = in_child(misuse, &func, said, size);
 
-	ck_assert_msg(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT, "%s: status %#x, said: %s", says,
-		      status, said);
+	ck_assert_msg(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT,
+		      "%s: status %#x, said: %s", says, status, said);
 	ck_assert_msg(strncmp(said, "iou: ", 5) == 0, "%s: said: %s", says, said);
 	ck_assert_msg(strncmp(said + 5, says, strlen(says)) == 0, "%s: said: %s", says, said);
 	ck_assert_msg(strlen(said) > 5 + strcspn(says, ":") + 7, "no rule: %s", said);
@@ -884,7 +884,7 @@ START_TEST(null_is_refused)
 }
 END_TEST
 
-/* ---- What is allowed, close to what is not ----------------------------------------------------- */
+/* ---- What is allowed, close to what is not --------------------------------------------------- */
 
 static int on_free_itself(void *data)
 {
@@ -919,7 +919,7 @@ START_TEST(an_op_is_freed_in_its_last_callback)
 END_TEST
 
 /* An SQE with a single field set is prepared. */
-START_TEST(an_op_is_hardly_prepared)
+START_TEST(an_op_with_a_single_field_set_is_prepared)
 {
 	call_t calls[3];
 
@@ -936,7 +936,8 @@ START_TEST(an_op_is_hardly_prepared)
 }
 END_TEST
 
-/* The library prints nothing while all goes well, errors included: neither to stdout nor to stderr. */
+/* The library prints nothing while all goes well, errors included: neither to stdout nor to
+ * stderr. */
 static void go_wrong_quietly(void *data)
 {
 	iou_t *iou = iou_new(4);
@@ -965,8 +966,9 @@ END_TEST
 Suite *misuse_suite(void)
 {
 	Suite *suite = suite_create("misuse");
-	TCase *tcase = TEST_CASE(suite, "misuse", null_is_refused, an_op_is_freed_in_its_last_callback,
-				 an_op_is_hardly_prepared, errors_print_nothing);
+	TCase *tcase =
+		TEST_CASE(suite, "misuse", null_is_refused, an_op_is_freed_in_its_last_callback,
+			  an_op_with_a_single_field_set_is_prepared, errors_print_nothing);
 
 	tcase_add_loop_test(tcase, misuse_ends_the_program, 0, N_MISUSES);
 	tcase_add_loop_test(tcase, misuse_names_the_op, 0, N_NAMED);

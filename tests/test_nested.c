@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 
-/* Loops inside callbacks: what the inner one delivers, when it sleeps, what it leaves to the outer one. */
+/* Loops inside callbacks: what the inner one delivers, when it sleeps, what it leaves to the outer
+ * one. */
 
 #include "helper.h"
 
@@ -45,7 +46,8 @@ static int on_poll_inside(void *data)
 	ck_assert_int_eq(iou_poll(the_iou, (int64_t)(20 * SECOND)), n_left);
 	ck_assert_uint_lt(now_ns() - began_ns, 15 * SECOND);
 	ck_assert_int_eq(n_order, N_ITEMS);
-	ck_assert_int_eq(iou_poll(the_iou, -1), 0); /* the caller's own op is not pending any more */
+	/* the caller's own op is not pending any more */
+	ck_assert_int_eq(iou_poll(the_iou, -1), 0);
 	return 0;
 }
 
@@ -86,7 +88,8 @@ static int on_error_inside(void *data)
 	return nested_ret;
 }
 
-/* An error ends the innermost loop alone; what was left comes in the outer one, or in the next run. */
+/* An error ends the innermost loop alone; what was left comes in the outer one, or in the next
+ * run. */
 START_TEST(inner_errors_end_the_inner_loop)
 {
 	for (int k = 0; k < N_ITEMS - 1; k++) {
@@ -213,7 +216,7 @@ static int on_deeper(void *data)
 }
 
 /* _i: the kind to begin with. Each level's callback starts another kind and waits for it. */
-START_TEST(loops_nest_deeply)
+START_TEST(loops_nest_in_callbacks_deeply)
 {
 	the_iou = new_iou(8);
 	depth = n_returned = 0;
@@ -236,7 +239,8 @@ static void start_same_kind(kind_t kind)
 	if (kind == BH)
 		iou_bh_schedule(nest_bh);
 	else if (kind == JOB)
-		start(the_iou, kind, on_same_kind, NULL); /* not ready: the inner loop has to sleep */
+		/* not ready: the inner loop has to sleep */
+		start(the_iou, kind, on_same_kind, NULL);
 	else
 		make_ready(the_iou, kind, on_same_kind, NULL);
 }
@@ -256,7 +260,7 @@ static int on_same_kind(void *data)
 }
 
 /* _i: the kind, all the way: QEMU's nested bottom halves among them. */
-START_TEST(a_kind_nests_in_itself)
+START_TEST(callbacks_of_each_kind_nest_in_themselves)
 {
 	the_iou = new_iou(8);
 	depth = n_returned = 0;
@@ -270,7 +274,7 @@ START_TEST(a_kind_nests_in_itself)
 }
 END_TEST
 
-/* ---- One op, callbacks within its callbacks ---------------------------------------------------- */
+/* ---- One op, callbacks within its callbacks -------------------------------------------------- */
 
 typedef struct multi_t {
 	iou_op_t *op;
@@ -278,7 +282,8 @@ typedef struct multi_t {
 	char *env;
 } multi_t;
 
-/* Each callback of the multishot op waits for the next, the last included: the op must outlive all. */
+/* Each callback of the multishot op waits for the next, the last included: the op must outlive
+ * all. */
 static int on_multishot(void *data)
 {
 	multi_t *multi = data;
@@ -395,8 +400,8 @@ START_TEST(an_op_is_queued_again_around_a_loop)
 }
 END_TEST
 
-/* In its last callback the op is queued again, by each door in turn, and its next callback runs within this one.
- * It is given back when the outermost returns, not before. */
+/* In its last callback the op is queued again, by each door in turn, and its next callback runs
+ * within this one. It is given back when the outermost returns, not before. */
 static int on_next_door(void *data)
 {
 	multi_t *multi = data;
@@ -438,12 +443,13 @@ START_TEST(an_op_is_queued_again_and_ends_inside_its_callback)
 }
 END_TEST
 
-/* ---- What an op's callback finds is its own, whatever comes inside it ------------------------------ */
+/* ---- What an op's callback finds is its own, whatever comes inside it ------------------------ */
 
 /* How a callback waits for what is to come inside it. */
 enum wait { BY_POLL, BY_TIMED_POLL, BY_LOOKING, BY_RUN, N_WAITS };
 
-/* An op whose callbacks nest: what each of them found is looked at again and again until it returns. */
+/* An op whose callbacks nest: what each of them found is looked at again and again until it
+ * returns. */
 typedef struct own_t {
 	iou_op_t *op;
 	enum wait wait;
@@ -486,13 +492,17 @@ static void own_wait(own_t *own, int level)
 		if (own->wait == BY_RUN)
 			run(the_iou);
 		else
-			ck_assert_int_ge(iou_poll(the_iou, own->wait == BY_POLL ? -1 : own->wait == BY_LOOKING ? 0 :
-								   (int64_t)(20 * SECOND)), 0);
+			ck_assert_int_ge(iou_poll(the_iou, own->wait == BY_POLL ? -1
+							   : own->wait == BY_LOOKING
+								   ? 0
+								   : (int64_t)(20 * SECOND)),
+					 0);
 		check_own(own, level);
 	}
 }
 
-/* From a multishot poll to a job, a timer, the ring, the backlog: all ends in the innermost of seven callbacks. */
+/* From a multishot poll to a job, a timer, the ring, the backlog: all ends in the innermost of
+ * seven callbacks. */
 static int on_own_step(void *data)
 {
 	own_t *own = data;
@@ -585,14 +595,15 @@ static int on_doors(void *data)
 		go_by(own, own->doors[level + 1]);
 		own_wait(own, level);
 	} else if (own->wait == BY_RUN) {
-		iou_op_free(the_iou, own->op); /* is the outermost's to give back: it takes effect then */
+		/* is the outermost's to give back: it takes effect then */
+		iou_op_free(the_iou, own->op);
 	}
 	return 0;
 }
 
-/* An op that ends by one door, is queued again by another and ends in its own callback, and that once more. _i: how
- * they wait. */
-START_TEST(each_door_leaves_the_outer_result)
+/* An op that ends by one door, is queued again by another and ends in its own callback, and that
+ * once more. _i: how they wait. */
+START_TEST(each_kind_of_callback_leaves_the_outer_result)
 {
 	the_iou = new_iou(8);
 	for (int i = 0; i < N_DOORS * N_DOORS * N_DOORS; i++) {
@@ -622,7 +633,8 @@ static int on_look_around(void *data)
 		own->bytes[0] = 42;
 		start_job(the_iou, own->op, on_byte, own->bytes, on_look_around, own);
 		WAIT_UNTIL(__atomic_load_n(&own->bytes[0], __ATOMIC_ACQUIRE) == 0);
-		WAIT_UNTIL(iou_cancel_all(the_iou) == 0 && get_stats(the_iou).jobs == 1); /* it collects what is done */
+		/* it collects what is done */
+		WAIT_UNTIL(iou_cancel_all(the_iou) == 0 && get_stats(the_iou).jobs == 1);
 	} else if (level == 2) { /* in the backlog, cancelled */
 		nop_queue(the_iou, own->op, on_look_around, own);
 		ck_assert_int_eq(iou_cancel_all(the_iou), 0);
@@ -724,7 +736,7 @@ START_TEST(a_zero_copy_send_keeps_its_result)
 }
 END_TEST
 
-/* ---- Several ious, and other threads ----------------------------------------------------------- */
+/* ---- Several ious, and other threads --------------------------------------------------------- */
 
 static iou_t *other_iou;
 
@@ -851,14 +863,15 @@ Suite *nested_suite(void)
 	TEST_CASE(suite, "quit", quit_ends_all_active_runs, inner_poll_leaves_quit_to_the_run,
 		  a_run_inside_a_poll_spends_its_quit);
 	deep = TEST_CASE(suite, "depth", an_op_is_queued_again_around_a_loop);
-	tcase_add_loop_test(deep, loops_nest_deeply, 0, N_KINDS);
-	tcase_add_loop_test(deep, a_kind_nests_in_itself, 0, N_KINDS);
-	TEST_CASE(suite, "one op", callbacks_of_one_op_nest, a_periodic_timer_ticks_in_its_own_callback,
+	tcase_add_loop_test(deep, loops_nest_in_callbacks_deeply, 0, N_KINDS);
+	tcase_add_loop_test(deep, callbacks_of_each_kind_nest_in_themselves, 0, N_KINDS);
+	TEST_CASE(suite, "one op", callbacks_of_one_op_nest,
+		  a_periodic_timer_ticks_in_its_own_callback,
 		  an_op_is_queued_again_and_ends_inside_its_callback);
-	own = TEST_CASE(suite, "result", what_ends_in_iou_leaves_the_result, a_late_tick_keeps_its_count,
-			a_zero_copy_send_keeps_its_result);
+	own = TEST_CASE(suite, "result", what_ends_in_iou_leaves_the_result,
+			a_late_tick_keeps_its_count, a_zero_copy_send_keeps_its_result);
 	tcase_add_loop_test(own, each_callback_keeps_its_result, 0, N_WAITS);
-	tcase_add_loop_test(own, each_door_leaves_the_outer_result, 0, N_WAITS);
+	tcase_add_loop_test(own, each_kind_of_callback_leaves_the_outer_result, 0, N_WAITS);
 	TEST_CASE(suite, "others", another_iou_runs_in_a_callback, inner_loops_leave_wakeups_alone);
 	return suite;
 }

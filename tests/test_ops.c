@@ -53,7 +53,7 @@ START_TEST(a_new_op_is_blank)
 END_TEST
 
 /* Unlike an SQE of the ring's, an op can wait for its preparation, and be one of many. */
-START_TEST(ops_are_prepared_when_it_suits)
+START_TEST(an_op_is_prepared_any_time_before_it_is_queued)
 {
 	enum { N = 300 };
 	iou_t *iou = new_iou(2);
@@ -80,7 +80,8 @@ START_TEST(ops_are_prepared_when_it_suits)
 }
 END_TEST
 
-/* How many of the ops that were taken one after the other had an address of their own, if 1000 were enough. */
+/* How many of the ops that were taken one after the other had an address of their own, if 1000 were
+ * enough. */
 static size_t n_distinct(iou_op_t **ops, size_t n)
 {
 	size_t n_seen = 0;
@@ -271,7 +272,8 @@ START_TEST(flush_hands_the_backlog_over)
 }
 END_TEST
 
-/* poll and run submit what is queued, in order, also what callbacks queue behind what is queued already. */
+/* poll and run submit what is queued, in order, also what callbacks queue behind what is queued
+ * already. */
 static int on_queue_two(void *data)
 {
 	call_t *call = data;
@@ -337,7 +339,8 @@ START_TEST(each_callback_queues_two)
 }
 END_TEST
 
-/* After iou_op_new() nothing needs memory: 5000 each of reads, no-ops and timers are queued, completed, cancelled. */
+/* After iou_op_new() nothing needs memory: 5000 each of reads, no-ops and timers are queued,
+ * completed, cancelled. */
 START_TEST(a_taken_op_needs_no_memory)
 {
 	enum { N = 5000 };
@@ -366,7 +369,8 @@ START_TEST(a_taken_op_needs_no_memory)
 		io_uring_prep_read(ops[N + i]->sqe, fds[0], &n, 1, 0);
 		iou_op_deadline(iou, ops[N + i], i % 2 ? MSEC : SECOND * 1000);
 		iou_op_queue(iou, ops[N + i], on_breed, NULL);
-		iou_op_timer(iou, ops[2 * N + i], (uint64_t)(i % 100) * MSEC, i % 2 ? MSEC : 0, on_nothing, NULL);
+		iou_op_timer(iou, ops[2 * N + i], (uint64_t)(i % 100) * MSEC, i % 2 ? MSEC : 0,
+			     on_nothing, NULL);
 	}
 	if (iou_op_async(iou, job.op, on_nothing, NULL, on_call, &job) < 0)
 		ret = -1;
@@ -390,7 +394,7 @@ START_TEST(a_taken_op_needs_no_memory)
 }
 END_TEST
 
-START_TEST(no_memory_for_an_op)
+START_TEST(iou_op_new_tells_that_there_is_no_memory)
 {
 	int n = 0, error = 0;
 	call_t call;
@@ -464,7 +468,8 @@ START_TEST(a_multishot_op_is_called_for_each_cqe)
 }
 END_TEST
 
-/* A multishot receive from buffers that the program provides; out of them, it ends, and is queued again. */
+/* A multishot receive from buffers that the program provides; out of them, it ends, and is queued
+ * again. */
 typedef struct receiver_t {
 	iou_op_t *op;
 	iou_t *iou;
@@ -571,7 +576,8 @@ START_TEST(a_zero_copy_send_ends_with_its_notification)
 	ck_assert_int_eq(call.result, 0);
 
 	new_pipe(pipe_fds);
-	io_uring_prep_send_zc(call_op(iou, &call, 0), pipe_fds[1], data, sizeof(data), 0, 0); /* no socket */
+	/* no socket */
+	io_uring_prep_send_zc(call_op(iou, &call, 0), pipe_fds[1], data, sizeof(data), 0, 0);
 	call_queue(iou, &call);
 	run(iou);
 	ck_assert_int_ge(call.n, 1);
@@ -604,7 +610,8 @@ static int return_seven(void *data)
 /* Each pair of doors follows each other within nine steps. */
 static enum door door_of(int step)
 {
-	static const enum door doors[] = {RING, RING, WORKERS, WORKERS, CLOCK, CLOCK, RING, CLOCK, WORKERS};
+	static const enum door doors[] = {RING,	 RING, WORKERS, WORKERS, CLOCK,
+					  CLOCK, RING, CLOCK,	WORKERS};
 
 	return doors[step % 9];
 }
@@ -638,7 +645,7 @@ static int on_step(void *data)
 	return machine->ret;
 }
 
-START_TEST(an_op_is_queued_again_by_any_door)
+START_TEST(an_op_is_queued_again_in_any_way)
 {
 	machine_t machine = {.n_steps = 100};
 	int fds[2], n = 0;
@@ -652,7 +659,8 @@ START_TEST(an_op_is_queued_again_by_any_door)
 		machine.step = 0;
 		machine.ret = ret;
 		next_step(&machine);
-		for (n = 1; iou_run(machine.iou) == -1; n++) /* an error does not take it from the program */
+		/* an error does not take it from the program */
+		for (n = 1; iou_run(machine.iou) == -1; n++)
 			;
 		ck_assert_int_eq(machine.step, 100);
 		ck_assert_int_eq(n, ret ? 101 : 1);
@@ -664,7 +672,7 @@ START_TEST(an_op_is_queued_again_by_any_door)
 END_TEST
 
 /* One op, and one call that can fail, for a whole life. */
-START_TEST(one_op_is_enough)
+START_TEST(one_op_is_enough_for_a_whole_life)
 {
 	machine_t machine = {.n_steps = 9 * (is_slow() ? 500 : 3000)};
 	char got[512];
@@ -1156,7 +1164,8 @@ START_TEST(a_poll_is_updated_by_its_key)
 	io_uring_prep_poll_add(call_op(iou, &call, 0), fds[0], POLLPRI);
 	call_queue(iou, &call);
 	flush(iou);
-	io_uring_prep_poll_update(call_op(iou, &other, 1), key_of(&call), 0, POLLIN, IORING_POLL_UPDATE_EVENTS);
+	io_uring_prep_poll_update(call_op(iou, &other, 1), key_of(&call), 0, POLLIN,
+				  IORING_POLL_UPDATE_EVENTS);
 	call_queue(iou, &other);
 	POLL_UNTIL(iou, other.n);
 	ck_assert_int_eq(other.result, 0);
@@ -1168,7 +1177,8 @@ START_TEST(a_poll_is_updated_by_its_key)
 
 	io_uring_prep_poll_add(call_op(iou, &call, 0), fds[0], POLLPRI);
 	call_queue(iou, &call);
-	io_uring_prep_poll_remove(call_op(iou, &other, 1), key_of(&call)); /* in the same submission */
+	/* in the same submission */
+	io_uring_prep_poll_remove(call_op(iou, &other, 1), key_of(&call));
 	call_queue(iou, &other);
 	run(iou);
 	ck_assert_int_eq(other.result, 0);
@@ -1252,7 +1262,8 @@ static void prep_component(struct io_uring_sqe *sqe, void *opaque)
 
 	component->zeroed = memcmp(sqe, &zero, sizeof(zero)) == 0;
 	if (component->data)
-		io_uring_prep_write(sqe, component->fd, component->data, (unsigned)component->size, 0);
+		io_uring_prep_write(sqe, component->fd, component->data, (unsigned)component->size,
+				    0);
 	else
 		io_uring_prep_poll_multishot(sqe, component->fd, POLLIN);
 	sqe->flags |= component->flags;
@@ -1302,9 +1313,11 @@ START_TEST(add_sqe_refuses_null)
 	component_t component = {.data = "", .size = 1, .fd = -1};
 	iou_t *iou = new_iou(2);
 
-	ck_assert_int_eq(iou_add_sqe(iou, prep_component, &component, &component.handler), -EINVAL); /* no cb */
+	/* no cb */
+	ck_assert_int_eq(iou_add_sqe(iou, prep_component, &component, &component.handler), -EINVAL);
 	component.handler.cb = on_component;
-	ck_assert_int_eq(iou_add_sqe(NULL, prep_component, &component, &component.handler), -EINVAL);
+	ck_assert_int_eq(iou_add_sqe(NULL, prep_component, &component, &component.handler),
+			 -EINVAL);
 	ck_assert_int_eq(iou_add_sqe(iou, NULL, &component, &component.handler), -EINVAL);
 	ck_assert_int_eq(iou_add_sqe(iou, prep_component, &component, NULL), -EINVAL);
 	ck_assert_uint_eq(n_pending(iou), 0);
@@ -1313,7 +1326,7 @@ START_TEST(add_sqe_refuses_null)
 END_TEST
 
 /* Refused for want of memory is not taken: as many callbacks as were. */
-START_TEST(no_memory_for_add_sqe)
+START_TEST(iou_add_sqe_tells_that_there_is_no_memory)
 {
 	component_t component = {.data = "", .size = 1, .fd = -1, .handler.cb = on_component};
 	int n_taken = 0, ret = 0;
@@ -1339,7 +1352,8 @@ END_TEST
 
 START_TEST(a_handler_is_called_for_each_cqe)
 {
-	component_t component = {.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), .handler.cb = on_component};
+	component_t component = {.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK),
+				 .handler.cb = on_component};
 	iou_t *iou = new_iou(2);
 	uint64_t one = 1;
 
@@ -1370,7 +1384,8 @@ static int on_handler_is_mine(iou_handler_t *handler)
 	free(component); /* it had to live until here */
 	if (--n_left > 0) {
 		component = calloc(1, sizeof(*component));
-		*component = (component_t){.fd = fd, .data = "x", .size = 1, .handler.cb = on_handler_is_mine};
+		*component = (component_t){
+			.fd = fd, .data = "x", .size = 1, .handler.cb = on_handler_is_mine};
 		if (iou_add_sqe(the_iou, prep_component, component, &component->handler) < 0)
 			return -ENOMEM;
 	}
@@ -1384,7 +1399,8 @@ START_TEST(a_handler_lives_until_its_last_callback)
 
 	new_pipe(fds);
 	the_iou = new_iou(2);
-	*component = (component_t){.fd = fds[1], .data = "x", .size = 1, .handler.cb = on_handler_is_mine};
+	*component = (component_t){
+		.fd = fds[1], .data = "x", .size = 1, .handler.cb = on_handler_is_mine};
 	n_called = 0;
 	n_left = 100;
 	ck_assert_int_eq(iou_add_sqe(the_iou, prep_component, component, &component->handler), 0);
@@ -1410,7 +1426,8 @@ START_TEST(handlers_keep_the_order_too)
 		component.flags = i == 3 ? IOSQE_IO_LINK : 0;
 		component.size = i == 3 ? 0 : 1; /* the last one fails, and breaks the chain */
 		component.fd = i == 3 ? -1 : fds[1];
-		ck_assert_int_eq(iou_add_sqe(iou, prep_component, &component, &component.handler), 0);
+		ck_assert_int_eq(iou_add_sqe(iou, prep_component, &component, &component.handler),
+				 0);
 		io_uring_prep_write(call_op(iou, &call, i), fds[1], "o", 1, 0);
 		call_queue(iou, &call);
 		if (i != 3)
@@ -1432,22 +1449,26 @@ Suite *ops_suite(void)
 	Suite *suite = suite_create("ops");
 	TCase *tcase;
 
-	TEST_CASE(suite, "pool", a_new_op_is_blank, ops_are_prepared_when_it_suits, ops_go_back_to_the_pool,
-		  a_callback_frees_its_data, an_op_is_valid_in_its_callback);
+	TEST_CASE(suite, "pool", a_new_op_is_blank, an_op_is_prepared_any_time_before_it_is_queued,
+		  ops_go_back_to_the_pool, a_callback_frees_its_data,
+		  an_op_is_valid_in_its_callback);
 	TEST_CASE(suite, "queue", queueing_does_not_reach_the_kernel, flush_hands_the_backlog_over,
-		  ops_keep_the_order_of_queueing, each_callback_queues_two, a_taken_op_needs_no_memory,
-		  no_memory_for_an_op, skipping_the_cqe_is_cleared);
-	TEST_CASE(suite, "cqes", a_multishot_op_is_called_for_each_cqe, a_multishot_op_ends_and_is_queued_again,
+		  ops_keep_the_order_of_queueing, each_callback_queues_two,
+		  a_taken_op_needs_no_memory, iou_op_new_tells_that_there_is_no_memory,
+		  skipping_the_cqe_is_cleared);
+	TEST_CASE(suite, "cqes", a_multishot_op_is_called_for_each_cqe,
+		  a_multishot_op_ends_and_is_queued_again,
 		  a_zero_copy_send_ends_with_its_notification);
-	TEST_CASE(suite, "again", an_op_is_queued_again_by_any_door, one_op_is_enough);
+	TEST_CASE(suite, "again", an_op_is_queued_again_in_any_way,
+		  one_op_is_enough_for_a_whole_life);
 	tcase = TEST_CASE(suite, "sqe", an_op_changes_its_operation,
 			  an_op_that_was_prepared_in_vain_is_blank);
 	tcase_add_loop_test(tcase, a_last_callback_finds_a_blank_sqe, 0, N_ENDS);
 	tcase_add_loop_test(tcase, timers_and_jobs_leave_the_sqe_alone, 0, N_WAYS);
 	TEST_CASE(suite, "keys", a_poll_is_updated_by_its_key, a_timeout_is_updated_by_its_key,
 		  an_op_is_cancelled_by_its_key);
-	TEST_CASE(suite, "add_sqe", add_sqe_prepares_at_once, add_sqe_refuses_null, no_memory_for_add_sqe,
-		  a_handler_is_called_for_each_cqe, a_handler_lives_until_its_last_callback,
-		  handlers_keep_the_order_too);
+	TEST_CASE(suite, "add_sqe", add_sqe_prepares_at_once, add_sqe_refuses_null,
+		  iou_add_sqe_tells_that_there_is_no_memory, a_handler_is_called_for_each_cqe,
+		  a_handler_lives_until_its_last_callback, handlers_keep_the_order_too);
 	return suite;
 }

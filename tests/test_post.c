@@ -191,7 +191,7 @@ static void run_it(void *data)
 	EXPECT(iou_run(data) == 0);
 }
 
-START_TEST(posts_before_the_first_run)
+START_TEST(posts_before_the_first_run_are_delivered)
 {
 	iou_t *iou = new_iou(4);
 	call_t call = {0};
@@ -271,7 +271,7 @@ static int on_turn(void *data)
 }
 
 /* However many wait at a time. */
-START_TEST(posts_follow_each_other)
+START_TEST(each_post_makes_the_next)
 {
 	for (int n_waiting = 1; n_waiting < 500; n_waiting += 33) {
 		turns = (turns_t){.iou = new_iou(4)};
@@ -286,8 +286,8 @@ END_TEST
 
 /* ---- A flood --------------------------------------------------------------------------------- */
 
-/* Two threads hand posts to a loop, each tenth post starts a job, the loop sleeps in between at random,
- * and a timer of 10 s is pending. IOU_TEST_FULL=1: ten million. */
+/* Two threads hand posts to a loop, each tenth post starts a job, the loop sleeps in between at
+ * random, and a timer of 10 s is pending. IOU_TEST_FULL=1: ten million. */
 typedef struct flood_t {
 	iou_t *iou;
 	int n_each;
@@ -343,7 +343,7 @@ static void *send_flood(void *data)
 	return NULL;
 }
 
-START_TEST(a_flood_of_posts_and_jobs)
+START_TEST(a_flood_of_posts_and_jobs_is_delivered)
 {
 	int n_all = is_full() ? 10000000 : is_slow() ? 50000 : 2000000;
 	uint64_t seed = 5;
@@ -361,7 +361,8 @@ START_TEST(a_flood_of_posts_and_jobs)
 	while (flood.n_seen < n_all || flood.n_jobs < n_all / 10) {
 		ret = iou_poll(flood.iou, (int64_t)(20 * SECOND));
 		if (ret <= 0)
-			ck_abort_msg("iou_poll: %d after %d posts and %d jobs", ret, flood.n_seen, flood.n_jobs);
+			ck_abort_msg("iou_poll: %d after %d posts and %d jobs", ret, flood.n_seen,
+				     flood.n_jobs);
 		if (random_below(&seed, 500) == 0)
 			nanosleep(&(struct timespec){.tv_nsec = random_below(&seed, 200000)}, NULL);
 	}
@@ -394,7 +395,8 @@ static void *send_pings(void *data)
 
 	for (int i = 0; i < n; i++) {
 		for (unsigned spin = random_below(&seed, 3000); spin; spin--)
-			__atomic_load_n(&ping, __ATOMIC_RELAXED); /* hit every moment of falling asleep */
+			/* hit every moment of falling asleep */
+			__atomic_load_n(&ping, __ATOMIC_RELAXED);
 		post(the_iou, on_ping, NULL);
 		while (__atomic_load_n(&pong, __ATOMIC_ACQUIRE) <= i)
 			sched_yield();
@@ -424,12 +426,13 @@ Suite *post_suite(void)
 	Suite *suite = suite_create("post");
 	TCase *many;
 
-	TEST_CASE(suite, "post", a_post_is_delivered_once, posts_arrive_in_order, threads_post_in_order,
-		  a_post_from_a_post_is_for_the_next_round, posts_before_the_first_run, a_job_posts,
-		  undelivered_posts_are_dropped, posts_follow_each_other);
+	TEST_CASE(suite, "post", a_post_is_delivered_once, posts_arrive_in_order,
+		  threads_post_in_order, a_post_from_a_post_is_for_the_next_round,
+		  posts_before_the_first_run_are_delivered, a_job_posts,
+		  undelivered_posts_are_dropped, each_post_makes_the_next);
 	TEST_CASE(suite, "wake", posting_to_a_loop_that_is_awake_costs_no_wakeup,
 		  posting_to_a_sleeping_loop_wakes_it_once);
-	many = TEST_CASE(suite, "many", a_flood_of_posts_and_jobs, no_wakeup_is_lost);
+	many = TEST_CASE(suite, "many", a_flood_of_posts_and_jobs_is_delivered, no_wakeup_is_lost);
 	if (is_full())
 		tcase_set_timeout(many, 600);
 	return suite;

@@ -98,7 +98,7 @@ static int on_poll_inside(void *data)
 }
 
 /* _i: the kind. */
-START_TEST(what_is_ready_comes_before_the_error)
+START_TEST(on_a_restricted_ring_what_is_ready_comes_before_the_error)
 {
 	call_t read, calls[3] = {{0}}, inside = {0};
 	int fds[2];
@@ -133,7 +133,7 @@ START_TEST(what_is_ready_comes_before_the_error)
 END_TEST
 
 /* All that it would have to wait for. */
-START_TEST(no_wait_without_a_wake_up)
+START_TEST(a_restricted_ring_waits_for_nothing_that_cannot_wake)
 {
 	call_t call, idle = {0};
 	gate_t gate;
@@ -166,7 +166,7 @@ START_TEST(no_wait_without_a_wake_up)
 END_TEST
 
 /* A new ring has no restrictions. */
-START_TEST(a_resize_lifts_them)
+START_TEST(a_resize_lifts_restrictions)
 {
 	call_t call;
 
@@ -191,7 +191,7 @@ END_TEST
 
 /* _i: asked for by iou_op_cancel(), iou_cancel_all(), a deadline. The op stays, and ends as it
  * would have. */
-START_TEST(a_refused_cancel_is_an_error)
+START_TEST(a_cancel_that_is_restricted_is_an_error)
 {
 	call_t read, timer, queued;
 	int fds[2];
@@ -256,7 +256,7 @@ static void turn_until(const call_t *call)
 }
 
 /* _i: what is refused. */
-START_TEST(the_descriptor_tells_the_error)
+START_TEST(iou_fd_of_a_restricted_ring_tells_the_error)
 {
 	call_t read, posted = {0}, cancelled;
 	int fds[2], n_errors = 0;
@@ -291,7 +291,7 @@ START_TEST(the_descriptor_tells_the_error)
 }
 END_TEST
 
-START_TEST(the_descriptor_is_refused)
+START_TEST(iou_fd_is_refused_by_a_restriction)
 {
 	int fd;
 
@@ -351,7 +351,7 @@ static void free_busy(void *data)
 }
 
 /* _i: what is refused. */
-START_TEST(free_returns)
+START_TEST(free_returns_on_a_restricted_ring)
 {
 	unsigned refused = (unsigned)_i;
 
@@ -365,7 +365,7 @@ END_TEST
 /* ---- Flags, and nothing at all --------------------------------------------------------------- */
 
 /* Each SQE must be of a registered file: the program's are. */
-START_TEST(required_flags_refuse_all_of_its_own)
+START_TEST(required_flags_refuse_all_sqes_of_iou)
 {
 	call_t read;
 	int fds[2];
@@ -398,7 +398,7 @@ static void *post_to_the_sleeper(void *data)
 }
 
 /* What iou.h says it needs is enough. */
-START_TEST(what_it_needs_is_enough)
+START_TEST(what_iou_says_it_needs_is_enough)
 {
 	call_t read, posted = {0};
 	pthread_t thread;
@@ -430,14 +430,17 @@ Suite *restricted_suite(void)
 	Suite *suite = suite_create("restricted");
 	TCase *tcase;
 
-	tcase = TEST_CASE(suite, "polls", no_wait_without_a_wake_up, a_resize_lifts_them);
-	tcase_add_loop_test(tcase, what_is_ready_comes_before_the_error, 0, N_KINDS);
+	tcase = TEST_CASE(suite, "polls", a_restricted_ring_waits_for_nothing_that_cannot_wake,
+			  a_resize_lifts_restrictions);
+	tcase_add_loop_test(tcase, on_a_restricted_ring_what_is_ready_comes_before_the_error, 0,
+			    N_KINDS);
 	tcase = TEST_CASE(suite, "cancels", NULL);
-	tcase_add_loop_test(tcase, a_refused_cancel_is_an_error, 0, 3);
-	tcase = TEST_CASE(suite, "fd", the_descriptor_is_refused);
-	tcase_add_loop_test(tcase, the_descriptor_tells_the_error, 0, 4);
+	tcase_add_loop_test(tcase, a_cancel_that_is_restricted_is_an_error, 0, 3);
+	tcase = TEST_CASE(suite, "fd", iou_fd_is_refused_by_a_restriction);
+	tcase_add_loop_test(tcase, iou_fd_of_a_restricted_ring_tells_the_error, 0, 4);
 	tcase = TEST_CASE(suite, "free", NULL);
-	tcase_add_loop_test(tcase, free_returns, 0, 8);
-	TEST_CASE(suite, "flags", required_flags_refuse_all_of_its_own, what_it_needs_is_enough);
+	tcase_add_loop_test(tcase, free_returns_on_a_restricted_ring, 0, 8);
+	TEST_CASE(suite, "flags", required_flags_refuse_all_sqes_of_iou,
+		  what_iou_says_it_needs_is_enough);
 	return suite;
 }

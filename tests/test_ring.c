@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 
-/* The ring under the ops: small SQs, more in flight than the CQ holds, registrations, what the program's ops
- * can do to the library's own. */
+/* The ring under the ops: small SQs, more in flight than the CQ holds, registrations, what the
+ * program's ops can do to the library's own. */
 
 #include "helper.h"
 
@@ -29,8 +29,8 @@ static void expect_all(const call_t *calls, int n, int result)
 	ck_assert_int_eq(n_order, n);
 	for (int i = 0; i < n; i++)
 		if (calls[i].n != 1 || calls[i].result != result || order[i] != i)
-			ck_abort_msg("call %d of %d: %d times, result %d, instead of it %d", i, n, calls[i].n,
-				     calls[i].result, order[i]);
+			ck_abort_msg("call %d of %d: %d times, result %d, instead of it %d", i, n,
+				     calls[i].n, calls[i].result, order[i]);
 }
 
 static void queue_nops(iou_t *iou, call_t *calls, int n)
@@ -86,7 +86,7 @@ static int on_turn(void *data)
 }
 
 /* A hundred ops, each queued again in its callback: none is left behind by the others. */
-START_TEST(ops_take_turns)
+START_TEST(ops_take_turns_in_a_small_sq)
 {
 	enum { N = 100 };
 	int n_each = is_slow() ? 200 : 2000;
@@ -136,7 +136,8 @@ START_TEST(idle_receives_hold_up_nothing)
 		POLL_UNTIL(iou, n_order == n_ours + 1); /* one of the reads */
 		n_ours++;
 	}
-	ck_assert_uint_lt(now_ns() - began_ns, 20 * SECOND); /* a poll that waits in vain does so for a second */
+	/* a poll that waits in vain does so for a second */
+	ck_assert_uint_lt(now_ns() - began_ns, 20 * SECOND);
 	ck_assert_uint_eq(n_pending(iou), N - 50);
 	close(pipe_fds[1]);
 	close(socket_fds[1]);
@@ -150,8 +151,8 @@ START_TEST(idle_receives_hold_up_nothing)
 }
 END_TEST
 
-/* Far more completions than the CQ holds, before anyone looks: each is delivered once, in order; also by rounds that
- * do not wait. */
+/* Far more completions than the CQ holds, before anyone looks: each is delivered once, in order;
+ * also by rounds that do not wait. */
 START_TEST(an_overflow_loses_nothing)
 {
 	enum { N = 3000 };
@@ -175,7 +176,8 @@ START_TEST(an_overflow_loses_nothing)
 
 		queue_nops(iou, calls, N);
 		flush(iou);
-		iou_cancel_all(iou); /* they have completed: nothing to cancel, and no order to keep */
+		/* they have completed: nothing to cancel, and no order to keep */
+		iou_cancel_all(iou);
 		run(iou);
 		for (int i = 0; i < N; i++)
 			order[i] = i;
@@ -220,12 +222,14 @@ static void write_eventfds(void)
 	for (int fd = 3; fd < 32; fd++) {
 		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
 		memset(target, 0, sizeof(target));
-		if (readlink(path, target, sizeof(target) - 1) > 0 && strcmp(target, "anon_inode:[eventfd]") == 0)
+		if (readlink(path, target, sizeof(target) - 1) > 0 &&
+		    strcmp(target, "anon_inode:[eventfd]") == 0)
 			put(fd, &one, sizeof(one));
 	}
 }
 
-/* What the library keeps in the ring to be woken may be a multishot poll, which an overflow ends. */
+/* What the library keeps in the ring to be woken may be a multishot poll, which an overflow
+ * ends. */
 START_TEST(an_overflow_keeps_the_wake_up)
 {
 	enum { N = 500 };
@@ -280,11 +284,13 @@ static int on_accepted(void *data)
 	return 0;
 }
 
-/* A multishot accept that an overflow ends, with a connection as its last result, is queued again: none is lost. */
+/* A multishot accept that an overflow ends, with a connection as its last result, is queued again:
+ * none is lost. */
 START_TEST(an_overflow_ends_a_multishot_accept)
 {
 	enum { N = 60, N_NOPS = 64 };
-	struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	struct sockaddr_in addr = {.sin_family = AF_INET,
+				   .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
 	socklen_t len = sizeof(addr);
 	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), clients[N];
 	acceptor_t acceptor = {.listener = listener};
@@ -403,7 +409,7 @@ START_TEST(files_and_buffers_are_registered)
 END_TEST
 
 /* With every resource registered and unregistered the library's own wake-up works on. */
-START_TEST(limits_are_registered)
+START_TEST(limits_of_io_wq_are_registered)
 {
 	iou_t *iou = new_iou(4);
 	unsigned limits[2] = {1, 1};
@@ -458,7 +464,8 @@ START_TEST(a_chain_is_queued_across_a_resize)
 }
 END_TEST
 
-/* In flight is whatever the kernel still has to do with: a cancelled op, a multishot op between its CQEs. */
+/* In flight is whatever the kernel still has to do with: a cancelled op, a multishot op between its
+ * CQEs. */
 START_TEST(resize_waits_for_the_last_cqe)
 {
 	iou_t *iou = new_iou(4);
@@ -497,7 +504,7 @@ START_TEST(resize_waits_for_the_last_cqe)
 END_TEST
 
 /* Long lists of queued ops survive many changes, in order. */
-START_TEST(resize_again_and_again)
+START_TEST(a_ring_is_resized_again_and_again)
 {
 	enum { N = 1000 };
 	call_t *calls = calloc(N, sizeof(*calls));
@@ -550,7 +557,8 @@ END_TEST
 #define IORING_ASYNC_CANCEL_ANY (1U << 2)
 #endif
 
-/* An op of the program's cancels everything in the ring: its own, and what the library keeps there. */
+/* An op of the program's cancels everything in the ring: its own, and what the library keeps
+ * there. */
 START_TEST(cancel_any_spares_the_wake_up)
 {
 	iou_t *iou = new_iou(4);
@@ -568,7 +576,8 @@ START_TEST(cancel_any_spares_the_wake_up)
 		call_op(iou, &timer, 1);
 		iou_op_timer(iou, timer.op, 20 * MSEC, 0, on_call, &timer);
 		flush(iou);
-		io_uring_prep_cancel64(call_op(iou, &any, 2), 0, IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL);
+		io_uring_prep_cancel64(call_op(iou, &any, 2), 0,
+				       IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL);
 		call_queue(iou, &any);
 		run(iou);
 		ck_assert_int_eq(any.n, 1);
@@ -623,7 +632,8 @@ static int on_look(void *data)
 	return 0;
 }
 
-/* The kernel is told what was reaped: when all was; and with each CQE, where it may post others meanwhile. */
+/* The kernel is told what was reaped: when all was; and with each CQE, where it may post others
+ * meanwhile. */
 START_TEST(places_in_the_cq_are_given_back)
 {
 	static const unsigned flags[] = {0, IORING_SETUP_CLAMP};
@@ -696,12 +706,16 @@ Suite *ring_suite(void)
 {
 	Suite *suite = suite_create("ring");
 
-	TEST_CASE(suite, "sq", ten_thousand_ops_through_a_small_sq, ops_take_turns, a_round_submits_all_that_is_queued);
-	TEST_CASE(suite, "cq", idle_receives_hold_up_nothing, an_overflow_loses_nothing, an_overflow_keeps_the_wake_up,
-		  an_overflow_ends_a_multishot_accept, places_in_the_cq_are_given_back, an_inner_poll_sleeps);
-	TEST_CASE(suite, "register", files_and_buffers_are_registered, limits_are_registered);
+	TEST_CASE(suite, "sq", ten_thousand_ops_through_a_small_sq, ops_take_turns_in_a_small_sq,
+		  a_round_submits_all_that_is_queued);
+	TEST_CASE(suite, "cq", idle_receives_hold_up_nothing, an_overflow_loses_nothing,
+		  an_overflow_keeps_the_wake_up, an_overflow_ends_a_multishot_accept,
+		  places_in_the_cq_are_given_back, an_inner_poll_sleeps);
+	TEST_CASE(suite, "register", files_and_buffers_are_registered,
+		  limits_of_io_wq_are_registered);
 	TEST_CASE(suite, "resize", a_chain_is_queued_across_a_resize, resize_waits_for_the_last_cqe,
-		  resize_again_and_again);
-	TEST_CASE(suite, "odd", an_unknown_opcode_fails_alone, cancel_any_spares_the_wake_up, a_stray_cqe_is_nothing);
+		  a_ring_is_resized_again_and_again);
+	TEST_CASE(suite, "odd", an_unknown_opcode_fails_alone, cancel_any_spares_the_wake_up,
+		  a_stray_cqe_is_nothing);
 	return suite;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 
-/* However much waits: a round takes at most 1,024 of each source, and leaves the rest, in order, to the
- * next. */
+/* However much waits: a round takes at most 1,024 of each source, and leaves the rest, in order, to
+ * the next. */
 
 #include "helper.h"
 
@@ -130,7 +130,7 @@ static void check_shares(int kind)
 }
 
 /* _i: the kind */
-START_TEST(a_round_takes_its_share)
+START_TEST(a_round_takes_its_share_of_each_kind)
 {
 	new_pile(2048, N_PILED);
 	pile_up(_i, N_PILED, on_call);
@@ -140,7 +140,7 @@ START_TEST(a_round_takes_its_share)
 END_TEST
 
 /* They may need rounds to be taken in, since those that are not idle come first. */
-START_TEST(so_do_idle_bottom_halves)
+START_TEST(a_round_takes_its_share_of_idle_bottom_halves)
 {
 	int n = 0, ret;
 
@@ -157,7 +157,7 @@ START_TEST(so_do_idle_bottom_halves)
 END_TEST
 
 /* Posts and bottom halves are one line, and so are jobs and what ended inside iou. */
-START_TEST(sources_in_line_share_it)
+START_TEST(sources_in_one_line_share_a_share)
 {
 	new_pile(4, 2 * N_PILED);
 	for (int i = 0; i < N_PILED; i++)
@@ -307,7 +307,8 @@ START_TEST(cancels_are_sent_by_shares)
 		ck_assert_uint_le(submitted_in_a_round(), SHARE);
 	for (int i = 0; i < n; i++)
 		if (calls[i].n != 1 || calls[i].result != (_i ? -ETIME : -ECANCELED))
-			ck_abort_msg("read %d: %d calls, result %d", i, calls[i].n, calls[i].result);
+			ck_abort_msg("read %d: %d calls, result %d", i, calls[i].n,
+				     calls[i].result);
 	close_pair(fds);
 	end_pile();
 }
@@ -345,7 +346,7 @@ static int on_refill(void *data)
 }
 
 /* What comes meanwhile is behind what is left. */
-START_TEST(newer_ones_wait_behind_the_rest)
+START_TEST(what_comes_later_waits_behind_the_rest_of_a_share)
 {
 	new_pile(2048, 2 * N_PILED);
 	pile_up(POST, N_PILED, on_refill);
@@ -359,7 +360,7 @@ END_TEST
 
 /* An error in the middle of a share ends the round; the rest is delivered all the same, once.
  * _i: the kind */
-START_TEST(an_error_leaves_the_rest)
+START_TEST(an_error_leaves_the_rest_of_a_share)
 {
 	int n;
 
@@ -394,7 +395,7 @@ static int on_nested(void *data)
 
 /* An inner loop goes on with the pile, and the outer round takes no more than its share.
  * _i: the kind */
-START_TEST(an_inner_loop_goes_on_with_it)
+START_TEST(an_inner_loop_goes_on_with_the_rest_of_a_share)
 {
 	int ret;
 
@@ -411,7 +412,7 @@ START_TEST(an_inner_loop_goes_on_with_it)
 END_TEST
 
 /* A foreign loop is told of the rest. _i: the kind */
-START_TEST(iou_fd_tells_of_the_rest)
+START_TEST(iou_fd_tells_of_the_rest_of_a_share)
 {
 	struct pollfd pollfd = {.events = POLLIN};
 	int n_polls = 0;
@@ -453,7 +454,7 @@ START_TEST(a_due_timer_is_first)
 }
 END_TEST
 
-START_TEST(due_deadlines_do_not_hold_it_up)
+START_TEST(due_deadlines_do_not_hold_up_a_due_timer)
 {
 	call_t timer;
 	int fds[2];
@@ -473,7 +474,7 @@ START_TEST(due_deadlines_do_not_hold_it_up)
 END_TEST
 
 /* Nor do ops that wait for the SQ, nor what comes of them. */
-START_TEST(a_backlog_does_not_hold_it_up)
+START_TEST(a_backlog_does_not_hold_up_a_due_timer)
 {
 	call_t timer;
 
@@ -490,8 +491,8 @@ START_TEST(a_backlog_does_not_hold_it_up)
 }
 END_TEST
 
-/* One thread posts flat out, and the loop has a timer that is always due: each round calls it, and then
- * no more posts than a share. */
+/* One thread posts flat out, and the loop has a timer that is always due: each round calls it, and
+ * then no more posts than a share. */
 typedef struct flood_t {
 	int n_max, n_seen, n_since, n_most, n_ticks;
 	int n_shown; /* n_seen, for the thread */
@@ -527,7 +528,7 @@ static void *post_flat_out(void *data)
 	return data;
 }
 
-START_TEST(a_flood_of_posts_does_not_hold_it_up)
+START_TEST(a_flood_of_posts_does_not_hold_up_a_due_timer)
 {
 	pthread_t thread;
 
@@ -602,8 +603,8 @@ static uint64_t longest_round(int what, int n)
 	return longest_ns;
 }
 
-/* Sixteen times as many: a step that looked at each would take that much longer. Caches and the height
- * of a heap make it two to four times. Other programs disturb some tries. _i: what */
+/* Sixteen times as many: a step that looked at each would take that much longer. Caches and the
+ * height of a heap make it two to four times. Other programs disturb some tries. _i: what */
 START_TEST(a_round_is_short_however_much_waits)
 {
 	const int n_few = (is_slow() ? 4 : 16) * SHARE;
@@ -627,18 +628,20 @@ Suite *rounds_suite(void)
 	Suite *suite = suite_create("rounds");
 	TCase *shares, *middle, *timers, *time;
 
-	shares = TEST_CASE(suite, "shares", so_do_idle_bottom_halves, sources_in_line_share_it,
-			   each_source_has_its_own_share, deadlines_expire_by_shares,
-			   ops_are_submitted_by_shares, cancels_do_not_hold_up_ops);
-	tcase_add_loop_test(shares, a_round_takes_its_share, 0, N_KINDS);
+	shares = TEST_CASE(suite, "shares", a_round_takes_its_share_of_idle_bottom_halves,
+			   sources_in_one_line_share_a_share, each_source_has_its_own_share,
+			   deadlines_expire_by_shares, ops_are_submitted_by_shares,
+			   cancels_do_not_hold_up_ops);
+	tcase_add_loop_test(shares, a_round_takes_its_share_of_each_kind, 0, N_KINDS);
 	tcase_add_loop_test(shares, a_run_takes_one_share_after_the_other, 0, N_KINDS + 1);
 	tcase_add_loop_test(shares, cancels_are_sent_by_shares, 0, 2);
-	middle = TEST_CASE(suite, "middle", newer_ones_wait_behind_the_rest);
-	tcase_add_loop_test(middle, an_error_leaves_the_rest, 0, N_KINDS);
-	tcase_add_loop_test(middle, an_inner_loop_goes_on_with_it, 0, N_KINDS);
-	tcase_add_loop_test(middle, iou_fd_tells_of_the_rest, 0, N_KINDS + 1);
-	timers = TEST_CASE(suite, "timers", due_deadlines_do_not_hold_it_up,
-			   a_backlog_does_not_hold_it_up, a_flood_of_posts_does_not_hold_it_up);
+	middle = TEST_CASE(suite, "middle", what_comes_later_waits_behind_the_rest_of_a_share);
+	tcase_add_loop_test(middle, an_error_leaves_the_rest_of_a_share, 0, N_KINDS);
+	tcase_add_loop_test(middle, an_inner_loop_goes_on_with_the_rest_of_a_share, 0, N_KINDS);
+	tcase_add_loop_test(middle, iou_fd_tells_of_the_rest_of_a_share, 0, N_KINDS + 1);
+	timers = TEST_CASE(suite, "timers", due_deadlines_do_not_hold_up_a_due_timer,
+			   a_backlog_does_not_hold_up_a_due_timer,
+			   a_flood_of_posts_does_not_hold_up_a_due_timer);
 	for (int kind = 0; kind <= IDLE; kind++)
 		if (kind != TIMER)
 			tcase_add_loop_test(timers, a_due_timer_is_first, kind, kind + 1);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 
-/* iou_stats() and iou_dump(): the counters count what they say, and the dump names what is pending. */
+/* iou_stats() and iou_dump(): the counters count what they say, and the dump names what is
+ * pending. */
 
 #include "helper.h"
 
@@ -14,7 +15,8 @@ START_TEST(a_new_iou_has_done_nothing)
 
 	memset(&stats, 0xff, sizeof(stats));
 	iou_stats(iou, &stats);
-	ck_assert_uint_eq(stats.submitted + stats.completed + stats.jobs + stats.timers + stats.posts, 0);
+	ck_assert_uint_eq(
+		stats.submitted + stats.completed + stats.jobs + stats.timers + stats.posts, 0);
 	ck_assert_uint_eq(stats.wakeups + stats.pending + stats.backlog + stats.backlog_max, 0);
 	for (int i = 0; i < 8; i++)
 		ck_assert_uint_eq(stats.reserved[i], 0);
@@ -40,7 +42,8 @@ START_TEST(ring_ops_are_counted)
 	ck_assert_uint_eq(get_stats(iou).backlog, 0);
 	ck_assert_uint_eq(get_stats(iou).backlog_max, 10);
 	ck_assert_uint_ge(get_stats(iou).submitted, 10);
-	ck_assert_uint_le(get_stats(iou).submitted, 12); /* the polls of the library's own, two at most */
+	/* the polls of the library's own, two at most */
+	ck_assert_uint_le(get_stats(iou).submitted, 12);
 	ck_assert_uint_ge(get_stats(iou).enters, 3); /* the SQ has 4 entries */
 	run(iou);
 	ck_assert_uint_ge(get_stats(iou).submitted, 10);
@@ -63,7 +66,7 @@ START_TEST(ring_ops_are_counted)
 }
 END_TEST
 
-START_TEST(the_rest_is_counted)
+START_TEST(callbacks_of_each_kind_are_counted)
 {
 	iou_t *iou = new_iou(4);
 	call_t call = {0};
@@ -125,7 +128,7 @@ static void *post_ten(void *data)
 }
 
 /* While it rests, its descriptor watched from outside: ten posts are one wake-up. */
-START_TEST(a_loop_is_woken_once)
+START_TEST(a_loop_watched_from_outside_is_woken_once)
 {
 	iou_t *iou = new_iou(4);
 
@@ -275,12 +278,12 @@ END_TEST
 /* The kernel's names, in the order of its numbers. */
 static const char *const opcodes[] = {
 	"NOP", "READV", "WRITEV", "FSYNC", "READ_FIXED", "WRITE_FIXED", "POLL_ADD", "POLL_REMOVE",
-	"SYNC_FILE_RANGE", "SENDMSG", "RECVMSG", "TIMEOUT", "TIMEOUT_REMOVE", "ACCEPT", "ASYNC_CANCEL",
-	"LINK_TIMEOUT", "CONNECT", "FALLOCATE", "OPENAT", "CLOSE", "FILES_UPDATE", "STATX", "READ", "WRITE",
-	"FADVISE", "MADVISE", "SEND", "RECV", "OPENAT2", "EPOLL_CTL", "SPLICE", "PROVIDE_BUFFERS",
-	"REMOVE_BUFFERS", "TEE", "SHUTDOWN", "RENAMEAT", "UNLINKAT", "MKDIRAT", "SYMLINKAT", "LINKAT",
-	"MSG_RING", "FSETXATTR", "SETXATTR", "FGETXATTR", "GETXATTR", "SOCKET", "URING_CMD", "SEND_ZC",
-	"SENDMSG_ZC",
+	"SYNC_FILE_RANGE", "SENDMSG", "RECVMSG", "TIMEOUT", "TIMEOUT_REMOVE", "ACCEPT",
+	"ASYNC_CANCEL", "LINK_TIMEOUT", "CONNECT", "FALLOCATE", "OPENAT", "CLOSE", "FILES_UPDATE",
+	"STATX", "READ", "WRITE", "FADVISE", "MADVISE", "SEND", "RECV", "OPENAT2", "EPOLL_CTL",
+	"SPLICE", "PROVIDE_BUFFERS", "REMOVE_BUFFERS", "TEE", "SHUTDOWN", "RENAMEAT", "UNLINKAT",
+	"MKDIRAT", "SYMLINKAT", "LINKAT", "MSG_RING", "FSETXATTR", "SETXATTR", "FGETXATTR",
+	"GETXATTR", "SOCKET", "URING_CMD", "SEND_ZC", "SENDMSG_ZC",
 };
 
 /* Opcodes of liburing 2.3 have their names, newer ones their numbers. */
@@ -302,9 +305,11 @@ START_TEST(opcodes_have_names)
 	for (int opcode = 0; opcode < 256; opcode++, line = strtok_r(NULL, "\n", &save)) {
 		ck_assert_ptr_nonnull(line);
 		if (opcode < n_known)
-			snprintf(expected, sizeof(expected), " %s fd %d ", opcodes[opcode], 10000 + opcode);
+			snprintf(expected, sizeof(expected), " %s fd %d ", opcodes[opcode],
+				 10000 + opcode);
 		else
-			snprintf(expected, sizeof(expected), " opcode %d fd %d ", opcode, 10000 + opcode);
+			snprintf(expected, sizeof(expected), " opcode %d fd %d ", opcode,
+				 10000 + opcode);
 		ck_assert_msg(strstr(line, expected), "opcode %d: %s", opcode, line);
 	}
 	ck_assert_ptr_null(iou_free(iou));
@@ -315,8 +320,10 @@ Suite *stats_suite(void)
 {
 	Suite *suite = suite_create("stats");
 
-	TEST_CASE(suite, "stats", a_new_iou_has_done_nothing, ring_ops_are_counted, the_rest_is_counted,
-		  wakeups_are_counted, a_loop_is_woken_once);
-	TEST_CASE(suite, "dump", a_dump_tells_what_is_pending, a_dump_names_the_programs_callbacks, opcodes_have_names);
+	TEST_CASE(suite, "stats", a_new_iou_has_done_nothing, ring_ops_are_counted,
+		  callbacks_of_each_kind_are_counted, wakeups_are_counted,
+		  a_loop_watched_from_outside_is_woken_once);
+	TEST_CASE(suite, "dump", a_dump_tells_what_is_pending, a_dump_names_the_programs_callbacks,
+		  opcodes_have_names);
 	return suite;
 }

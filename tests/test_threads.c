@@ -78,7 +78,7 @@ static void first_poll(void *iou)
 	EXPECT(iou_poll(iou, 0) == 0);
 }
 
-START_TEST(it_belongs_to_the_first_that_flushes_runs_or_polls)
+START_TEST(an_iou_belongs_to_the_first_that_flushes_runs_or_polls)
 {
 	static void (*const firsts[])(void *) = {first_flush, first_run, first_poll};
 
@@ -99,9 +99,9 @@ START_TEST(it_belongs_to_the_first_that_flushes_runs_or_polls)
 }
 END_TEST
 
-/* Set up here, run or flushed there: from then on it is theirs, here everything is refused, and after its
- * owner has ended it can be freed, since nothing is in flight. */
-START_TEST(it_is_set_up_by_one_and_run_by_another)
+/* Set up here, run or flushed there: from then on it is theirs, here everything is refused, and
+ * after its owner has ended it can be freed, since nothing is in flight. */
+START_TEST(an_iou_is_set_up_by_one_thread_and_run_by_another)
 {
 	static void (*const firsts[])(void *) = {first_flush, first_run};
 
@@ -184,10 +184,12 @@ static void *wait_for_handed(void *iou)
 	return NULL;
 }
 
-/* Without SINGLE_ISSUER given, thread after thread may drive it, also with ops of the last one in flight. */
-START_TEST(it_is_handed_over)
+/* Without SINGLE_ISSUER given, thread after thread may drive it, also with ops of the last one in
+ * flight. */
+START_TEST(an_iou_is_handed_from_thread_to_thread)
 {
-	static const unsigned flags[] = {IORING_SETUP_CLAMP, IORING_SETUP_COOP_TASKRUN, IORING_SETUP_SQPOLL,
+	static const unsigned flags[] = {IORING_SETUP_CLAMP, IORING_SETUP_COOP_TASKRUN,
+					 IORING_SETUP_SQPOLL,
 					 IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG};
 
 	for (unsigned i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
@@ -220,7 +222,8 @@ START_TEST(it_is_handed_over)
 }
 END_TEST
 
-/* As long as no loop runs, any thread may take a bottom half off its line, while the iou's thread looks at that. */
+/* As long as no loop runs, any thread may take a bottom half off its line, while the iou's thread
+ * looks at that. */
 static atomic_bool shown;
 
 static void *schedule_and_cancel(void *bhs)
@@ -234,9 +237,10 @@ static void *schedule_and_cancel(void *bhs)
 	return NULL;
 }
 
-START_TEST(one_looks_at_it_while_another_cancels)
+START_TEST(one_thread_looks_at_an_iou_while_another_cancels)
 {
-	iou_t *ious[] = {new_iou(4), NEW_IOU_OF(4, IORING_SETUP_SUBMIT_ALL)}; /* before its first run, and handed on */
+	/* before its first run, and handed on */
+	iou_t *ious[] = {new_iou(4), NEW_IOU_OF(4, IORING_SETUP_SUBMIT_ALL)};
 	FILE *nothing = fopen("/dev/null", "w");
 	iou_bh_t *bhs[33] = {NULL};
 
@@ -275,7 +279,8 @@ static void *last_touch(void *iou)
 	return NULL;
 }
 
-/* The run ends once it sees the unhold, and the iou is freed while the other may still be on its way out. */
+/* The run ends once it sees the unhold, and the iou is freed while the other may still be on its
+ * way out. */
 START_TEST(unhold_is_the_last_touch)
 {
 	int n = is_slow() ? 100 : 400;
@@ -310,7 +315,7 @@ static void *hold_and_let_go(void *data)
 	return NULL;
 }
 
-START_TEST(threads_hold_and_let_go)
+START_TEST(threads_hold_an_iou_and_let_go)
 {
 	iou_t *iou = new_iou(2);
 	pthread_t threads[3];
@@ -327,7 +332,7 @@ START_TEST(threads_hold_and_let_go)
 }
 END_TEST
 
-/* ---- Everything any thread may do, at once ------------------------------------------------------ */
+/* ---- Everything any thread may do, at once --------------------------------------------------- */
 
 static int n_posted, n_bh_runs, n_jobs_back;
 static iou_bh_t *common_bh;
@@ -404,7 +409,7 @@ static bool all_unheld(pthread_t *threads, int n)
 	return true;
 }
 
-START_TEST(all_calls_from_all_threads)
+START_TEST(other_threads_make_every_call_meant_for_them)
 {
 	enum { N = 3 };
 	pthread_t threads[N];
@@ -497,8 +502,8 @@ static int on_token(void *data)
 		iou_op_queue(loop->iou, op, on_token_nop, token);
 		return 0;
 	case 3:
-		iou_op_timer(loop->iou, iou_op_new(loop->iou), random_below(&loop->seed, 100) * USEC, 0, on_token_nop,
-			     token);
+		iou_op_timer(loop->iou, iou_op_new(loop->iou),
+			     random_below(&loop->seed, 100) * USEC, 0, on_token_nop, token);
 		return 0;
 	default:
 		pass_on(token, &loop->seed);
@@ -514,7 +519,8 @@ static void *run_loop(void *data)
 	return NULL;
 }
 
-/* Work handed between loops at random, by posts, from callbacks and from workers: nothing is lost. */
+/* Work handed between loops at random, by posts, from callbacks and from workers: nothing is
+ * lost. */
 START_TEST(work_wanders_between_loops)
 {
 	enum { N_TOKENS = 40 };
@@ -540,11 +546,12 @@ START_TEST(work_wanders_between_loops)
 	}
 	ck_assert_int_eq(n_all, N_TOKENS * n_hops);
 	for (int i = 0; i < N_LOOPS; i++)
-		ck_assert_ptr_null(iou_free(loops[i].iou)); /* perhaps with a job's completion left */
+		/* perhaps with a job's completion left */
+		ck_assert_ptr_null(iou_free(loops[i].iou));
 }
 END_TEST
 
-/* ---- One channel, read by one loop and written by another ---------------------------------------- */
+/* ---- One channel, read by one loop and written by another ------------------------------------ */
 
 typedef struct channel_t {
 	iou_t *iou;
@@ -568,8 +575,10 @@ static int on_sent(void *data)
 		return 0;
 	for (unsigned i = 0; i < sizeof(channel->buf); i++)
 		channel->buf[i] = (unsigned char)((channel->n_bytes + i) % 251);
-	io_uring_prep_send(channel->op->sqe, channel->fd, channel->buf,
-			   left < sizeof(channel->buf) ? left : 1 + channel->n_bytes % sizeof(channel->buf), 0);
+	io_uring_prep_send(
+		channel->op->sqe, channel->fd, channel->buf,
+		left < sizeof(channel->buf) ? left : 1 + channel->n_bytes % sizeof(channel->buf),
+		0);
 	iou_op_queue(channel->iou, channel->op, on_sent, channel);
 	return 0;
 }
@@ -590,7 +599,8 @@ static int on_received(void *data)
 		return channel->op->result < 0 ? channel->op->result : -EPIPE;
 	ck_defined(channel->buf, (size_t)channel->op->result);
 	for (int i = 0; i < channel->op->result; i++)
-		channel->bad |= channel->buf[i] != (unsigned char)((channel->n_bytes + (unsigned)i) % 251);
+		channel->bad |=
+			channel->buf[i] != (unsigned char)((channel->n_bytes + (unsigned)i) % 251);
 	channel->n_bytes += (unsigned)channel->op->result;
 	if (channel->n_bytes < channel->n_max)
 		queue_recv(channel);
@@ -685,9 +695,9 @@ static void call_hold(iou_bh_t **bhs) { (void)bhs; iou_hold(the_iou); }
 static void call_quit(iou_bh_t **bhs) { (void)bhs; iou_quit(the_iou); }
 static void call_unhold(iou_bh_t **bhs) { (void)bhs; iou_unhold(the_iou); }
 
-static void (*const any_thread[])(iou_bh_t **) = {call_post, call_bh_new, call_schedule, call_schedule_idle,
-						  call_bh_cancel, call_bh_delete, call_hold, call_unhold, call_quit,
-						  call_unhold};
+static void (*const any_thread[])(iou_bh_t **) = {
+	call_post, call_bh_new, call_schedule, call_schedule_idle, call_bh_cancel, call_bh_delete,
+	call_hold, call_unhold, call_quit, call_unhold};
 #define N_ANY_THREAD ((int)(sizeof(any_thread) / sizeof(any_thread[0])))
 
 static pid_t loop_tid;
@@ -756,7 +766,8 @@ START_TEST(calls_are_no_cancellation_points)
 		ck_assert_int_ge(iou_poll(the_iou, (int64_t)SECOND), 0);
 	end_cancelled(thread);
 	ck_assert_int_eq(n_survived, N_ANY_THREAD);
-	ck_assert_uint_ge(get_stats(the_iou).wakeups, N_ANY_THREAD - 3); /* not for bh_new, two holds */
+	/* not for bh_new, two holds */
+	ck_assert_uint_ge(get_stats(the_iou).wakeups, N_ANY_THREAD - 3);
 	ck_assert_int_eq(iou_run(the_iou), 0); /* spends the quit */
 	done(the_iou);
 }
@@ -773,7 +784,8 @@ static int outlast(void *data)
 
 static void *live_while_cancelled(void *data)
 {
-	const unsigned refused = IORING_SETUP_DEFER_TASKRUN; /* without SINGLE_ISSUER, or by older kernels */
+	/* without SINGLE_ISSUER, or by older kernels */
+	const unsigned refused = IORING_SETUP_DEFER_TASKRUN;
 	int *fds = data;
 	pid_t tid = gettid();
 	call_t calls[2];
@@ -821,8 +833,8 @@ static void share_a_cpu(void)
 	EXPECT(sched_setaffinity(0, sizeof(one_cpu), &one_cpu) == 0);
 }
 
-/* Then no other one runs as long as this one does not sleep; or, if that goes on for a second or so, until the kernel
- * takes the CPU away from it for a while. False: not allowed. */
+/* Then no other one runs as long as this one does not sleep; or, if that goes on for a second or
+ * so, until the kernel takes the CPU away from it for a while. False: not allowed. */
 static bool outrank_others(void)
 {
 	const struct sched_param first = {.sched_priority = 1};
@@ -878,7 +890,8 @@ START_TEST(free_lets_a_lower_thread_leave)
 }
 END_TEST
 
-/* The kernel's threads for SQPOLL (a ring just closed may still have one) on this CPU too. False: not to be had. */
+/* The kernel's threads for SQPOLL (a ring just closed may still have one) on this CPU too. False:
+ * not to be had. */
 static bool sqpoll_shares_the_cpu(void)
 {
 	DIR *dir = opendir("/proc/self/task");
@@ -894,7 +907,9 @@ static bool sqpoll_shares_the_cpu(void)
 		file = entry->d_name[0] == '.' ? NULL : fopen(path, "re");
 		if (file && fgets(name, sizeof(name), file) && strncmp(name, "iou-sqp-", 8) == 0) {
 			found = true;
-			bound &= sched_setaffinity(atoi(entry->d_name), sizeof(one_cpu), &one_cpu) == 0 || errno == ESRCH;
+			bound &= sched_setaffinity(atoi(entry->d_name), sizeof(one_cpu),
+						   &one_cpu) == 0 ||
+				 errno == ESRCH;
 		}
 		if (file)
 			fclose(file);
@@ -903,10 +918,12 @@ static bool sqpoll_shares_the_cpu(void)
 	return found && bound;
 }
 
-/* With SQPOLL, whose thread has a lower priority: iou_flush() and all else lets it take what is in the SQ. */
+/* With SQPOLL, whose thread has a lower priority: iou_flush() and all else lets it take what is in
+ * the SQ. */
 START_TEST(sqpolls_thread_takes_the_sq)
 {
-	static const int numbers[] = {3, 3, 1000, 1000}; /* that leave room in the SQ, and that do not */
+	/* that leave room in the SQ, and that do not */
+	static const int numbers[] = {3, 3, 1000, 1000};
 	call_t call = {0};
 	uint64_t ns;
 	iou_t *iou;
@@ -949,14 +966,18 @@ Suite *threads_suite(void)
 	Suite *suite = suite_create("threads");
 	TCase *many;
 
-	TEST_CASE(suite, "owner", it_belongs_to_the_first_that_flushes_runs_or_polls,
-		  it_is_set_up_by_one_and_run_by_another, a_callback_does_not_open_the_iou_to_others,
-		  a_job_is_another_thread, it_is_handed_over, one_looks_at_it_while_another_cancels);
-	TEST_CASE(suite, "hold", unhold_is_the_last_touch, threads_hold_and_let_go,
+	TEST_CASE(suite, "owner", an_iou_belongs_to_the_first_that_flushes_runs_or_polls,
+		  an_iou_is_set_up_by_one_thread_and_run_by_another,
+		  a_callback_does_not_open_the_iou_to_others, a_job_is_another_thread,
+		  an_iou_is_handed_from_thread_to_thread,
+		  one_thread_looks_at_an_iou_while_another_cancels);
+	TEST_CASE(suite, "hold", unhold_is_the_last_touch, threads_hold_an_iou_and_let_go,
 		  a_loop_that_sleeps_is_not_freed_by_another_thread);
-	TEST_CASE(suite, "cancelled", calls_are_no_cancellation_points, an_iou_begins_and_ends_in_a_cancelled_thread);
+	TEST_CASE(suite, "cancelled", calls_are_no_cancellation_points,
+		  an_iou_begins_and_ends_in_a_cancelled_thread);
 	TEST_CASE(suite, "priority", free_lets_a_lower_thread_leave, sqpolls_thread_takes_the_sq);
-	many = TEST_CASE(suite, "many", all_calls_from_all_threads, work_wanders_between_loops,
+	many = TEST_CASE(suite, "many", other_threads_make_every_call_meant_for_them,
+			 work_wanders_between_loops,
 			 a_channel_is_read_by_one_loop_and_written_by_another);
 	if (is_full())
 		tcase_set_timeout(many, 600);

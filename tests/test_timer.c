@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 
-/* Timers: when they fire, in which order, how often; moving, cancelling, extreme times, a million of them. */
+/* Timers: when they fire, in which order, how often; moving, cancelling, extreme times, a million
+ * of them. */
 
 #include "helper.h"
 
@@ -49,7 +50,7 @@ START_TEST(a_timer_is_never_early_and_hardly_late)
 END_TEST
 
 /* QEMU's: before its time nothing happens, at its time it runs, and only once. */
-START_TEST(before_at_and_after_its_time)
+START_TEST(a_timer_runs_once_at_its_time)
 {
 	iou_t *iou = new_iou(4);
 	uint64_t began_ns;
@@ -155,8 +156,8 @@ typedef struct ticks_t {
 	bool early;
 } ticks_t;
 
-/* Each expiration is counted once, at its time: n_expired is what the clock says, but for the moment
- * between the loop's look at the clock and ours. */
+/* Each expiration is counted once, at its time: n_expired is what the clock says, but for the
+ * moment between the loop's look at the clock and ours. */
 static int on_ticks(void *data)
 {
 	ticks_t *ticks = data;
@@ -165,7 +166,9 @@ static int on_ticks(void *data)
 	ck_assert_int_ge(ticks->op->result, 1);
 	ck_assert_uint_eq(ticks->op->flags, IORING_CQE_F_MORE);
 	ticks->n_expired += (unsigned)ticks->op->result;
-	expected = passed_ns < ticks->after_ns ? 0 : (passed_ns - ticks->after_ns) / ticks->period_ns + 1;
+	expected = passed_ns < ticks->after_ns
+			   ? 0
+			   : (passed_ns - ticks->after_ns) / ticks->period_ns + 1;
 	ticks->early |= ticks->n_expired > expected;
 	if (++ticks->n == ticks->max)
 		ck_assert_int_eq(iou_op_cancel(the_iou, ticks->op), 0);
@@ -192,18 +195,20 @@ START_TEST(a_period_does_not_drift)
 
 	the_iou = new_iou(4);
 	ticks.op = new_op(the_iou);
-	ticks.began_ns = now_ns(); /* a little before the true start: never more ticks than this says */
+	/* a little before the true start: never more ticks than this says */
+	ticks.began_ns = now_ns();
 	iou_op_timer(the_iou, ticks.op, ticks.after_ns, ticks.period_ns, on_ticks_end, &ticks);
 	run(the_iou);
 	ck_assert(!ticks.early);
 	ck_assert_int_eq(ticks.n, 60);
-	ck_assert_uint_ge(ticks.n_expired, 60 + 11 * 2); /* 11 breaks of 3 periods, each caught up */
+	/* 11 breaks of 3 periods, each caught up */
+	ck_assert_uint_ge(ticks.n_expired, 60 + 11 * 2);
 	done(the_iou);
 }
 END_TEST
 
 /* The sum of the counts follows the clock, however late each callback was. */
-START_TEST(late_counts_are_exact)
+START_TEST(counts_of_late_ticks_are_exact)
 {
 	ticks_t ticks = {.after_ns = 0, .period_ns = 100 * USEC, .max = 1 << 30};
 	uint64_t before_ns, least, most, later_ns;
@@ -244,7 +249,7 @@ START_TEST(an_endless_stream_of_ticks_is_counted)
 END_TEST
 
 /* More of them than an int can count. */
-START_TEST(a_count_too_large_is_the_largest)
+START_TEST(a_count_of_ticks_too_large_is_the_largest)
 {
 	iou_t *iou = new_iou(4);
 	uint64_t began_ns = now_ns();
@@ -265,14 +270,26 @@ END_TEST
 /* ---- Extreme values -------------------------------------------------------------------------- */
 
 static const uint64_t extremes[] = {
-	0, 1, 999999999, SECOND - 1, (uint64_t)INT32_MAX, (uint64_t)UINT32_MAX + 1,
-	((uint64_t)INT32_MAX + 1) * SECOND, ((uint64_t)UINT32_MAX + 1) * SECOND, /* no seconds of 32 bits */
-	(uint64_t)INT64_MAX - 1, (uint64_t)INT64_MAX, (uint64_t)INT64_MAX + 1, UINT64_MAX - 1, UINT64_MAX,
+	0,
+	1,
+	999999999,
+	SECOND - 1,
+	(uint64_t)INT32_MAX,
+	(uint64_t)UINT32_MAX + 1,
+	/* no seconds of 32 bits */
+	((uint64_t)INT32_MAX + 1) * SECOND,
+	((uint64_t)UINT32_MAX + 1) * SECOND,
+	(uint64_t)INT64_MAX - 1,
+	(uint64_t)INT64_MAX,
+	(uint64_t)INT64_MAX + 1,
+	UINT64_MAX - 1,
+	UINT64_MAX,
 };
 #define N_EXTREMES ((int)(sizeof(extremes) / sizeof(extremes[0])))
 
-/* Each as the first time and as the period: those in reach fire, the others are pending and can be cancelled. */
-START_TEST(any_value_is_valid)
+/* Each as the first time and as the period: those in reach fire, the others are pending and can be
+ * cancelled. */
+START_TEST(any_time_and_period_is_valid)
 {
 	iou_t *iou = new_iou(4);
 	call_t call;
@@ -336,7 +353,8 @@ START_TEST(a_pending_timer_is_moved)
 	call_timer(iou, &call, 0, 100 * SECOND, 100 * SECOND);
 	other.op = call.op;
 	other.id = 1;
-	iou_op_timer(iou, call.op, 10 * MSEC, 0, on_call, &other); /* earlier, once, with another closure */
+	/* earlier, once, with another closure */
+	iou_op_timer(iou, call.op, 10 * MSEC, 0, on_call, &other);
 	run(iou);
 	ck_assert_uint_ge(now_ns() - began_ns, 10 * MSEC);
 	ck_assert_int_eq(call.n, 0);
@@ -363,7 +381,8 @@ typedef struct mover_t {
 	char *env;
 } mover_t;
 
-/* Periodic, moved in its callback while it is pending; then once; then queued again in its last callback. */
+/* Periodic, moved in its callback while it is pending; then once; then queued again in its last
+ * callback. */
 static int on_mover(void *data)
 {
 	mover_t *mover = data;
@@ -404,7 +423,8 @@ static int on_cancel_itself(void *data)
 	call_t *call = data;
 
 	on_call(call);
-	ck_assert_int_eq(iou_op_cancel(the_iou, call->op), call->op->flags & IORING_CQE_F_MORE ? 0 : -EINVAL);
+	ck_assert_int_eq(iou_op_cancel(the_iou, call->op),
+			 call->op->flags & IORING_CQE_F_MORE ? 0 : -EINVAL);
 	return 0;
 }
 
@@ -429,7 +449,8 @@ START_TEST(a_timer_is_cancelled)
 
 	for (int period = 0; period < 2; period++) {
 		call_op(the_iou, &call, 0);
-		iou_op_timer(the_iou, call.op, 0, (uint64_t)period * 100 * SECOND, on_cancel_itself, &call);
+		iou_op_timer(the_iou, call.op, 0, (uint64_t)period * 100 * SECOND, on_cancel_itself,
+			     &call);
 		run(the_iou);
 		ck_assert_int_eq(call.n, 1 + period);
 		ck_assert_int_eq(call.n_last, 1);
@@ -475,8 +496,9 @@ static int on_fired(void *data)
 	return 0;
 }
 
-/* Started, moved, half of them fired and the rest cancelled, without a system call for each. A heap does
- * it within a second or two; what is linear in the number pending would take hours: the test's time would be up. */
+/* Started, moved, half of them fired and the rest cancelled, without a system call for each. A heap
+ * does it within a second or two; what is linear in the number pending would take hours: the test's
+ * time would be up. */
 START_TEST(a_million_timers_are_ordinary)
 {
 	int n = is_slow() ? 100000 : 1000000;
@@ -487,11 +509,13 @@ START_TEST(a_million_timers_are_ordinary)
 	n_fired = 0;
 	for (int i = 0; i < n; i++) {
 		ops[i] = iou_op_new(the_iou);
-		iou_op_timer(the_iou, ops[i], SECOND * 60 + random_below(&seed, 1000000000), 0, on_fired, NULL);
+		iou_op_timer(the_iou, ops[i], SECOND * 60 + random_below(&seed, 1000000000), 0,
+			     on_fired, NULL);
 	}
 	ck_assert_uint_eq(n_pending(the_iou), (unsigned)n);
 	for (int i = 0; i < n; i++)
-		iou_op_timer(the_iou, ops[i], i % 2 ? 60 * SECOND : random_below(&seed, 1000000), 0, on_fired, NULL);
+		iou_op_timer(the_iou, ops[i], i % 2 ? 60 * SECOND : random_below(&seed, 1000000), 0,
+			     on_fired, NULL);
 	while (n_fired < n / 2)
 		ck_assert_int_ge(iou_poll(the_iou, -1), 0);
 	for (int i = 1; i < n; i += 2)
@@ -507,7 +531,7 @@ START_TEST(a_million_timers_are_ordinary)
 END_TEST
 
 /* Random starts, moves, cancels and rounds against a count: one last callback each. */
-START_TEST(random_timers_end_once)
+START_TEST(timers_at_random_end_once)
 {
 	enum { N = 500 };
 	call_t *calls = calloc(N, sizeof(*calls));
@@ -528,7 +552,8 @@ START_TEST(random_timers_end_once)
 			break;
 		case 1:
 			if (pending && !call->id)
-				iou_op_timer(the_iou, call->op, random_below(&seed, 2000) * USEC, 0, on_call, call);
+				iou_op_timer(the_iou, call->op, random_below(&seed, 2000) * USEC, 0,
+					     on_call, call);
 			break;
 		case 2:
 			if (pending)
@@ -549,7 +574,8 @@ START_TEST(random_timers_end_once)
 }
 END_TEST
 
-/* Between its cancel and its last callback a timer is pending: it may be moved, and ends all the same. */
+/* Between its cancel and its last callback a timer is pending: it may be moved, and ends all the
+ * same. */
 START_TEST(a_cancelled_timer_is_moved)
 {
 	iou_t *iou = new_iou(4);
@@ -574,14 +600,15 @@ Suite *timer_suite(void)
 {
 	Suite *suite = suite_create("timer");
 
-	TEST_CASE(suite, "when", a_timer_is_never_early_and_hardly_late, before_at_and_after_its_time,
-		  due_timers_run_in_order, equal_timers_run_in_the_order_of_their_start);
-	TEST_CASE(suite, "period", a_period_does_not_drift, late_counts_are_exact,
-		  an_endless_stream_of_ticks_is_counted, a_count_too_large_is_the_largest);
-	TEST_CASE(suite, "extremes", any_value_is_valid, far_timers_do_no_harm);
+	TEST_CASE(suite, "when", a_timer_is_never_early_and_hardly_late,
+		  a_timer_runs_once_at_its_time, due_timers_run_in_order,
+		  equal_timers_run_in_the_order_of_their_start);
+	TEST_CASE(suite, "period", a_period_does_not_drift, counts_of_late_ticks_are_exact,
+		  an_endless_stream_of_ticks_is_counted, a_count_of_ticks_too_large_is_the_largest);
+	TEST_CASE(suite, "extremes", any_time_and_period_is_valid, far_timers_do_no_harm);
 	TEST_CASE(suite, "move", a_pending_timer_is_moved, a_timer_is_moved_in_its_callback,
 		  a_cancelled_timer_is_moved);
 	TEST_CASE(suite, "cancel", a_timer_is_cancelled, a_due_timer_is_cancelled_by_another);
-	TEST_CASE(suite, "many", a_million_timers_are_ordinary, random_timers_end_once);
+	TEST_CASE(suite, "many", a_million_timers_are_ordinary, timers_at_random_end_once);
 	return suite;
 }
