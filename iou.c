@@ -3038,7 +3038,7 @@ static void cancels_check(cancels_t *cancels, uint64_t n_ring, uint64_t n_held)
 typedef struct backlog_t {
 	node_t queue;
 	uint64_t n;
-	uint64_t n_max;     /* the most there were; not always up to date: see backlog_max() */
+	uint64_t n_max;     /* the most there were; not always up to date: see backlog_most() */
 	bool barrier;       /* a drained chain was sent: nothing follows before it has ended */
 	bool sent_cancel;   /* the program has sent a CANCEL of its own, by which any op may end */
 } backlog_t;
@@ -3049,7 +3049,7 @@ static void backlog_init(backlog_t *backlog) { list_init(&backlog->queue); }
 static bool backlog_empty(const backlog_t *backlog) { return list_empty(&backlog->queue); }
 static uint64_t backlog_length(const backlog_t *backlog) { return backlog->n; }
 
-static uint64_t backlog_max(const backlog_t *backlog)
+static uint64_t backlog_most(const backlog_t *backlog)
 {
 	return backlog->n > backlog->n_max ? backlog->n : backlog->n_max;
 }
@@ -3092,7 +3092,7 @@ static void backlog_cancel(backlog_t *backlog, ops_t *ops, op_t *op)
 	node_t *before = op->node.prev, *next = &op->node;
 	bool linked;
 
-	backlog->n_max = backlog_max(backlog);
+	backlog->n_max = backlog_most(backlog);
 	if (before != &backlog->queue && op_is_linked(op_at(before)))
 		op_at(before)->bits |= OP_CHAIN_END;
 	do {
@@ -3198,7 +3198,7 @@ static bool backlog_send(backlog_t *backlog, ring_t *ring, ops_t *ops)
 {
 	if (backlog_empty(backlog))
 		return false;
-	backlog->n_max = backlog_max(backlog);
+	backlog->n_max = backlog_most(backlog);
 	do {
 		enum sent sent;
 
@@ -3356,9 +3356,9 @@ typedef struct round_t {
 	bool quits;          /* iou_quit() ends it: it is iou_run()'s */
 	uint8_t stage;       /* enum stage: what it delivers now; AT_NONE: all done */
 	int n_calls;         /* callbacks called */
-	uint64_t now_ns;     /* timers due by then */
+	uint64_t at_ns;      /* timers due by then */
 	uint64_t timer_seq;  /* timers started before this one */
-	uint64_t line_bound, ended_bound, cqe_bound;
+	uint64_t entry_bound, ended_bound, cqe_bound;
 	unsigned n_deadlines, n_timers, n_entries; /* how many more of these it may take */
 } round_t;
 
@@ -4317,10 +4317,10 @@ static int deliver_timers(iou_t *iou, round_t *round)
 	op_t *op;
 	int ret = 0, n;
 
-	while (round->n_deadlines && deadline_expire(iou, round->now_ns))
+	while (round->n_deadlines && deadline_expire(iou, round->at_ns))
 		round->n_deadlines--;
 	for (; loop_goes_on(&iou->loop, round, ret) && round->n_timers; round->n_timers--) {
-		op = timers_next(&iou->timers, round->now_ns, round->timer_seq, &n);
+		op = timers_next(&iou->timers, round->at_ns, round->timer_seq, &n);
 		if (!op)
 			break;
 		ret = deliver_op(iou, round, op, n, op->heap_index ? IORING_CQE_F_MORE : 0);
@@ -4335,7 +4335,7 @@ static int deliver_line(iou_t *iou, round_t *round)
 	int ret = 0;
 
 	for (; loop_goes_on(&iou->loop, round, ret) && round->n_entries; round->n_entries--) {
-		if (!line_next(&iou->inbox, round->line_bound, &cb, &cb_data))
+		if (!line_next(&iou->inbox, round->entry_bound, &cb, &cb_data))
 			break;
 		if (cb)
 			ret = round_call(iou, round, cb, cb_data);
@@ -4492,9 +4492,9 @@ static void round_begin(iou_t *iou, round_t *round)
 	round->stage = AT_CQES;
 	if (timers_run(&iou->timers) || line_ready(&iou->inbox) || ops_ended_ready(&iou->ops)) {
 		round->stage = AT_TIMERS;
-		round->now_ns = timers_run(&iou->timers) ? now_ns() : 0;
+		round->at_ns = timers_run(&iou->timers) ? now_ns() : 0;
 		round->timer_seq = timers_next_seq(&iou->timers);
-		round->line_bound = line_bound(&iou->inbox);
+		round->entry_bound = line_bound(&iou->inbox);
 		round->n_deadlines = round->n_timers = round->n_entries = ROUND_MAX;
 		round->ended_bound = ops_ended_bound(&iou->ops, ROUND_MAX);
 	}
@@ -4982,7 +4982,7 @@ void iou_stats(const iou_t *iou, iou_stats_t *stats)
 	ops_tell(&iou->ops, stats);
 	stats->pending = n_pending(iou);
 	stats->backlog = backlog_length(&iou->backlog);
-	stats->backlog_max = backlog_max(&iou->backlog);
+	stats->backlog_max = backlog_most(&iou->backlog);
 }
 
 static void dump_op(iou_t *iou, op_t *op, FILE *out)
