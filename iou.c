@@ -610,8 +610,8 @@ static bool ops_grow(ops_t *ops)
 
 	if (!chunk)
 		return false;
+	memset(chunk, 0, offsetof(chunk_t, ops)); /* the padding too: env_op() may look there */
 	chunk->next = ops->chunks;
-	chunk->n_used = 0;
 	ops->chunks = chunk;
 	ops->n_ops += CHUNK_OPS;
 	return true;
