@@ -1483,6 +1483,7 @@ static bool pool_lacks_worker(pool_t *pool)
 	unsigned n_free;
 
 	pthread_mutex_lock(&pool->lock);
+	pool_has_job(pool); /* passes over withdrawn jobs, once for all */
 	n_free = atomic_load(&pool->n_idle) + atomic_load(&pool->n_looking);
 	for (i = OWN_COUNT(pool->n_taken); i != n_queued; i++)
 		if (job_at(pool, i)->op && !n_free--)
@@ -1700,6 +1701,8 @@ typedef struct ring_t {
 	unsigned flags;        /* IORING_SETUP_* that it was made with */
 	unsigned enter_flags;  /* IORING_ENTER_REGISTERED_RING if enter_fd is a registered index */
 	int enter_fd;
+	unsigned n_refused;    /* times in a row that a registered descriptor was refused, */
+	unsigned n_pauses;     /* and calls that are to go by before it is tried again */
 	unsigned sq_seen;      /* the SQ's head after the last enter */
 	unsigned cq_base;      /* see above */
 	bool must_get;         /* CQEs may wait in the kernel and no flag tells */
@@ -1796,7 +1799,7 @@ static int ring_open(ring_t *ring, unsigned entries)
 		return ret < 0 ? ret : -EPERM;
 	io_uring_ring_dontfork(&ring->io);
 	ring->enter_fd = ring->io.ring_fd;
-	ring->enter_flags = 0;
+	ring->enter_flags = ring->n_refused = ring->n_pauses = 0;
 	ring->sq_seen = *ring->io.sq.khead;
 	ring->must_get = (ring->flags & (IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_COOP_TASKRUN)) &&
 			 !(ring->flags & IORING_SETUP_TASKRUN_FLAG);
@@ -1805,25 +1808,40 @@ static int ring_open(ring_t *ring, unsigned entries)
 }
 
 /*
- * Enable the ring, and make this thread its submitter. A registered ring descriptor (5.18) saves a
- * little on each enter; it belongs to the thread, so an iou that is handed has none.
+ * A registered ring descriptor (5.18) saves a little on each enter. It belongs to the thread, which
+ * may have 16. If there is none, it is tried again: by each call of this at first, then less often.
  */
-static int ring_bind(ring_t *ring, bool handed)
+static void ring_register_fd(ring_t *ring)
 {
 	struct io_uring_rsrc_update index = {.offset = -1U, .data = (unsigned)ring->io.ring_fd};
 	unsigned fd = (unsigned)ring->io.ring_fd;
 
-	if (ring->flags & IORING_SETUP_R_DISABLED) {
-		int ret = io_uring_register(fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
-
-		if (ret < 0)
-			return ret;
-		ring->flags &= ~IORING_SETUP_R_DISABLED;
-	}
-	if (!handed && io_uring_register(fd, IORING_REGISTER_RING_FDS, &index, 1) == 1) {
+	if (ring->enter_flags)
+		return;
+	if (ring->n_pauses) {
+		ring->n_pauses--;
+	} else if (io_uring_register(fd, IORING_REGISTER_RING_FDS, &index, 1) == 1) {
 		ring->enter_fd = (int)index.offset;
 		ring->enter_flags = IORING_ENTER_REGISTERED_RING;
+	} else {
+		ring->n_refused += ring->n_refused < 10;
+		ring->n_pauses = (1U << ring->n_refused) - 1;
 	}
+}
+
+/* Enable the ring, and make this thread its submitter. */
+static int ring_bind(ring_t *ring, bool handed)
+{
+	unsigned fd = (unsigned)ring->io.ring_fd;
+	int ret = 0;
+
+	if (ring->flags & IORING_SETUP_R_DISABLED)
+		ret = io_uring_register(fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+	if (ret < 0)
+		return ret;
+	ring->flags &= ~IORING_SETUP_R_DISABLED;
+	if (!handed)
+		ring_register_fd(ring);
 	return 0;
 }
 
@@ -4679,6 +4697,8 @@ int iou_run(iou_t *iou)
 	ret = loop_own(iou);
 	if (ret < 0)
 		return ret;
+	if (!owner_is_handed(&iou->owner))
+		ring_register_fd(&iou->ring);
 	loop_begin_run(&iou->loop);
 	loop_enter(iou);
 	while (!loop_must_quit(&iou->loop) && wait_is_pending(iou)) {
