@@ -23,7 +23,7 @@
  *   OWNED    none                        program            taken, not queued
  *   BACKLOG  backlog                     iou                waits for room in the SQ
  *   RING     none, or a list of cancels  iou and kernel     in the SQ or in the kernel
- *   HELD     none, or a list of cancels  iou and kernel     has ended; a CQE that names it is to come
+ *   HELD     none, or a list of cancels  iou and kernel     has ended; a CQE of it is to come
  *   JOB      none                        iou and worker     waits for a worker, or runs
  *   TIMER    none (in a heap)            iou                waits for its time
  *   ENDED    ended                       iou                its result is known, not yet delivered
@@ -161,15 +161,8 @@ static uint64_t now_ns(void)
 	return (uint64_t)ts.tv_sec * NS_PER_SEC + (uint64_t)ts.tv_nsec;
 }
 
-static uint64_t add_ns(uint64_t a, uint64_t b)
-{
-	return a + b < a ? NEVER : a + b;
-}
-
-static uint64_t min_u64(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
-}
+static uint64_t add_ns(uint64_t a, uint64_t b) { return a + b < a ? NEVER : a + b; }
+static uint64_t min_u64(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
 /*
  * The next three are system calls, not libc's functions, since those are cancellation points
@@ -203,10 +196,7 @@ static int cancel_defer(void)
 	return state;
 }
 
-static void cancel_allow(int state)
-{
-	pthread_setcancelstate(state, NULL);
-}
+static void cancel_allow(int state) { pthread_setcancelstate(state, NULL); }
 
 static void cpu_pause(void)
 {
@@ -226,15 +216,8 @@ typedef struct node_t {
 	struct node_t *next, *prev;
 } __attribute__((may_alias)) node_t;
 
-static void list_init(node_t *list)
-{
-	list->next = list->prev = list;
-}
-
-static bool list_empty(const node_t *list)
-{
-	return list->next == list;
-}
+static void list_init(node_t *list) { list->next = list->prev = list; }
+static bool list_empty(const node_t *list) { return list->next == list; }
 
 static void list_append(node_t *list, node_t *node)
 {
@@ -294,8 +277,8 @@ typedef struct owner_t {
 	uint64_t maker;        /* the number of the thread that made it; never changes */
 	bool handed;           /* never changes */
 	bool bound;            /* the ring is enabled, and the owner is known unless handed */
-	atomic_uint depth;     /* active iou_run() and iou_poll() calls; the loop thread writes it */
-	_Atomic(uint64_t) runner; /* of one that is handed: the number of the thread in them, or 0 */
+	atomic_uint depth;     /* active iou_run() and iou_poll() calls; the loop's to write */
+	_Atomic(uint64_t) runner; /* if handed: the number of the thread in these calls, or 0 */
 	atomic_uint n_visitors; /* threads inside iou_quit() or iou_unhold(), and FREE_WAITS */
 } owner_t;
 
@@ -336,7 +319,8 @@ static uint64_t process_enrol(void)
 	uint64_t none = 0;
 
 	if (!atomic_load(number))
-		atomic_compare_exchange_strong(number, &none, atomic_fetch_add(&n_processes, 1) + 1);
+		atomic_compare_exchange_strong(number, &none,
+					       atomic_fetch_add(&n_processes, 1) + 1);
 	return atomic_load(number);
 }
 
@@ -348,10 +332,7 @@ static uint64_t thread_number(void)
 }
 
 /* Of this thread in this process. */
-static uint64_t thread_key(void)
-{
-	return thread_number() + process_number();
-}
+static uint64_t thread_key(void) { return thread_number() + process_number(); }
 
 static void owner_init(owner_t *owner, bool handed)
 {
@@ -367,10 +348,7 @@ static bool owner_is_here(const owner_t *owner)
 	return likely(process_number() == owner->process);
 }
 
-static bool owner_exists(const owner_t *owner)
-{
-	return atomic_load(&owner->key) != NOBODY;
-}
+static bool owner_exists(const owner_t *owner) { return atomic_load(&owner->key) != NOBODY; }
 
 static inline bool owner_is_this(const owner_t *owner)
 {
@@ -394,7 +372,7 @@ static bool owner_is_looping(const owner_t *owner)
 		atomic_load_explicit(&owner->runner, memory_order_relaxed) == this_thread);
 }
 
-/* In a forked child: true if the thread that forked was the loop's, so that nothing is half done. */
+/* In a forked child: true if the loop thread forked, so that nothing was half done. */
 static bool owner_forked(const owner_t *owner)
 {
 	uint64_t key = atomic_load(&owner->key);
@@ -411,21 +389,11 @@ static void owner_bind(owner_t *owner)
 		atomic_store(&owner->key, thread_key());
 }
 
-static bool owner_is_bound(const owner_t *owner)
-{
-	return owner->bound;
-}
-
-static bool owner_is_handed(const owner_t *owner)
-{
-	return unlikely(owner->handed);
-}
+static bool owner_is_bound(const owner_t *owner) { return owner->bound; }
+static bool owner_is_handed(const owner_t *owner) { return unlikely(owner->handed); }
 
 /* How many loops of the iou are active, one within a callback of the other. */
-static unsigned owner_depth(const owner_t *owner)
-{
-	return owner->depth;
-}
+static unsigned owner_depth(const owner_t *owner) { return owner->depth; }
 
 /* True if other threads need inbox.lock to know whether a loop runs: see iou_bh_cancel(). */
 static bool owner_enters_locked(const owner_t *owner)
@@ -457,10 +425,7 @@ static void owner_leave(owner_t *owner)
 }
 
 /* Another thread is in the middle of a call that may be the last before iou_free(). */
-static void visitor_enter(owner_t *owner)
-{
-	atomic_fetch_add(&owner->n_visitors, 1);
-}
+static void visitor_enter(owner_t *owner) { atomic_fetch_add(&owner->n_visitors, 1); }
 
 /* The last time that this call touches the iou. */
 static void visitor_leave(owner_t *owner)
@@ -506,13 +471,13 @@ static void visitors_wait(owner_t *owner)
 #define LINKS     (IOSQE_IO_LINK | IOSQE_IO_HARDLINK)
 #define OURS      (IOSQE_IO_DRAIN | IOSQE_CQE_SKIP_SUCCESS) /* iou does this; not passed on */
 #define CHUNK_OPS 256
-#define ENV_HEAD  16 /* bytes before an allocated environment; they end with the pointer to its op */
+#define ENV_HEAD  16 /* bytes before an allocated environment, which end with its op's address */
 
 enum op_state { OP_FREE, OP_LAST, OP_OWNED, OP_BACKLOG, OP_RING, OP_HELD, OP_JOB, OP_TIMER,
 		OP_ENDED };
 
 enum op_bits {
-	OP_DEADLINE = 1,  /* iou_op_deadline() was called; until the op is queued, after_ns has the time */
+	OP_DEADLINE = 1,  /* iou_op_deadline() was called; after_ns has it until the op is queued */
 	OP_EXPIRED = 2,   /* its deadline cancelled it */
 	OP_CHAIN_END = 4, /* the chain ends here, whatever its link flag says */
 	OP_CHAINED = 8,   /* in the ring, linked to another op: extra_t.chain */
@@ -525,7 +490,7 @@ enum cancel_stage {
 	CANCEL_NONE = 0,
 	CANCEL_BEHIND = 32,    /* wanted; another op of its chain comes before it */
 	CANCEL_TO_SEND = 64,   /* on cancels.lane */
-	CANCEL_SENT = 96,      /* the CANCEL is in the SQ or the kernel: the op's memory is needed */
+	CANCEL_SENT = 96,      /* the CANCEL is in the SQ or kernel: the op's memory is needed */
 	CANCEL_ANSWERED = 128, /* the kernel found the op; or it did not: on cancels.asked */
 	CANCEL_OF_TIMER = 160, /* a timer's, not yet delivered; the op is ENDED */
 };
@@ -538,7 +503,7 @@ enum op_hold {
 	HOLD_FOR_FENCE, /* its CANCEL is out; after that a fence follows: see cancel_fence() */
 };
 
-/* Two cache lines, all that most ops need. The rest is in an extra_t. */
+/* [open] See above. Two cache lines, all that most ops need; the rest is in an extra_t. */
 typedef struct op_t {
 	_Alignas(64) iou_op_t pub;
 	iou_t *iou;
@@ -546,7 +511,7 @@ typedef struct op_t {
 	void *cb_data;
 	union { /* by its state */
 		node_t node;
-		uint64_t after_ns; /* with OP_DEADLINE, until it is queued: its time from queueing on */
+		uint64_t after_ns; /* with OP_DEADLINE, until it is queued: from queueing on */
 		struct {
 			uint64_t seq; /* the order in which timers were started */
 			uint64_t period_ns; /* 0: once */
@@ -557,7 +522,7 @@ typedef struct op_t {
 		} job;
 		struct {
 			struct op_t *next;
-			int result; /* not in pub: an outer callback of the op may still read its own */
+			int result; /* not in pub: an outer callback may read its own there */
 		} end;
 	};
 	uint8_t state;       /* enum op_state */
@@ -568,6 +533,7 @@ typedef struct op_t {
 	_Alignas(64) struct io_uring_sqe sqe;
 } op_t;
 
+/* [open] As op_t: cancels writes `chain`. */
 typedef struct extra_t {
 	union {
 		struct {
@@ -612,10 +578,7 @@ _Static_assert(CHUNK_OPS - 1 <= UINT8_MAX, "an op's index in its chunk");
 	for (chunk_t *chunk = (list)->chunks; chunk; chunk = chunk->next) \
 		for (op_t *op = chunk->ops; op < chunk->ops + chunk->n_used; op++)
 
-static op_t *op_at(node_t *node)
-{
-	return container_of(node, op_t, node);
-}
+static op_t *op_at(node_t *node) { return container_of(node, op_t, node); }
 
 static extra_t *op_extra(const op_t *op)
 {
@@ -628,15 +591,9 @@ static extra_t *op_extra(const op_t *op)
  * The SQE as in a new op. The last callback of a ring op finds it so, since prepare helpers do not
  * clear all fields (liburing 2.7 and later).
  */
-static inline void op_clear_sqe(op_t *op)
-{
-	memset(&op->sqe, 0, sizeof(op->sqe));
-}
+static inline void op_clear_sqe(op_t *op) { memset(&op->sqe, 0, sizeof(op->sqe)); }
 
-static void ops_init(ops_t *ops)
-{
-	ops->ended_end = &ops->ended;
-}
+static void ops_init(ops_t *ops) { ops->ended_end = &ops->ended; }
 
 /* True if the pool has no op and no room for one: ops_grow() is due. */
 static bool ops_full(const ops_t *ops)
@@ -645,10 +602,7 @@ static bool ops_full(const ops_t *ops)
 }
 
 /* How many ops there will be after ops_grow(). */
-static size_t ops_next_size(const ops_t *ops)
-{
-	return ops->n_ops + CHUNK_OPS;
-}
+static size_t ops_next_size(const ops_t *ops) { return ops->n_ops + CHUNK_OPS; }
 
 static bool ops_grow(ops_t *ops)
 {
@@ -656,8 +610,8 @@ static bool ops_grow(ops_t *ops)
 
 	if (!chunk)
 		return false;
+	memset(chunk, 0, offsetof(chunk_t, ops)); /* the padding too: env_op() may look there */
 	chunk->next = ops->chunks;
-	chunk->n_used = 0;
 	ops->chunks = chunk;
 	ops->n_ops += CHUNK_OPS;
 	return true;
@@ -689,7 +643,8 @@ static op_t *ops_take(ops_t *ops, iou_t *iou)
 		ops->free = op->node.next;
 		ASAN_UNPOISON_MEMORY_REGION(&op->pub, sizeof(op->pub));
 		ASAN_UNPOISON_MEMORY_REGION(&op->sqe, sizeof(op->sqe));
-		ASAN_UNPOISON_MEMORY_REGION(op_extra(op)->small_env, sizeof(op_extra(op)->small_env));
+		ASAN_UNPOISON_MEMORY_REGION(op_extra(op)->small_env,
+					    sizeof(op_extra(op)->small_env));
 	} else {
 		op = ops_make(ops, iou);
 	}
@@ -732,10 +687,7 @@ static void ops_free(ops_t *ops)
 	}
 }
 
-static enum cancel_stage cancel_of(const op_t *op)
-{
-	return op->bits & OP_CANCEL;
-}
+static enum cancel_stage cancel_of(const op_t *op) { return op->bits & OP_CANCEL; }
 
 static void cancel_set(op_t *op, enum cancel_stage stage)
 {
@@ -743,10 +695,7 @@ static void cancel_set(op_t *op, enum cancel_stage stage)
 }
 
 /* True if the op is the program's to queue or to give back. */
-static bool op_is_programs(const op_t *op)
-{
-	return op->state == OP_OWNED || op->state == OP_LAST;
-}
+static bool op_is_programs(const op_t *op) { return op->state == OP_OWNED || op->state == OP_LAST; }
 
 static bool op_is_linked(const op_t *op)
 {
@@ -800,10 +749,7 @@ static inline void ops_count_last(ops_t *ops, const op_t *op)
 	ops->n_elsewhere -= op->state != OP_RING;
 }
 
-static bool ops_ended_ready(const ops_t *ops)
-{
-	return ops->ended;
-}
+static bool ops_ended_ready(const ops_t *ops) { return ops->ended; }
 
 /* The count of ended ops delivered when all, or `most`, of those that are there now have been. */
 static uint64_t ops_ended_bound(const ops_t *ops, uint64_t most)
@@ -826,20 +772,10 @@ static op_t *ops_ended_next(ops_t *ops, uint64_t bound)
 }
 
 /* An op of the program became iou's by another door than the backlog. */
-static void ops_count_elsewhere(ops_t *ops)
-{
-	ops->n_elsewhere++;
-}
+static void ops_count_elsewhere(ops_t *ops) { ops->n_elsewhere++; }
 
-static uint64_t ops_elsewhere(const ops_t *ops)
-{
-	return ops->n_elsewhere;
-}
-
-static void ops_tell(const ops_t *ops, iou_stats_t *stats)
-{
-	stats->jobs = ops->n_jobs;
-}
+static uint64_t ops_elsewhere(const ops_t *ops) { return ops->n_elsewhere; }
+static void ops_tell(const ops_t *ops, iou_stats_t *stats) { stats->jobs = ops->n_jobs; }
 
 #ifdef IOU_DEBUG
 /* Counts the ops of each state, and those in a heap. */
@@ -853,9 +789,12 @@ static void ops_check(const ops_t *ops, uint64_t n[OP_ENDED + 1], uint64_t *n_in
 		MUST(op->state != OP_TIMER || op->heap_index, "a timer");
 	}
 	for (op_t *op = ops->ended; op; op = op->end.next, n_ended++)
-		MUST(op->state == OP_ENDED && (!cancel_of(op) || cancel_of(op) == CANCEL_OF_TIMER), "an end");
-	MUST(n[OP_ENDED] == n_ended && n_ended == ops->n_ended_in - ops->n_ended_out, "ops that ended");
-	MUST(ops->n_elsewhere == n[OP_HELD] + n[OP_JOB] + n[OP_TIMER] + n[OP_ENDED], "ops elsewhere");
+		MUST(op->state == OP_ENDED && (!cancel_of(op) || cancel_of(op) == CANCEL_OF_TIMER),
+		     "an op that ended");
+	MUST(n[OP_ENDED] == n_ended && n_ended == ops->n_ended_in - ops->n_ended_out,
+	     "their count");
+	MUST(ops->n_elsewhere == n[OP_HELD] + n[OP_JOB] + n[OP_TIMER] + n[OP_ENDED],
+	     "ops elsewhere");
 }
 #endif
 
@@ -1079,17 +1018,15 @@ static bool heap_reserve(heap_t *heap, size_t n_ops)
 	if (!entries)
 		return false;
 	if (heap->end > HEAP_ROOT)
-		memcpy(entries + HEAP_ROOT, old + HEAP_ROOT, (heap->end - HEAP_ROOT) * sizeof(*entries));
+		memcpy(entries + HEAP_ROOT, old + HEAP_ROOT,
+		       (heap->end - HEAP_ROOT) * sizeof(*entries));
 	heap->entries = entries;
 	heap->size = size;
 	free(old);
 	return true;
 }
 
-static op_t *heap_first(const heap_t *heap)
-{
-	return heap->entries[HEAP_ROOT].op;
-}
+static op_t *heap_first(const heap_t *heap) { return heap->entries[HEAP_ROOT].op; }
 
 static uint64_t heap_due_ns(const heap_t *heap)
 {
@@ -1097,10 +1034,7 @@ static uint64_t heap_due_ns(const heap_t *heap)
 }
 
 /* Timers that are due at the same time fire in the order in which they were started. */
-static uint64_t heap_seq(const op_t *op)
-{
-	return op->state == OP_TIMER ? op->timer.seq : 0;
-}
+static uint64_t heap_seq(const op_t *op) { return op->state == OP_TIMER ? op->timer.seq : 0; }
 
 static bool heap_before(const heap_entry_t *a, const heap_entry_t *b)
 {
@@ -1186,10 +1120,10 @@ static bool timers_reserve(timers_t *timers, size_t n_ops)
 	return heap_reserve(&timers->timers, n_ops) && heap_reserve(&timers->deadlines, n_ops);
 }
 
-/* True if there is any timer or deadline. */
+/* True if there is any timer or deadline. (Neither end is below the root.) */
 static bool timers_run(const timers_t *timers)
 {
-	return unlikely((timers->timers.end | timers->deadlines.end) != HEAP_ROOT); /* none is less */
+	return unlikely((timers->timers.end | timers->deadlines.end) != HEAP_ROOT);
 }
 
 /* When the first of them is due; NEVER if there is none. */
@@ -1206,16 +1140,10 @@ static void timer_start(timers_t *timers, op_t *op, uint64_t after_ns, uint64_t 
 	heap_start(&timers->timers, op, after_ns);
 }
 
-static void timer_stop(timers_t *timers, op_t *op)
-{
-	heap_remove(&timers->timers, op);
-}
+static void timer_stop(timers_t *timers, op_t *op) { heap_remove(&timers->timers, op); }
 
 /* The seq of the next timer that is started: those with a smaller one were there before. */
-static uint64_t timers_next_seq(const timers_t *timers)
-{
-	return timers->n_started;
-}
+static uint64_t timers_next_seq(const timers_t *timers) { return timers->n_started; }
 
 /* The first timer: on to its next time, or off the heap. Returns its expirations since the last. */
 static int timer_expire(timers_t *timers, op_t *op, uint64_t due_ns, uint64_t at_ns)
@@ -1302,7 +1230,8 @@ static uint64_t heap_check(const heap_t *heap, bool of_timers)
 		const op_t *op = heap->entries[i].op;
 
 		MUST(op->heap_index == i && (op->state == OP_TIMER) == of_timers, "a heap");
-		MUST(i == HEAP_ROOT || !heap_before(&heap->entries[i], &heap->entries[i / 4 + 2]), "its order");
+		MUST(i == HEAP_ROOT || !heap_before(&heap->entries[i], &heap->entries[i / 4 + 2]),
+		     "a heap's order");
 	}
 	return heap->end - HEAP_ROOT;
 }
@@ -1349,7 +1278,7 @@ typedef struct done_t {
 
 typedef struct pool_t {
 	/* Written by the loop: */
-	_Alignas(64) atomic_ullong n_queued; /* pairs with n_idle: a worker looks here before it sleeps */
+	_Alignas(64) atomic_ullong n_queued; /* pairs with n_idle: workers look here before sleep */
 	uint64_t n_collected;
 	uint64_t limit;        /* n_queued may go up to here: these places are known to be free */
 	uint64_t n_rounds;     /* the loop's rounds */
@@ -1370,7 +1299,7 @@ typedef struct pool_t {
 	atomic_uint n_calls;   /* an idle worker sleeps while this has not changed */
 	atomic_bool calling;   /* a worker was called and has not arrived */
 	atomic_bool stop;
-	bool spins;            /* workers look for jobs for a while before they sleep; never changes */
+	bool spins;            /* look for jobs for a while before sleeping; never changes */
 	/* Written by workers: */
 	_Alignas(64) pthread_mutex_t lock; /* guards both arrays but for the loop's part, and: */
 	uint64_t n_seen;       /* n_queued when a worker last looked: a look costs a cache line */
@@ -1415,10 +1344,7 @@ static bool worker_call(pool_t *pool, bool again)
 	return true;
 }
 
-static void worker_wake(pool_t *pool)
-{
-	futex_wake(&pool->n_calls, 1);
-}
+static void worker_wake(pool_t *pool) { futex_wake(&pool->n_calls, 1); }
 
 /* With the lock held, and a job there. True: worker_wake() must follow, for the next job. */
 static bool job_take(pool_t *pool, job_t *job)
@@ -1427,7 +1353,8 @@ static bool job_take(pool_t *pool, job_t *job)
 
 	*job = *job_at(pool, n_taken);
 	atomic_store_explicit(&pool->n_taken, n_taken + 1, memory_order_relaxed);
-	return unlikely(atomic_load(&pool->n_idle)) && pool_has_job(pool) && worker_call(pool, false);
+	return unlikely(atomic_load(&pool->n_idle)) && pool_has_job(pool) &&
+	       worker_call(pool, false);
 }
 
 static void worker_spin(pool_t *pool)
@@ -1436,8 +1363,8 @@ static void worker_spin(pool_t *pool)
 
 	do
 		cpu_pause();
-	while (atomic_load(&pool->n_queued) == OWN_COUNT(pool->n_taken) && !atomic_load(&pool->stop) &&
-	       now_ns() < until_ns);
+	while (atomic_load(&pool->n_queued) == OWN_COUNT(pool->n_taken) &&
+	       !atomic_load(&pool->stop) && now_ns() < until_ns);
 }
 
 /* The next job, once there is one. False: the worker must end. It was counted as looking. */
@@ -1479,7 +1406,7 @@ static bool worker_swap(pool_t *pool, job_t *job, int result)
 	pthread_mutex_lock(&pool->lock);
 	more = pool_has_job(pool);
 	if (!more)
-		atomic_fetch_add(&pool->n_looking, 1); /* the loop may queue one when it sees this */
+		atomic_fetch_add(&pool->n_looking, 1); /* the loop may queue one now */
 	n_done = OWN_COUNT(pool->n_done);
 	pool->done[n_done & (pool->size - 1)] = (done_t){job->op, result};
 	atomic_store(&pool->n_done, n_done + 1);
@@ -1556,6 +1483,7 @@ static bool pool_lacks_worker(pool_t *pool)
 	unsigned n_free;
 
 	pthread_mutex_lock(&pool->lock);
+	pool_has_job(pool); /* passes over withdrawn jobs, once for all */
 	n_free = atomic_load(&pool->n_idle) + atomic_load(&pool->n_looking);
 	for (i = OWN_COUNT(pool->n_taken); i != n_queued; i++)
 		if (job_at(pool, i)->op && !n_free--)
@@ -1609,10 +1537,7 @@ static bool pool_reserve(pool_t *pool, size_t n_ops)
 	return true;
 }
 
-static void pool_begin_round(pool_t *pool)
-{
-	pool->n_rounds++;
-}
+static void pool_begin_round(pool_t *pool) { pool->n_rounds++; }
 
 /* -EAGAIN: there is no worker and none can be started. */
 static int pool_queue(pool_t *pool, op_t *op, int (*work)(void *work_data), void *work_data)
@@ -1753,7 +1678,7 @@ static void pool_free(pool_t *pool, bool is_copy)
  */
 
 #define SQPOLL_NAP_NS 20000
-#define WATCH_SINGLE  64 /* polls without multishot, after the kernel refused it, before a new try */
+#define WATCH_SINGLE  64 /* polls without multishot, once that was refused, before a new try */
 
 enum { UD_WAKE = 1, UD_CLOCK = 3, UD_VOID = 5, UD_CANCEL = 1 };
 
@@ -1772,18 +1697,21 @@ typedef struct watch_t {
 
 typedef struct ring_t {
 	struct io_uring io;
-	unsigned wanted_flags; /* the program's IORING_SETUP_*; 0: the library's choice. Never changes */
+	unsigned wanted_flags; /* the program's IORING_SETUP_*, or 0; never changes */
 	unsigned flags;        /* IORING_SETUP_* that it was made with */
 	unsigned enter_flags;  /* IORING_ENTER_REGISTERED_RING if enter_fd is a registered index */
 	int enter_fd;
+	unsigned n_refused;    /* times in a row that a registered descriptor was refused, */
+	unsigned n_pauses;     /* and calls that are to go by before it is tried again */
 	unsigned sq_seen;      /* the SQ's head after the last enter */
 	unsigned cq_base;      /* see above */
 	bool must_get;         /* CQEs may wait in the kernel and no flag tells */
 	bool unwoken;          /* SQPOLL: its thread may sleep, and waking it failed */
 	bool broken;           /* the kernel lost a CQE (-EBADR) */
+	bool cut;              /* the last enter took the first SQEs only */
 	uint64_t n_sent;       /* ops that entered the SQ, but for those that came back */
 	uint64_t n_reaped;     /* CQEs */
-	uint64_t n_own_cqes;   /* of these: of no op, or of an op that is sent again; and skipped numbers */
+	uint64_t n_own_cqes;   /* of these: of no op, or of one that is sent again; or skipped */
 	uint64_t n_more_cqes;  /* of these: not the last one of its op */
 	uint64_t n_enters;     /* io_uring_enter(2) calls */
 	uint64_t n_failed;     /* of these: with an error, or with SQEs left in the SQ */
@@ -1845,7 +1773,8 @@ static int ring_open(ring_t *ring, unsigned entries)
 	const unsigned lazy = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
 	const unsigned defer = IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
 	const unsigned own[] = {all | one | defer, all | one | lazy, all | lazy, all, 0};
-	const unsigned given[] = {wanted & IORING_SETUP_SINGLE_ISSUER ? wanted | one : wanted, wanted};
+	const unsigned given[] = {wanted & IORING_SETUP_SINGLE_ISSUER ? wanted | one : wanted,
+				  wanted};
 	const unsigned *flags = wanted ? given : own;
 	unsigned n = wanted ? 2 : sizeof(own) / sizeof(*own);
 	bool usable = false;
@@ -1870,7 +1799,7 @@ static int ring_open(ring_t *ring, unsigned entries)
 		return ret < 0 ? ret : -EPERM;
 	io_uring_ring_dontfork(&ring->io);
 	ring->enter_fd = ring->io.ring_fd;
-	ring->enter_flags = 0;
+	ring->enter_flags = ring->n_refused = ring->n_pauses = 0;
 	ring->sq_seen = *ring->io.sq.khead;
 	ring->must_get = (ring->flags & (IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_COOP_TASKRUN)) &&
 			 !(ring->flags & IORING_SETUP_TASKRUN_FLAG);
@@ -1879,25 +1808,40 @@ static int ring_open(ring_t *ring, unsigned entries)
 }
 
 /*
- * Enable the ring, and make this thread its submitter. A registered ring descriptor (5.18) saves a
- * little on each enter; it belongs to the thread, so an iou that is handed has none.
+ * A registered ring descriptor (5.18) saves a little on each enter. It belongs to the thread, which
+ * may have 16. If there is none, it is tried again: by each call of this at first, then less often.
  */
-static int ring_bind(ring_t *ring, bool handed)
+static void ring_register_fd(ring_t *ring)
 {
 	struct io_uring_rsrc_update index = {.offset = -1U, .data = (unsigned)ring->io.ring_fd};
 	unsigned fd = (unsigned)ring->io.ring_fd;
 
-	if (ring->flags & IORING_SETUP_R_DISABLED) {
-		int ret = io_uring_register(fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
-
-		if (ret < 0)
-			return ret;
-		ring->flags &= ~IORING_SETUP_R_DISABLED;
-	}
-	if (!handed && io_uring_register(fd, IORING_REGISTER_RING_FDS, &index, 1) == 1) {
+	if (ring->enter_flags)
+		return;
+	if (ring->n_pauses) {
+		ring->n_pauses--;
+	} else if (io_uring_register(fd, IORING_REGISTER_RING_FDS, &index, 1) == 1) {
 		ring->enter_fd = (int)index.offset;
 		ring->enter_flags = IORING_ENTER_REGISTERED_RING;
+	} else {
+		ring->n_refused += ring->n_refused < 10;
+		ring->n_pauses = (1U << ring->n_refused) - 1;
 	}
+}
+
+/* Enable the ring, and make this thread its submitter. */
+static int ring_bind(ring_t *ring, bool handed)
+{
+	unsigned fd = (unsigned)ring->io.ring_fd;
+	int ret = 0;
+
+	if (ring->flags & IORING_SETUP_R_DISABLED)
+		ret = io_uring_register(fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+	if (ret < 0)
+		return ret;
+	ring->flags &= ~IORING_SETUP_R_DISABLED;
+	if (!handed)
+		ring_register_fd(ring);
 	return 0;
 }
 
@@ -1912,7 +1856,7 @@ static void ring_close(ring_t *ring, bool by_owner, bool idle)
 
 	if (by_owner && idle) {
 		io_uring_register(fd, IORING_UNREGISTER_FILES, NULL, 0);
-		if (ring->io.features & IORING_FEAT_RSRC_TAGS) /* 5.12: it waits for the watches too */
+		if (ring->io.features & IORING_FEAT_RSRC_TAGS) /* else it waits for the watches */
 			io_uring_register(fd, IORING_UNREGISTER_BUFFERS, NULL, 0);
 	}
 	if (by_owner && ring->enter_flags)
@@ -1920,32 +1864,17 @@ static void ring_close(ring_t *ring, bool by_owner, bool idle)
 	io_uring_queue_exit(&ring->io);
 }
 
-static struct io_uring *ring_io(ring_t *ring)
-{
-	return &ring->io;
-}
-
-static bool ring_is_sqpoll(const ring_t *ring)
-{
-	return ring->flags & IORING_SETUP_SQPOLL;
-}
+static struct io_uring *ring_io(ring_t *ring) { return &ring->io; }
+static bool ring_is_sqpoll(const ring_t *ring) { return ring->flags & IORING_SETUP_SQPOLL; }
 
 /* True if completions wait in the kernel until the loop enters it. */
-static bool ring_defers(const ring_t *ring)
-{
-	return ring->flags & IORING_SETUP_DEFER_TASKRUN;
-}
+static bool ring_defers(const ring_t *ring) { return ring->flags & IORING_SETUP_DEFER_TASKRUN; }
 
 /* True if completions may wait in the kernel and no flag tells. */
-static bool ring_must_get(const ring_t *ring)
-{
-	return ring->must_get;
-}
+static bool ring_must_get(const ring_t *ring) { return ring->must_get; }
 
-static bool ring_is_broken(const ring_t *ring)
-{
-	return ring->broken;
-}
+static bool ring_is_cut(const ring_t *ring) { return unlikely(ring->cut); }
+static bool ring_is_broken(const ring_t *ring) { return ring->broken; }
 
 /* Ask the kernel to cancel everything, without an SQE: restrictions may refuse those. */
 static int ring_cancel_all(const ring_t *ring)
@@ -1953,7 +1882,8 @@ static int ring_cancel_all(const ring_t *ring)
 	struct io_uring_sync_cancel_reg all = {
 		.flags = IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL,
 		.timeout = {.tv_nsec = 100 * (long long)NS_PER_MS}};
-	int ret = io_uring_register((unsigned)ring->io.ring_fd, IORING_REGISTER_SYNC_CANCEL, &all, 1);
+	unsigned fd = (unsigned)ring->io.ring_fd;
+	int ret = io_uring_register(fd, IORING_REGISTER_SYNC_CANCEL, &all, 1);
 
 	return ret == -ENOENT || ret == -ETIME || ret == -EALREADY || ret == -EINTR ? 0 : ret;
 }
@@ -1966,38 +1896,19 @@ static uint64_t ring_in_flight(const ring_t *ring)
 }
 
 /* The CQE reaped last is the library's own, or ends no op. */
-static void ring_count_own(ring_t *ring)
-{
-	ring->n_own_cqes++;
-}
+static void ring_count_own(ring_t *ring) { ring->n_own_cqes++; }
 
 /* The CQE reaped last is not the last one of its op. */
-static void ring_count_more(ring_t *ring)
-{
-	ring->n_more_cqes++;
-}
+static void ring_count_more(ring_t *ring) { ring->n_more_cqes++; }
 
 /* An op is no longer in the ring, without a CQE that is counted. */
-static void ring_count_back(ring_t *ring)
-{
-	ring->n_sent--;
-}
+static void ring_count_back(ring_t *ring) { ring->n_sent--; }
 
-static uint64_t ring_n_sent(const ring_t *ring)
-{
-	return ring->n_sent;
-}
-
-static uint64_t ring_n_enters(const ring_t *ring)
-{
-	return ring->n_enters;
-}
+static uint64_t ring_n_sent(const ring_t *ring) { return ring->n_sent; }
+static uint64_t ring_n_enters(const ring_t *ring) { return ring->n_enters; }
 
 /* Grows with each CQE, and with each enter after which completions may be left in the kernel. */
-static uint64_t ring_activity(const ring_t *ring)
-{
-	return ring->n_reaped + ring->n_failed;
-}
+static uint64_t ring_activity(const ring_t *ring) { return ring->n_reaped + ring->n_failed; }
 
 /* ---- The SQ ---- */
 
@@ -2006,15 +1917,8 @@ static unsigned sq_head(const ring_t *ring)
 	return __atomic_load_n(ring->io.sq.khead, __ATOMIC_ACQUIRE); /* SQPOLL's thread moves it */
 }
 
-static bool sq_empty(const ring_t *ring)
-{
-	return ring->io.sq.sqe_tail == sq_head(ring);
-}
-
-static unsigned sq_size(const ring_t *ring)
-{
-	return ring->io.sq.ring_entries;
-}
+static bool sq_empty(const ring_t *ring) { return ring->io.sq.sqe_tail == sq_head(ring); }
+static unsigned sq_size(const ring_t *ring) { return ring->io.sq.ring_entries; }
 
 static unsigned sq_room(const ring_t *ring)
 {
@@ -2047,8 +1951,10 @@ static op_t *sq_take_back(ring_t *ring, unsigned i, bool *linked)
 
 	if (i == 0)
 		*linked = sq->sqes[(at - 1) & sq->ring_mask].flags & LINKS;
-	if (!*linked || at == sq->sqe_tail)
+	if (!*linked || at == sq->sqe_tail) {
+		ring->cut = false;
 		return NULL;
+	}
 	*linked = sqe->flags & LINKS;
 	memset(sqe, 0, sizeof(*sqe)); /* IORING_OP_NOP */
 	sqe->user_data = UD_VOID;
@@ -2090,10 +1996,7 @@ static bool sq_was_cut(const ring_t *ring)
 
 /* ---- The CQ ---- */
 
-static unsigned cq_head(const ring_t *ring)
-{
-	return (unsigned)ring->n_reaped - ring->cq_base;
-}
+static unsigned cq_head(const ring_t *ring) { return (unsigned)ring->n_reaped - ring->cq_base; }
 
 static unsigned cq_ready(const ring_t *ring)
 {
@@ -2101,10 +2004,7 @@ static unsigned cq_ready(const ring_t *ring)
 }
 
 /* True if the CQ is half full: time to reap, before it overflows. */
-static bool cq_fills(const ring_t *ring)
-{
-	return cq_ready(ring) >= ring->io.cq.ring_entries / 2;
-}
+static bool cq_fills(const ring_t *ring) { return cq_ready(ring) >= ring->io.cq.ring_entries / 2; }
 
 /* The count of reaped CQEs when all, or `most`, of those that are there now have been reaped. */
 static uint64_t cq_bound(const ring_t *ring, uint64_t most)
@@ -2112,10 +2012,7 @@ static uint64_t cq_bound(const ring_t *ring, uint64_t most)
 	return ring->n_reaped + min_u64(cq_ready(ring), most);
 }
 
-static uint64_t cq_n_reaped(const ring_t *ring)
-{
-	return ring->n_reaped;
-}
+static uint64_t cq_n_reaped(const ring_t *ring) { return ring->n_reaped; }
 
 /* The CQE that is reaped after n others. */
 static const struct io_uring_cqe *cq_at(const ring_t *ring, unsigned n)
@@ -2123,10 +2020,7 @@ static const struct io_uring_cqe *cq_at(const ring_t *ring, unsigned n)
 	return &ring->io.cq.cqes[(ring->n_reaped + n) & ring->io.cq.ring_mask];
 }
 
-static void cq_count(ring_t *ring)
-{
-	ring->n_reaped++;
-}
+static void cq_count(ring_t *ring) { ring->n_reaped++; }
 
 /* Return the slots of the reaped CQEs to the kernel. */
 static void cq_publish(ring_t *ring)
@@ -2142,7 +2036,8 @@ static void cq_publish(ring_t *ring)
 static void cq_start(ring_t *ring, unsigned n_left)
 {
 	unsigned head = *ring->io.cq.khead;
-	uint64_t n_skipped = n_left + ((head - n_left - (unsigned)ring->n_reaped) & ring->io.cq.ring_mask);
+	unsigned gap = (head - n_left - (unsigned)ring->n_reaped) & ring->io.cq.ring_mask;
+	uint64_t n_skipped = n_left + (uint64_t)gap;
 
 	ring->n_reaped += n_skipped;
 	ring->n_own_cqes += n_skipped;
@@ -2181,16 +2076,15 @@ static int ring_call(const ring_t *ring, unsigned n, bool wait, unsigned flags, 
 /*
  * The one place that enters the kernel. Submits the SQ, fetches what waits in the kernel, and
  * sleeps until there is a CQE or it is until_ns. Returns 0 or -errno; an error loses nothing.
- * *cut: the kernel took the first SQEs only, and a chain may be cut in two.
+ * If the kernel takes the first SQEs only, a chain may be cut in two: see ring_is_cut().
  */
-static int ring_enter(ring_t *ring, unsigned what, uint64_t until_ns, bool *cut)
+static int ring_enter(ring_t *ring, unsigned what, uint64_t until_ns)
 {
 	unsigned head = ring->sq_seen, n = what & SUBMIT ? ring->io.sq.sqe_tail - head : 0, taken;
 	unsigned flags = 0;
 	bool wait = what & WAIT;
 	int ret;
 
-	*cut = false;
 	cq_publish(ring);
 	__atomic_store_n(ring->io.sq.ktail, ring->io.sq.sqe_tail, __ATOMIC_RELEASE);
 	if (unlikely(ring_is_sqpoll(ring))) {
@@ -2214,7 +2108,7 @@ static int ring_enter(ring_t *ring, unsigned what, uint64_t until_ns, bool *cut)
 	if (likely(taken == n) && ret >= 0)
 		return 0;
 	ring->n_failed++;
-	*cut = taken && taken < n;
+	ring->cut = taken && taken < n;
 	if (ret == -EBADR)
 		ring->broken = true;
 	if (taken || ret == -EINTR || ret == -ETIME)
@@ -2231,10 +2125,7 @@ static void ring_wait_for_sqpoll(const ring_t *ring)
 
 /* ---- Watches ---- */
 
-static bool watch_lacks_poll(const watch_t *watch)
-{
-	return watch->fd >= 0 && !watch->armed;
-}
+static bool watch_lacks_poll(const watch_t *watch) { return watch->fd >= 0 && !watch->armed; }
 
 static bool watches_lack_poll(const ring_t *ring)
 {
@@ -2298,19 +2189,15 @@ static int watch_open_clock(ring_t *ring)
 /* NEVER: not at all. With a time_t of 32 bits a far time is cut: the loop looks again then. */
 static void watch_set_clock(const ring_t *ring, uint64_t due_ns)
 {
-	uint64_t seconds = due_ns / NS_PER_SEC;
+	time_t seconds = (time_t)min_u64(due_ns / NS_PER_SEC, SECONDS_MAX);
 	struct itimerspec at = {0};
 
 	if (due_ns != NEVER)
-		at.it_value = (struct timespec){(time_t)(seconds < SECONDS_MAX ? seconds : SECONDS_MAX),
-						(long)(due_ns % NS_PER_SEC)};
+		at.it_value = (struct timespec){seconds, (long)(due_ns % NS_PER_SEC)};
 	timerfd_settime(ring->clock.fd, TFD_TIMER_ABSTIME, &at, NULL);
 }
 
-static int watch_wake_fd(const ring_t *ring)
-{
-	return ring->wake.fd;
-}
+static int watch_wake_fd(const ring_t *ring) { return ring->wake.fd; }
 
 static void watches_close(const ring_t *ring)
 {
@@ -2405,7 +2292,7 @@ typedef struct entry_t {
  * entries taken from it are one word: inbox.post_cursor.
  */
 typedef struct slab_t {
-	size_t n_back; /* entries that were called or dropped; the loop's once the slab is published */
+	size_t n_back; /* entries called or dropped; the loop's once the slab is published */
 	entry_t entries[(SLAB_SIZE - sizeof(size_t)) / sizeof(entry_t)];
 } slab_t;
 
@@ -2414,7 +2301,7 @@ typedef struct slab_t {
 enum bh_bits {
 	BH_SCHEDULED = 1,
 	BH_IDLE = 2,    /* scheduled to run when nothing else does */
-	BH_QUEUED = 4,  /* its entry is in the mail or the line, or will be pushed by who set this */
+	BH_QUEUED = 4,  /* its entry is in the mail or the line; or who set this will push it */
 	BH_DELETED = 8, /* the loop frees it when it takes its entry */
 };
 
@@ -2425,7 +2312,7 @@ struct iou_bh_t {
 	void *cb_data;
 	atomic_uint bits; /* enum bh_bits */
 	bool lined;       /* its entry is in the line; the loop's */
-	bool idles;       /* it is on `idle`; the loop's. Its entry may be queued at the same time */
+	bool idles;       /* it is on `idle`, and may be queued too; the loop's */
 	node_t in_idle;
 	node_t in_bhs;
 };
@@ -2433,11 +2320,11 @@ struct iou_bh_t {
 /* What each post writes lies in a cache line that the loop does not write while it takes. */
 typedef struct inbox_t {
 	_Alignas(64) _Atomic(node_t *) last; /* of the mail */
-	atomic_int sleeping; /* enum sleep; pairs with last, pool.n_done, loop.quit and loop.n_holds */
+	atomic_int sleeping; /* enum sleep; pairs with last, pool.n_done, loop.quit, loop.n_holds */
 	/*
-	 * The slab that posts are taken from, + how many were. Its exchanges pair with each other:
-	 * who takes an entry sees what whoever renewed the slab saw. The same word again is the same
-	 * state, so ABA does no harm.
+	 * The slab that posts are taken from, + how many were. Its exchanges pair with each
+	 * other: who takes an entry sees what whoever renewed the slab saw. The same word again
+	 * is the same state, so ABA does no harm.
 	 */
 	atomic_uintptr_t post_cursor;
 	_Atomic(slab_t *) spare_slab; /* exchanged, so who takes it out is its only owner */
@@ -2482,14 +2369,12 @@ static void inbox_wake(inbox_t *inbox)
 
 static NOINLINE void inbox_touch_fd(inbox_t *inbox)
 {
-	if (atomic_load(&inbox->sleeping) != AWAKE && atomic_exchange(&inbox->sleeping, AWAKE) != AWAKE)
+	if (atomic_load(&inbox->sleeping) != AWAKE &&
+	    atomic_exchange(&inbox->sleeping, AWAKE) != AWAKE)
 		event_signal(inbox->fd);
 }
 
-static inline bool inbox_has_fd(const inbox_t *inbox)
-{
-	return unlikely(inbox->fd >= 0);
-}
+static inline bool inbox_has_fd(const inbox_t *inbox) { return unlikely(inbox->fd >= 0); }
 
 /* The loop thread changed something: make iou_fd() readable, if it is in use. */
 static inline void inbox_touch(inbox_t *inbox)
@@ -2504,10 +2389,7 @@ static enum sleep inbox_sleep(inbox_t *inbox)
 }
 
 /* True if wakers need not do anything. */
-static bool inbox_is_awake(inbox_t *inbox)
-{
-	return atomic_load(&inbox->sleeping) == AWAKE;
-}
+static bool inbox_is_awake(inbox_t *inbox) { return atomic_load(&inbox->sleeping) == AWAKE; }
 
 /* Make iou_fd() readable. */
 static void inbox_ring(inbox_t *inbox)
@@ -2516,16 +2398,10 @@ static void inbox_ring(inbox_t *inbox)
 	event_signal(inbox->fd);
 }
 
-static void inbox_set_wake_fd(inbox_t *inbox, int fd)
-{
-	inbox->wake_fd = fd;
-}
+static void inbox_set_wake_fd(inbox_t *inbox, int fd) { inbox->wake_fd = fd; }
 
 /* iou_fd() is in use from now on. */
-static void inbox_set_fd(inbox_t *inbox, int fd)
-{
-	inbox->fd = fd;
-}
+static void inbox_set_fd(inbox_t *inbox, int fd) { inbox->fd = fd; }
 
 /* A fence: then look for all that a waker may have published before. */
 static void inbox_set_sleep(inbox_t *inbox, enum sleep sleep)
@@ -2608,10 +2484,7 @@ static bool mail_empty(inbox_t *inbox)
 
 /* ---- Slabs ---- */
 
-static slab_t *slab_at(uintptr_t address)
-{
-	return (slab_t *)(address - address % SLAB_SIZE);
-}
+static slab_t *slab_at(uintptr_t address) { return (slab_t *)(address - address % SLAB_SIZE); }
 
 /* Keep one as a spare, so that posts at a moderate pace need no memory. */
 static void slab_free(inbox_t *inbox, slab_t *slab)
@@ -2619,37 +2492,39 @@ static void slab_free(inbox_t *inbox, slab_t *slab)
 	free(atomic_exchange(&inbox->spare_slab, slab));
 }
 
-/* Put a new slab in the place of this one. False: no memory. */
-static NOINLINE bool slab_renew(inbox_t *inbox, uintptr_t *cursor)
+/* Put a new slab in the place of this one. Returns the cursor now; 0: no memory. */
+static NOINLINE uintptr_t slab_renew(inbox_t *inbox, uintptr_t cursor)
 {
 	slab_t *slab = atomic_exchange(&inbox->spare_slab, NULL);
-	void *memory; /* aligned_alloc() takes whole multiples; glibc needs some bytes between two */
+	void *memory; /* aligned_alloc() takes multiples only; glibc needs some bytes beside it */
 
 	if (!slab && posix_memalign(&memory, SLAB_SIZE, sizeof(*slab)) == 0)
 		slab = memory;
 	if (!slab)
-		return false;
+		return 0;
 	slab->n_back = 0;
-	if (atomic_compare_exchange_strong(&inbox->post_cursor, cursor, (uintptr_t)slab))
-		*cursor = (uintptr_t)slab;
-	else
-		slab_free(inbox, slab); /* another thread was first */
-	return true;
+	if (atomic_compare_exchange_strong(&inbox->post_cursor, &cursor, (uintptr_t)slab))
+		return (uintptr_t)slab;
+	slab_free(inbox, slab); /* another thread was first */
+	return cursor;
 }
 
 /* Any thread. A slab may be gone until an entry of it is one's own: it is not read before. */
 static entry_t *entry_take(inbox_t *inbox)
 {
-	uintptr_t cursor = atomic_load_explicit(&inbox->post_cursor, memory_order_relaxed); /* a guess */
+	/* A guess. */
+	uintptr_t cursor = atomic_load_explicit(&inbox->post_cursor, memory_order_relaxed);
 	entry_t *entry;
 
 	do {
-		while (unlikely(cursor % SLAB_SIZE == SLAB_ENTRIES))
-			if (!slab_renew(inbox, &cursor))
+		while (unlikely(cursor % SLAB_SIZE == SLAB_ENTRIES)) {
+			cursor = slab_renew(inbox, cursor);
+			if (!cursor)
 				return NULL;
+		}
 	} while (!atomic_compare_exchange_weak(&inbox->post_cursor, &cursor, cursor + 1));
 	entry = &slab_at(cursor)->entries[cursor % SLAB_SIZE];
-	/* The next ones are in the cache of the loop's CPU: else a post takes three times as long. */
+	/* The next ones are in the cache of the loop's CPU: else a post costs threefold. */
 	__builtin_prefetch((void *)((uintptr_t)entry + 4 * sizeof(*entry)), 1);
 	return entry;
 }
@@ -2663,10 +2538,7 @@ static void entry_free(inbox_t *inbox, entry_t *entry)
 		slab_free(inbox, slab);
 }
 
-static entry_t *entry_at(node_t *node)
-{
-	return container_of(node, entry_t, node);
-}
+static entry_t *entry_at(node_t *node) { return container_of(node, entry_t, node); }
 
 /* Any thread. */
 static void inbox_push(inbox_t *inbox, entry_t *entry)
@@ -2685,10 +2557,7 @@ static void entry_push(inbox_t *inbox, entry_t *entry, int (*cb)(void *cb_data),
 
 /* ---- Bottom halves ---- */
 
-static iou_bh_t *bh_of(entry_t *entry)
-{
-	return container_of(entry, iou_bh_t, entry);
-}
+static iou_bh_t *bh_of(entry_t *entry) { return container_of(entry, iou_bh_t, entry); }
 
 static iou_bh_t *bh_make(inbox_t *inbox, iou_t *iou, int (*cb)(void *cb_data), void *cb_data)
 {
@@ -2705,10 +2574,7 @@ static iou_bh_t *bh_make(inbox_t *inbox, iou_t *iou, int (*cb)(void *cb_data), v
 	return bh;
 }
 
-static iou_t *bh_iou(const iou_bh_t *bh)
-{
-	return bh->iou;
-}
+static iou_t *bh_iou(const iou_bh_t *bh) { return bh->iou; }
 
 static void bh_free(inbox_t *inbox, iou_bh_t *bh)
 {
@@ -2748,10 +2614,7 @@ static bool bh_set(inbox_t *inbox, iou_bh_t *bh, unsigned bits)
 	return true;
 }
 
-static bool bh_is_deleted(const iou_bh_t *bh)
-{
-	return atomic_load(&bh->bits) & BH_DELETED;
-}
+static bool bh_is_deleted(const iou_bh_t *bh) { return atomic_load(&bh->bits) & BH_DELETED; }
 
 /* ---- The line ---- */
 
@@ -2860,21 +2723,12 @@ static bool line_next(inbox_t *inbox, uint64_t bound, int (**cb)(void *), void *
 	return true;
 }
 
-static bool line_ready(const inbox_t *inbox)
-{
-	return !list_empty(&inbox->line);
-}
+static bool line_ready(const inbox_t *inbox) { return !list_empty(&inbox->line); }
 
 /* The seq of the next entry: those in the line now have smaller ones. */
-static uint64_t line_bound(const inbox_t *inbox)
-{
-	return inbox->n_lined;
-}
+static uint64_t line_bound(const inbox_t *inbox) { return inbox->n_lined; }
 
-static bool inbox_idles(const inbox_t *inbox)
-{
-	return unlikely(!list_empty(&inbox->idle));
-}
+static bool inbox_idles(const inbox_t *inbox) { return unlikely(!list_empty(&inbox->idle)); }
 
 /* True if there is anything that will be called some time. */
 static bool inbox_pending(inbox_t *inbox)
@@ -2931,15 +2785,8 @@ static void inbox_free(inbox_t *inbox, bool is_copy)
 	free(atomic_load(&inbox->spare_slab));
 }
 
-static void inbox_lock(inbox_t *inbox)
-{
-	pthread_mutex_lock(&inbox->lock);
-}
-
-static void inbox_unlock(inbox_t *inbox)
-{
-	pthread_mutex_unlock(&inbox->lock);
-}
+static void inbox_lock(inbox_t *inbox) { pthread_mutex_lock(&inbox->lock); }
+static void inbox_unlock(inbox_t *inbox) { pthread_mutex_unlock(&inbox->lock); }
 
 static void inbox_tell(const inbox_t *inbox, iou_stats_t *stats)
 {
@@ -2993,10 +2840,7 @@ static void cancels_init(cancels_t *cancels)
 }
 
 /* True if there is one to send. */
-static bool cancels_wait(const cancels_t *cancels)
-{
-	return unlikely(!list_empty(&cancels->lane));
-}
+static bool cancels_wait(const cancels_t *cancels) { return unlikely(!list_empty(&cancels->lane)); }
 
 /* When one is to be sent again; NEVER if there is none. */
 static uint64_t cancels_due_ns(const cancels_t *cancels)
@@ -3004,10 +2848,7 @@ static uint64_t cancels_due_ns(const cancels_t *cancels)
 	return list_empty(&cancels->asked) ? NEVER : cancels->retry_due_ns;
 }
 
-static bool cancels_out(const cancels_t *cancels)
-{
-	return cancels->n_out;
-}
+static bool cancels_out(const cancels_t *cancels) { return cancels->n_out; }
 
 /* True if a CANCEL was or will be sent, so that a CQE may tell of it. */
 static bool cancel_was_asked(const op_t *op)
@@ -3164,8 +3005,10 @@ static void cancel_answered(cancels_t *cancels, op_t *op, int result)
  * The CQE of a CANCEL or a fence. Returns the op if it was held for that and may be delivered
  * now. *error: a restriction refuses cancels, which the program must be told.
  */
-static op_t *cancels_reap(cancels_t *cancels, op_t *op, int result, int *error)
+static op_t *cancels_reap(cancels_t *cancels, uint64_t user_data, int result, int *error)
 {
+	op_t *op = (op_t *)(uintptr_t)(user_data & ~(uint64_t)UD_CANCEL);
+
 	cancels->n_out--;
 	if (op->state != OP_HELD) {
 		cancel_answered(cancels, op, result);
@@ -3185,7 +3028,8 @@ static uint64_t cancels_check_list(node_t *list, enum cancel_stage stage)
 	for (node_t *node = list->next; node != list; node = node->next) {
 		op_t *op = op_at(node);
 
-		MUST((op->state == OP_RING || op->state == OP_HELD) && node->next->prev == node, "a list");
+		MUST(op->state == OP_RING || op->state == OP_HELD, "its op");
+		MUST(node->next->prev == node, "a list");
 		MUST(cancel_of(op) == stage || cancel_of(op) == CANCEL_ANSWERED, "a cancel");
 	}
 	return list_length(list);
@@ -3196,7 +3040,8 @@ static void cancels_check(cancels_t *cancels, uint64_t n_ring, uint64_t n_held)
 	uint64_t n = cancels_check_list(&cancels->lane, CANCEL_TO_SEND);
 
 	MUST(n_held <= cancels->n_out + n, "ops held");
-	MUST(n + cancels_check_list(&cancels->asked, CANCEL_ANSWERED) <= n_ring + n_held, "cancels");
+	n += cancels_check_list(&cancels->asked, CANCEL_ANSWERED);
+	MUST(n <= n_ring + n_held, "cancels");
 }
 #endif
 
@@ -3209,45 +3054,31 @@ static void cancels_check(cancels_t *cancels, uint64_t n_ring, uint64_t n_held)
  */
 
 typedef struct backlog_t {
-	node_t ops;
+	node_t queue;
 	uint64_t n;
-	uint64_t n_max;     /* the most there were; not always up to date: see backlog_max() */
+	uint64_t n_max;     /* the most there were; not always up to date: see backlog_most() */
 	bool barrier;       /* a drained chain was sent: nothing follows before it has ended */
 	bool sent_cancel;   /* the program has sent a CANCEL of its own, by which any op may end */
 } backlog_t;
 
 enum sent { SENT, NO_ROOM, BARRED };
 
-static void backlog_init(backlog_t *backlog)
-{
-	list_init(&backlog->ops);
-}
+static void backlog_init(backlog_t *backlog) { list_init(&backlog->queue); }
+static bool backlog_empty(const backlog_t *backlog) { return list_empty(&backlog->queue); }
+static uint64_t backlog_length(const backlog_t *backlog) { return backlog->n; }
 
-static bool backlog_empty(const backlog_t *backlog)
-{
-	return list_empty(&backlog->ops);
-}
-
-static uint64_t backlog_length(const backlog_t *backlog)
-{
-	return backlog->n;
-}
-
-static uint64_t backlog_max(const backlog_t *backlog)
+static uint64_t backlog_most(const backlog_t *backlog)
 {
 	return backlog->n > backlog->n_max ? backlog->n : backlog->n_max;
 }
 
 static void backlog_append(backlog_t *backlog, op_t *op)
 {
-	list_append(&backlog->ops, &op->node);
+	list_append(&backlog->queue, &op->node);
 	backlog->n++;
 }
 
-static op_t *backlog_first(const backlog_t *backlog)
-{
-	return op_at(backlog->ops.next);
-}
+static op_t *backlog_first(const backlog_t *backlog) { return op_at(backlog->queue.next); }
 
 static op_t *backlog_take(backlog_t *backlog, node_t *node)
 {
@@ -3262,15 +3093,15 @@ static void backlog_put_back(backlog_t *backlog, ring_t *ring, op_t *op)
 	ring_count_own(ring);
 	ring_count_back(ring);
 	op->state = OP_BACKLOG;
-	list_append(backlog->ops.next, &op->node);
+	list_append(backlog->queue.next, &op->node);
 	backlog->n++;
 }
 
 /* What is queued from now on belongs to another chain. */
 static void backlog_end_chain(backlog_t *backlog)
 {
-	if (!backlog_empty(backlog) && op_is_linked(op_at(backlog->ops.prev)))
-		op_at(backlog->ops.prev)->bits |= OP_CHAIN_END;
+	if (!backlog_empty(backlog) && op_is_linked(op_at(backlog->queue.prev)))
+		op_at(backlog->queue.prev)->bits |= OP_CHAIN_END;
 }
 
 /* The op and those linked after it end. Those before it become a chain of their own. */
@@ -3279,8 +3110,8 @@ static void backlog_cancel(backlog_t *backlog, ops_t *ops, op_t *op)
 	node_t *before = op->node.prev, *next = &op->node;
 	bool linked;
 
-	backlog->n_max = backlog_max(backlog);
-	if (before != &backlog->ops && op_is_linked(op_at(before)))
+	backlog->n_max = backlog_most(backlog);
+	if (before != &backlog->queue && op_is_linked(op_at(before)))
 		op_at(before)->bits |= OP_CHAIN_END;
 	do {
 		node_t *node = next;
@@ -3289,7 +3120,7 @@ static void backlog_cancel(backlog_t *backlog, ops_t *ops, op_t *op)
 		op = backlog_take(backlog, node);
 		linked = op_is_linked(op);
 		ops_end_unsent(ops, op, -ECANCELED);
-	} while (linked && next != &backlog->ops);
+	} while (linked && next != &backlog->queue);
 }
 
 /* The length of the chain at the front, and all its flags together. */
@@ -3298,7 +3129,7 @@ static unsigned chain_length(const backlog_t *backlog, uint8_t *flags)
 	op_t *op = backlog_first(backlog);
 	unsigned n = 1;
 
-	for (*flags = op->sqe.flags; op_is_linked(op) && op->node.next != &backlog->ops; n++) {
+	for (*flags = op->sqe.flags; op_is_linked(op) && op->node.next != &backlog->queue; n++) {
 		op = op_at(op->node.next);
 		*flags |= op->sqe.flags;
 	}
@@ -3328,20 +3159,21 @@ static bool backlog_ready(const backlog_t *backlog, const ring_t *ring)
  */
 static void backlog_send_plain(backlog_t *backlog, ring_t *ring, unsigned room)
 {
-	node_t *node = backlog->ops.next;
+	node_t *node = backlog->queue.next;
 	unsigned n;
 
-	for (n = 0; n < room && node != &backlog->ops; n++) {
+	for (n = 0; n < room && node != &backlog->queue; n++) {
 		op_t *op = op_at(node);
 
-		if (unlikely(op->sqe.flags & (LINKS | OURS) || op->sqe.opcode == IORING_OP_ASYNC_CANCEL))
+		if (unlikely(op->sqe.flags & (LINKS | OURS) ||
+			     op->sqe.opcode == IORING_OP_ASYNC_CANCEL))
 			break;
 		*sq_slot(ring, n) = op->sqe;
 		op->state = OP_RING;
 		node = node->next;
 	}
-	backlog->ops.next = node;
-	node->prev = &backlog->ops;
+	backlog->queue.next = node;
+	node->prev = &backlog->queue;
 	backlog->n -= n;
 	sq_add_ops(ring, n);
 }
@@ -3356,7 +3188,7 @@ static enum sent backlog_send_chain(backlog_t *backlog, ring_t *ring, ops_t *ops
 
 	if (n > sq_size(ring)) {
 		while (n--)
-			ops_end_unsent(ops, backlog_take(backlog, backlog->ops.next), -E2BIG);
+			ops_end_unsent(ops, backlog_take(backlog, backlog->queue.next), -E2BIG);
 		return SENT;
 	}
 	if (backlog_is_barred(backlog, ring, flags))
@@ -3365,7 +3197,7 @@ static enum sent backlog_send_chain(backlog_t *backlog, ring_t *ring, ops_t *ops
 		return NO_ROOM;
 	backlog->barrier = flags & IOSQE_IO_DRAIN;
 	do {
-		op = backlog_take(backlog, backlog->ops.next);
+		op = backlog_take(backlog, backlog->queue.next);
 		sqe = sq_slot(ring, 0);
 		*sqe = op->sqe;
 		sqe->flags &= (uint8_t)~OURS;
@@ -3384,7 +3216,7 @@ static bool backlog_send(backlog_t *backlog, ring_t *ring, ops_t *ops)
 {
 	if (backlog_empty(backlog))
 		return false;
-	backlog->n_max = backlog_max(backlog);
+	backlog->n_max = backlog_most(backlog);
 	do {
 		enum sent sent;
 
@@ -3403,15 +3235,12 @@ static bool backlog_send(backlog_t *backlog, ring_t *ring, ops_t *ops)
 	return false;
 }
 
-static bool backlog_sent_cancel(const backlog_t *backlog)
-{
-	return backlog->sent_cancel;
-}
+static bool backlog_sent_cancel(const backlog_t *backlog) { return backlog->sent_cancel; }
 
 #ifdef IOU_DEBUG
 static void backlog_check(const backlog_t *backlog, uint64_t n)
 {
-	MUST(n == backlog->n && list_length(&backlog->ops) == n, "the backlog");
+	MUST(n == backlog->n && list_length(&backlog->queue) == n, "the backlog");
 }
 #endif
 
@@ -3461,18 +3290,15 @@ static void bell_close(const bell_t *bell)
 		close(bell->fd);
 }
 
-static int bell_fd(const bell_t *bell)
-{
-	return bell->fd;
-}
+static int bell_fd(const bell_t *bell) { return bell->fd; }
 
 /* Open the eventfd if there is none, and register it with this ring. Mute until iou_fd(). */
 static int bell_register(bell_t *bell, ring_t *ring, bool mute)
 {
 	int fd = bell->fd, ret;
 
-	if (fd < 0)
-		fd = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK); /* readable: a first poll arms the watches */
+	if (fd < 0) /* readable at first, so that a poll arms the watches */
+		fd = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (fd < 0)
 		return -errno;
 	ret = ring_set_eventfd(ring, fd);
@@ -3508,7 +3334,8 @@ static bool bell_read(bell_t *bell, const ring_t *ring)
 /* True if completions may come that the kernel will not signal. Other rings signal each. */
 static bool bell_needs_renewal(const bell_t *bell, const ring_t *ring, bool expects)
 {
-	return ring_defers(ring) && bell->state != BELL_CLEAN && (expects || bell->state == BELL_DEAF);
+	return ring_defers(ring) && bell->state != BELL_CLEAN &&
+	       (expects || bell->state == BELL_DEAF);
 }
 
 static int bell_renew(bell_t *bell, const ring_t *ring)
@@ -3519,10 +3346,7 @@ static int bell_renew(bell_t *bell, const ring_t *ring)
 	return ret;
 }
 
-static bool bell_is_deaf(const bell_t *bell)
-{
-	return bell->state == BELL_DEAF;
-}
+static bool bell_is_deaf(const bell_t *bell) { return bell->state == BELL_DEAF; }
 
 static void bell_set_rung(bell_t *bell, const ring_t *ring, enum bell_rung rung)
 {
@@ -3545,14 +3369,14 @@ static void bell_set_clock(bell_t *bell, const ring_t *ring, uint64_t due_ns)
 
 enum stage { AT_NONE, AT_TIMERS, AT_INBOX, AT_ENDED, AT_CQES };
 
-/* What one round may deliver: what was there when it began. The bounds are counts of sources. */
+/* [open] The room loop fills it. What a round may deliver: bounds of the counts of its sources. */
 typedef struct round_t {
 	bool quits;          /* iou_quit() ends it: it is iou_run()'s */
 	uint8_t stage;       /* enum stage: what it delivers now; AT_NONE: all done */
 	int n_calls;         /* callbacks called */
-	uint64_t now_ns;     /* timers due by then */
+	uint64_t at_ns;      /* timers due by then */
 	uint64_t timer_seq;  /* timers started before this one */
-	uint64_t line_bound, ended_bound, cqe_bound;
+	uint64_t entry_bound, ended_bound, cqe_bound;
 	unsigned n_deadlines, n_timers, n_entries; /* how many more of these it may take */
 } round_t;
 
@@ -3567,7 +3391,7 @@ typedef struct loop_t {
 	atomic_llong n_holds;
 } loop_t;
 
-#define SHORTAGES_MAX 8 /* fruitless enters, with pauses of 1 to 64 ms, before the program is told */
+#define SHORTAGES_MAX 8 /* fruitless enters, and pauses of 1 to 64 ms, until the program is told */
 #define SPIN_MIN_NS   2000
 
 static void loop_init(loop_t *loop, uint64_t spin_ns)
@@ -3577,15 +3401,9 @@ static void loop_init(loop_t *loop, uint64_t spin_ns)
 }
 
 /* A CQE of the library's own says that the kernel will not do what the loop needs. */
-static void loop_refuse(loop_t *loop, int error)
-{
-	loop->refusal = error;
-}
+static void loop_refuse(loop_t *loop, int error) { loop->refusal = error; }
 
-static int loop_refusal(const loop_t *loop)
-{
-	return loop->refusal;
-}
+static int loop_refusal(const loop_t *loop) { return loop->refusal; }
 
 static int loop_take_refusal(loop_t *loop)
 {
@@ -3595,10 +3413,7 @@ static int loop_take_refusal(loop_t *loop)
 	return error;
 }
 
-static bool loop_is_ending(const loop_t *loop)
-{
-	return unlikely(loop->ending);
-}
+static bool loop_is_ending(const loop_t *loop) { return unlikely(loop->ending); }
 
 static void loop_end(loop_t *loop)
 {
@@ -3607,15 +3422,9 @@ static void loop_end(loop_t *loop)
 }
 
 /* An enter was fruitless. False: so many were that the program must be told. */
-static bool loop_bears_shortage(loop_t *loop)
-{
-	return loop->n_shortages++ < SHORTAGES_MAX;
-}
+static bool loop_bears_shortage(loop_t *loop) { return loop->n_shortages++ < SHORTAGES_MAX; }
 
-static void loop_forget_shortages(loop_t *loop)
-{
-	loop->n_shortages = 0;
-}
+static void loop_forget_shortages(loop_t *loop) { loop->n_shortages = 0; }
 
 /* How long to pause after the last one: it doubles each time. */
 static uint64_t loop_pause_ns(const loop_t *loop)
@@ -3623,40 +3432,24 @@ static uint64_t loop_pause_ns(const loop_t *loop)
 	return NS_PER_MS << (loop->n_shortages < 6 ? loop->n_shortages : 6);
 }
 
-static bool loop_spins(const loop_t *loop)
-{
-	return loop->spin_max_ns;
-}
-
-static uint64_t loop_spin_ns(const loop_t *loop)
-{
-	return loop->spin_ns;
-}
+static bool loop_spins(const loop_t *loop) { return loop->spin_max_ns; }
+static uint64_t loop_spin_ns(const loop_t *loop) { return loop->spin_ns; }
 
 /* Twice as long the next time if a completion came while it looked, else half. */
 static void loop_adapt_spin(loop_t *loop, bool found)
 {
-	uint64_t max_ns = loop->spin_max_ns, min_ns = max_ns / 64 > SPIN_MIN_NS ? max_ns / 64 : SPIN_MIN_NS;
+	uint64_t max_ns = loop->spin_max_ns;
+	uint64_t min_ns = max_ns / 64 > SPIN_MIN_NS ? max_ns / 64 : SPIN_MIN_NS;
 	uint64_t ns = found ? add_ns(loop->spin_ns, loop->spin_ns) : loop->spin_ns / 2;
 
 	loop->spin_ns = min_u64(ns > min_ns ? ns : min_ns, max_ns);
 }
 
 /* Any thread. */
-static void loop_ask_quit(loop_t *loop)
-{
-	atomic_store(&loop->quit, true);
-}
+static void loop_ask_quit(loop_t *loop) { atomic_store(&loop->quit, true); }
 
-static bool loop_must_quit(loop_t *loop)
-{
-	return atomic_load(&loop->quit);
-}
-
-static void loop_begin_run(loop_t *loop)
-{
-	loop->n_runs++;
-}
+static bool loop_must_quit(loop_t *loop) { return atomic_load(&loop->quit); }
+static void loop_begin_run(loop_t *loop) { loop->n_runs++; }
 
 /* A quit ends all runs, the outermost last. */
 static void loop_end_run(loop_t *loop)
@@ -3673,27 +3466,15 @@ static inline bool loop_goes_on(loop_t *loop, const round_t *round, int ret)
 }
 
 /* Any thread, as the next one. */
-static void loop_hold(loop_t *loop)
-{
-	atomic_fetch_add(&loop->n_holds, 1);
-}
+static void loop_hold(loop_t *loop) { atomic_fetch_add(&loop->n_holds, 1); }
 
 /* Returns how many holds there were before. */
-static long long loop_unhold(loop_t *loop)
-{
-	return atomic_fetch_sub(&loop->n_holds, 1);
-}
+static long long loop_unhold(loop_t *loop) { return atomic_fetch_sub(&loop->n_holds, 1); }
 
-static long long loop_n_holds(loop_t *loop)
-{
-	return atomic_load(&loop->n_holds);
-}
+static long long loop_n_holds(loop_t *loop) { return atomic_load(&loop->n_holds); }
 
 /* The round ended early: what is left of it comes first in the next. */
-static void loop_put_rest(loop_t *loop, const round_t *round)
-{
-	loop->rest = *round;
-}
+static void loop_put_rest(loop_t *loop, const round_t *round) { loop->rest = *round; }
 
 /* False: nothing was left. */
 static bool loop_take_rest(loop_t *loop, round_t *round)
@@ -3731,7 +3512,8 @@ static _Thread_local iou_t *current_iou; /* whose callback this thread runs */
 #define MUST_OWN(iou) \
 	do { \
 		MUST(iou, "iou is NULL"); \
-		MUST(owner_allows(&(iou)->owner), "called from a thread that does not own the iou"); \
+		MUST(owner_allows(&(iou)->owner), \
+		     "called from a thread that does not own the iou"); \
 	} while (0)
 
 #define CHECK_OWN(iou, valid) \
@@ -3742,10 +3524,7 @@ static _Thread_local iou_t *current_iou; /* whose callback this thread runs */
 			return -EEXIST; \
 	} while (0)
 
-static bool is_here(const iou_t *iou)
-{
-	return owner_is_here(&iou->owner);
-}
+static bool is_here(const iou_t *iou) { return owner_is_here(&iou->owner); }
 
 /* The invariants of the parts, while there are not too many ops. Before and after each round. */
 static void iou_check(iou_t *iou)
@@ -3768,7 +3547,8 @@ static void iou_check(iou_t *iou)
 /* Ops between their queueing and their last callback. */
 static uint64_t n_pending(const iou_t *iou)
 {
-	return backlog_length(&iou->backlog) + ring_in_flight(&iou->ring) + ops_elsewhere(&iou->ops);
+	return backlog_length(&iou->backlog) + ring_in_flight(&iou->ring) +
+	       ops_elsewhere(&iou->ops);
 }
 
 /* True if another thread has published something that the loop has not taken. */
@@ -3797,7 +3577,7 @@ static void jobs_collect(iou_t *iou, uint64_t most)
  * ring.
  */
 
-/* Room for more ops, and in the heaps and the pool for these, so that nothing later needs memory. */
+/* Room for more ops, also in the heaps and the pool: so nothing later needs memory. */
 static COLD bool iou_grow(iou_t *iou)
 {
 	size_t n_ops = ops_next_size(&iou->ops);
@@ -3995,6 +3775,20 @@ int iou_async(iou_t *iou, int (*async_cb)(void *async_cb_data), void *async_cb_d
 	if (ret < 0)
 		iou_op_free(iou, op);
 	return ret;
+}
+
+/* The program's own function, behind the library's of iou_async() and iou_add_sqe(). */
+static void *op_function(const op_t *op, bool work)
+{
+	const void *env = op_extra(op)->small_env;
+	const short_job_t *short_job = env;
+	iou_handler_t *const *handler = env;
+
+	if (op->cb == on_short_job)
+		return (void *)(uintptr_t)(work ? short_job->async_cb : short_job->completion_cb);
+	if (op->cb == on_handler)
+		return (void *)(uintptr_t)(*handler)->cb;
+	return (void *)(uintptr_t)(work ? op->job.work : op->cb);
 }
 
 void iou_op_timer(iou_t *iou, iou_op_t *pub, uint64_t after_ns, uint64_t period_ns,
@@ -4229,7 +4023,7 @@ static bool submit_fill(iou_t *iou, bool may_sleep, bool cancels)
 	cancels_retry(&iou->cancels);
 	if (unlikely(watches_needed(iou, may_sleep)) && !watches_send(&iou->ring))
 		return true;
-	if (unlikely(cancels_wait(&iou->cancels)) && cancels && !cancels_send(&iou->cancels, &iou->ring))
+	if (cancels_wait(&iou->cancels) && cancels && !cancels_send(&iou->cancels, &iou->ring))
 		return true;
 	return backlog_send(&iou->backlog, &iou->ring, &iou->ops);
 }
@@ -4258,10 +4052,9 @@ static COLD void submit_cut_chain(iou_t *iou)
 
 static int submit_enter(iou_t *iou, unsigned what, uint64_t until_ns)
 {
-	bool cut;
-	int ret = ring_enter(&iou->ring, what, until_ns, &cut);
+	int ret = ring_enter(&iou->ring, what, until_ns);
 
-	if (unlikely(cut))
+	if (ring_is_cut(&iou->ring))
 		submit_cut_chain(iou);
 	return ret;
 }
@@ -4303,7 +4096,8 @@ static uint64_t wait_due_ns(const iou_t *iou)
 static bool wait_is_ready(iou_t *iou)
 {
 	return cq_ready(&iou->ring) || ops_ended_ready(&iou->ops) || line_ready(&iou->inbox) ||
-	       has_mail(iou) || (timers_run(&iou->timers) && timers_due_ns(&iou->timers) <= now_ns());
+	       has_mail(iou) ||
+	       (timers_run(&iou->timers) && timers_due_ns(&iou->timers) <= now_ns());
 }
 
 /* True if something is pending, no quit was asked for, and no error is to be told. */
@@ -4328,7 +4122,7 @@ static COLD void wait_spin(iou_t *iou, bool quits, uint64_t until_ns)
 	until_ns = min_u64(until_ns, add_ns(now_ns(), loop_spin_ns(&iou->loop)));
 	do {
 		cpu_pause();
-		found = cq_ready(&iou->ring) || has_mail(iou) || sq_flags(&iou->ring) & IORING_SQ_TASKRUN;
+		found = cq_ready(&iou->ring) || has_mail(iou) || sq_flags_tell(&iou->ring);
 	} while (!found && wait_may_sleep(iou, quits) && now_ns() < until_ns);
 	loop_adapt_spin(&iou->loop, found);
 }
@@ -4355,7 +4149,8 @@ static int wait_submit(iou_t *iou, bool quits, uint64_t until_ns)
 
 	for (;;) {
 		uint64_t began_ns = cancels_wait(&iou->cancels) && cancels ? now_ns() : 0;
-		bool left = submit_fill(iou, until_ns, cancels), more = left || cancels_wait(&iou->cancels);
+		bool left = submit_fill(iou, until_ns, cancels);
+		bool more = left || cancels_wait(&iou->cancels);
 		bool wait = until_ns && !more && !wait_is_ready(iou) && !inbox_idles(&iou->inbox);
 		uint64_t due_ns = wait ? min_u64(until_ns, wait_due_ns(iou)) : 0;
 		int ret;
@@ -4381,7 +4176,7 @@ static int wait_submit(iou_t *iou, bool quits, uint64_t until_ns)
 		more |= sq_was_cut(&iou->ring);
 		if (!more || ring_n_sent(&iou->ring) - n_sent >= ROUND_MAX || cq_fills(&iou->ring))
 			return 0;
-		if (cancels_wait(&iou->cancels)) { /* a share was sent: now what they must not hold up */
+		if (cancels_wait(&iou->cancels)) { /* a share was sent: they hold up nothing else */
 			if (cancels ? backlog_empty(&iou->backlog) : !left)
 				return 0;
 			cancels = false;
@@ -4435,7 +4230,8 @@ static void embed_rest(iou_t *iou)
 
 	if (submit_has_more(iou))
 		wait_submit(iou, false, 0);
-	if (inbox_is_awake(&iou->inbox) && (bell_is_blind(&iou->bell, &iou->ring) || embed_has_more(iou)))
+	if (inbox_is_awake(&iou->inbox) &&
+	    (bell_is_blind(&iou->bell, &iou->ring) || embed_has_more(iou)))
 		return; /* it is readable, and should be */
 	news = bell_read(&iou->bell, &iou->ring);
 	news |= embed_renew(iou);
@@ -4539,10 +4335,10 @@ static int deliver_timers(iou_t *iou, round_t *round)
 	op_t *op;
 	int ret = 0, n;
 
-	while (round->n_deadlines && deadline_expire(iou, round->now_ns))
+	while (round->n_deadlines && deadline_expire(iou, round->at_ns))
 		round->n_deadlines--;
 	for (; loop_goes_on(&iou->loop, round, ret) && round->n_timers; round->n_timers--) {
-		op = timers_next(&iou->timers, round->now_ns, round->timer_seq, &n);
+		op = timers_next(&iou->timers, round->at_ns, round->timer_seq, &n);
 		if (!op)
 			break;
 		ret = deliver_op(iou, round, op, n, op->heap_index ? IORING_CQE_F_MORE : 0);
@@ -4557,7 +4353,7 @@ static int deliver_line(iou_t *iou, round_t *round)
 	int ret = 0;
 
 	for (; loop_goes_on(&iou->loop, round, ret) && round->n_entries; round->n_entries--) {
-		if (!line_next(&iou->inbox, round->line_bound, &cb, &cb_data))
+		if (!line_next(&iou->inbox, round->entry_bound, &cb, &cb_data))
 			break;
 		if (cb)
 			ret = round_call(iou, round, cb, cb_data);
@@ -4615,8 +4411,7 @@ static op_t *reap_own(iou_t *iou, uint64_t user_data, int result, unsigned flags
 	if (user_data == UD_WAKE || user_data == UD_CLOCK)
 		error = watch_reap(&iou->ring, user_data, result, flags);
 	else if (user_data > UD_VOID)
-		op = cancels_reap(&iou->cancels, (op_t *)(uintptr_t)(user_data & ~(uint64_t)UD_CANCEL),
-				  result, &error);
+		op = cancels_reap(&iou->cancels, user_data, result, &error);
 	if (error && (user_data > UD_VOID || !loop_is_ending(&iou->loop)))
 		loop_refuse(&iou->loop, error);
 	return op;
@@ -4660,7 +4455,7 @@ static NOINLINE int deliver_other(iou_t *iou, round_t *round, uint64_t user_data
 	} else {
 		ring_count_more(&iou->ring);
 		if (op->bits & OP_CHAINED && op_is_zero_copy(op))
-			chain_leave(&iou->cancels, op); /* the next one starts before its notification */
+			chain_leave(&iou->cancels, op); /* the next one has started */
 	}
 	if (loop_is_ending(&iou->loop))
 		op_close_result(op, result);
@@ -4698,7 +4493,7 @@ static int deliver_cqes(iou_t *iou, round_t *round)
 		op->state = OP_LAST;
 		ret = deliver_outermost(iou, round, op);
 	}
-	if (likely(ret != -EEXIST || is_here(iou))) /* a forked child does not have the ring's memory */
+	if (likely(ret != -EEXIST || is_here(iou))) /* a forked child does not map the ring */
 		cq_publish(&iou->ring);
 	return ret;
 }
@@ -4715,9 +4510,9 @@ static void round_begin(iou_t *iou, round_t *round)
 	round->stage = AT_CQES;
 	if (timers_run(&iou->timers) || line_ready(&iou->inbox) || ops_ended_ready(&iou->ops)) {
 		round->stage = AT_TIMERS;
-		round->now_ns = timers_run(&iou->timers) ? now_ns() : 0;
+		round->at_ns = timers_run(&iou->timers) ? now_ns() : 0;
 		round->timer_seq = timers_next_seq(&iou->timers);
-		round->line_bound = line_bound(&iou->inbox);
+		round->entry_bound = line_bound(&iou->inbox);
 		round->n_deadlines = round->n_timers = round->n_entries = ROUND_MAX;
 		round->ended_bound = ops_ended_bound(&iou->ops, ROUND_MAX);
 	}
@@ -4902,6 +4697,8 @@ int iou_run(iou_t *iou)
 	ret = loop_own(iou);
 	if (ret < 0)
 		return ret;
+	if (!owner_is_handed(&iou->owner))
+		ring_register_fd(&iou->ring);
 	loop_begin_run(&iou->loop);
 	loop_enter(iou);
 	while (!loop_must_quit(&iou->loop) && wait_is_pending(iou)) {
@@ -4935,7 +4732,7 @@ int iou_poll(iou_t *iou, int64_t timeout_ns)
 	} while (ret == 0 && until_ns && wait_is_pending(iou) &&
 		 (until_ns == NEVER || now_ns() < until_ns));
 	if (inbox_has_fd(&iou->inbox) && ret > 0 && submit_has_more(iou)) {
-		/* What callbacks queued, and what comes of it at once: saves the foreign loop a turn. */
+		/* What callbacks queued, and what ends at once: saves the foreign loop a turn. */
 		int more = round_run(iou, false, 0);
 
 		ret = more < 0 ? more : ret + more;
@@ -4968,10 +4765,7 @@ static bool config_is_valid(const iou_config_t *config)
 }
 
 /* A worker gave back a job. */
-static void wake_by_worker(pool_t *pool)
-{
-	inbox_wake(&container_of(pool, iou_t, pool)->inbox);
-}
+static void wake_by_worker(pool_t *pool) { inbox_wake(&container_of(pool, iou_t, pool)->inbox); }
 
 static iou_t *iou_alloc(const iou_config_t *config)
 {
@@ -5100,7 +4894,7 @@ static void iou_destroy(iou_t *iou)
 	loop_end(&iou->loop);
 	FOR_EACH_OP(&iou->ops, chunk, op) {
 		op->cb = on_nothing;
-		op_cancel(iou, op); /* so each CQE goes by deliver_other(), which closes descriptors */
+		op_cancel(iou, op); /* so its CQE is no plain one: op_close_result() sees it */
 	}
 	submit_fill(iou, false, true);
 	submit_enter(iou, SUBMIT, 0); /* the cancels, before waiting for jobs */
@@ -5164,7 +4958,7 @@ static int iou_replace_ring(iou_t *iou, unsigned entries)
 		return ret;
 	}
 	ring_start_anew(&fresh, cq_ready(&old));
-	iou->ring = fresh; /* before the old one is closed: a child that is forked closes this one */
+	iou->ring = fresh; /* before the old one is closed: a forked child closes this one */
 	ring_close(&old, true, true);
 	loop_take_refusal(&iou->loop); /* restrictions are the old ring's */
 	inbox_touch(&iou->inbox); /* the next poll arms the watches */
@@ -5208,20 +5002,7 @@ void iou_stats(const iou_t *iou, iou_stats_t *stats)
 	ops_tell(&iou->ops, stats);
 	stats->pending = n_pending(iou);
 	stats->backlog = backlog_length(&iou->backlog);
-	stats->backlog_max = backlog_max(&iou->backlog);
-}
-
-/* The program's own function, behind the library's of iou_async() and iou_add_sqe(). */
-static void *function_of(const op_t *op, bool work)
-{
-	const short_job_t *short_job = (const short_job_t *)(const void *)op_extra(op)->small_env;
-	iou_handler_t *const *handler = (iou_handler_t *const *)(const void *)op_extra(op)->small_env;
-
-	if (op->cb == on_short_job)
-		return (void *)(uintptr_t)(work ? short_job->async_cb : short_job->completion_cb);
-	if (op->cb == on_handler)
-		return (void *)(uintptr_t)(*handler)->cb;
-	return (void *)(uintptr_t)(work ? op->job.work : op->cb);
+	stats->backlog_max = backlog_most(&iou->backlog);
 }
 
 static void dump_op(iou_t *iou, op_t *op, FILE *out)
@@ -5237,7 +5018,7 @@ static void dump_op(iou_t *iou, op_t *op, FILE *out)
 		return;
 	if (op->state == OP_JOB) {
 		fprintf(out, "%s: work %p", job_runs(&iou->pool, op) ? "worker" : "job queue",
-			function_of(op, true));
+			op_function(op, true));
 	} else {
 		fprintf(out, "%s:", where[op->state]);
 		if (op->state == OP_ENDED)
@@ -5248,10 +5029,11 @@ static void dump_op(iou_t *iou, op_t *op, FILE *out)
 			fprintf(out, " cancelled");
 	}
 	if (due_ns != NEVER)
-		fprintf(out, " due in %.3f ms", due_ns > at_ns ? (double)(due_ns - at_ns) / 1e6 : 0.0);
+		fprintf(out, " due in %.3f ms",
+			due_ns > at_ns ? (double)(due_ns - at_ns) / 1e6 : 0.0);
 	else if (op->heap_index)
 		fprintf(out, " due never");
-	fprintf(out, " callback %p\n", function_of(op, false));
+	fprintf(out, " callback %p\n", op_function(op, false));
 }
 
 void iou_dump(const iou_t *shown, FILE *out)

@@ -599,6 +599,17 @@ void close_pair(const int fds[2])
 	close(fds[1]);
 }
 
+void touch_badly(volatile char *page)
+{
+#ifdef HAVE_VALGRIND
+	VALGRIND_DISABLE_ERROR_REPORTING;
+#endif
+	*page = 1;
+#ifdef HAVE_VALGRIND
+	VALGRIND_ENABLE_ERROR_REPORTING;
+#endif
+}
+
 void ck_defined(const void *data, size_t size)
 {
 #ifdef HAVE_VALGRIND

@@ -187,6 +187,9 @@ void close_pair(const int fds[2]);
 /* Memory that the kernel wrote behind valgrind's back. */
 void ck_defined(const void *data, size_t size);
 
+/* Write to a page that may not be written: a fault, of which memcheck says nothing. */
+void touch_badly(volatile char *page);
+
 /* True under ASan, TSan or valgrind, and with IOU_TEST_SLOW=1: for tests whose size should shrink
  * there. */
 bool is_slow(void);

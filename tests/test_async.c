@@ -348,7 +348,7 @@ static void on_bad_page(int sig)
 
 static int touch_bad_page(void *data)
 {
-	*(volatile char *)bad_page = 1;
+	touch_badly(bad_page);
 	return note_tid(data);
 }
 

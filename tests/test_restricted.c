@@ -173,7 +173,7 @@ START_TEST(a_resize_lifts_restrictions)
 	if (!new_restricted(NO_POLL | NO_CANCEL | NO_SYNC))
 		SKIP(WHY);
 	call_op(the_iou, &call, 0);
-	iou_op_timer(the_iou, call.op, 3 * MSEC, 0, on_call, &call);
+	iou_op_timer(the_iou, call.op, is_slow() ? SECOND : 3 * MSEC, 0, on_call, &call);
 	ck_assert_int_eq(iou_poll(the_iou, -1), -EACCES);
 	post(the_iou, on_nothing, NULL);
 	ck_assert_int_eq(iou_poll(the_iou, -1),
