@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * echo_client TEST ECHO [OPTION...]: starts examples/echo on a free port and drives it; tests/programs/echo.sh says how.
+ * echo_client TEST ECHO [OPTION...]: starts examples/echo on a free port and drives it;
+ * tests/programs/echo.sh says how.
  *
- * Exits 0 when all went as it should, else says on stderr what did not. The server must end with status 0 when it is
- * told to, with no descriptor left over from its connections, and with totals that fit.
+ * Exits 0 when all went as it should, else says on stderr what did not. The server must end with
+ * status 0 when it is told to, with no descriptor left over from its connections, and with totals
+ * that fit.
  */
 
 #define _GNU_SOURCE
@@ -96,11 +98,12 @@ static void fill(unsigned id, size_t place, char *buffer, size_t size)
 static void check(unsigned id, size_t place, const char *buffer, size_t size)
 {
 	for (size_t i = 0; i < size; i++)
-		EXPECT(buffer[i] == byte_at(id, place + i), "connection %u, byte %zu of what came back", id, place + i);
+		EXPECT(buffer[i] == byte_at(id, place + i),
+		       "connection %u, byte %zu of what came back", id, place + i);
 }
 
 
-/* ---- The server ------------------------------------------------------------------------------- */
+/* ---- The server ------------------------------------------------------------------------------ */
 
 static int server_fds(void)
 {
@@ -150,7 +153,8 @@ static void start_server(char **argv, rlim_t n_files)
 	close(out[1]);
 	server.out = fdopen(out[0], "r");
 	EXPECT(server.out && fgets(line, sizeof(line), server.out), "no word from the server");
-	EXPECT(sscanf(line, "listening on port %u", &port) == 1 && port > 0 && port < 65536, "it said: %s", line);
+	EXPECT(sscanf(line, "listening on port %u", &port) == 1 && port > 0 && port < 65536,
+	       "it said: %s", line);
 	server.port = (uint16_t)port;
 	server.n_fds = server_fds();
 }
@@ -160,7 +164,8 @@ static double server_cpu(void)
 	struct timespec used;
 	clockid_t clock;
 
-	EXPECT(clock_getcpuclockid(server.pid, &clock) == 0 && clock_gettime(clock, &used) == 0, "its CPU time");
+	EXPECT(clock_getcpuclockid(server.pid, &clock) == 0 && clock_gettime(clock, &used) == 0,
+	       "its CPU time");
 	return (double)used.tv_sec + (double)used.tv_nsec / 1e9;
 }
 
@@ -170,7 +175,8 @@ static void expect_no_connections(void)
 	double end = now() + 20;
 
 	while (server_fds() > server.n_fds) {
-		EXPECT(now() < end, "%d descriptors open in the server, %d at first", server_fds(), server.n_fds);
+		EXPECT(now() < end, "%d descriptors open in the server, %d at first", server_fds(),
+		       server.n_fds);
 		nap();
 	}
 }
@@ -187,8 +193,10 @@ static struct totals server_end(void)
 	int status;
 
 	EXPECT(fgets(line, sizeof(line), server.out), "no totals");
-	EXPECT(sscanf(line, "%lu connections, %lu bytes echoed, %lu closed as idle, %lu failed", &totals.n_connections,
-		      &totals.n_bytes, &totals.n_idle, &totals.n_failed) == 4, "it said: %s", line);
+	EXPECT(sscanf(line, "%lu connections, %lu bytes echoed, %lu closed as idle, %lu failed",
+		      &totals.n_connections, &totals.n_bytes, &totals.n_idle,
+		      &totals.n_failed) == 4,
+	       "it said: %s", line);
 	EXPECT(waitpid(server.pid, &status, 0) == server.pid, "waitpid");
 	server.pid = 0;
 	EXPECT(status == 0, "the server's wait status is %#x", (unsigned)status);
@@ -196,16 +204,16 @@ static struct totals server_end(void)
 }
 
 
-/* ---- Connections ------------------------------------------------------------------------------ */
+/* ---- Connections ----------------------------------------------------------------------------- */
 
 static bool have_ipv6;
 static unsigned long n_connecting; /* so far */
 
 static int start_connecting(unsigned id, int type)
 {
-	struct sockaddr_in6 to6 = {
-		.sin6_family = AF_INET6, .sin6_port = htons(server.port), .sin6_addr = in6addr_loopback
-	};
+	struct sockaddr_in6 to6 = {.sin6_family = AF_INET6,
+				   .sin6_port = htons(server.port),
+				   .sin6_addr = in6addr_loopback};
 	struct sockaddr_in to4 = {.sin_family = AF_INET, .sin_port = htons(server.port)};
 	bool v6 = have_ipv6 && id % 2;
 	int fd = socket(v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC | type, 0);
@@ -213,7 +221,8 @@ static int start_connecting(unsigned id, int type)
 	to4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	EXPECT(fd >= 0, "socket");
 	n_connecting++;
-	if (connect(fd, v6 ? (void *)&to6 : (void *)&to4, v6 ? sizeof(to6) : sizeof(to4)) != 0 && errno != EINPROGRESS) {
+	if (connect(fd, v6 ? (void *)&to6 : (void *)&to4, v6 ? sizeof(to6) : sizeof(to4)) != 0 &&
+	    errno != EINPROGRESS) {
 		int error = errno;
 
 		close(fd);
@@ -255,8 +264,8 @@ static void expect_echo(int fd, unsigned id, size_t place, size_t size)
 	check(id, place, buffer, size);
 }
 
-/* Send from `place` on, and take nothing, until the sockets are full and the server waits with a send. Returns the
- * place where it ended. */
+/* Send from `place` on, and take nothing, until the sockets are full and the server waits with a
+ * send. Returns the place where it ended. */
 static size_t fill_up(int fd, unsigned id, size_t place)
 {
 	struct pollfd room = {.fd = fd, .events = POLLOUT};
@@ -302,7 +311,8 @@ static void expect_end_or_reset(int fd)
 	char byte;
 
 	EXPECT(readable_within(fd, 20000), "the server does not close");
-	EXPECT(recv(fd, &byte, 1, 0) == 0 || errno == ECONNRESET, "no end, but more bytes or an error");
+	EXPECT(recv(fd, &byte, 1, 0) == 0 || errno == ECONNRESET,
+	       "no end, but more bytes or an error");
 	close(fd);
 }
 
@@ -329,9 +339,10 @@ static void reset(int fd)
 }
 
 
-/* ---- Tests ------------------------------------------------------------------------------------ */
+/* ---- Tests ----------------------------------------------------------------------------------- */
 
-/* Many at once: half of them get all that they sent back, the others are closed or reset at a random moment. */
+/* Many at once: half of them get all that they sent back, the others are closed or reset at a
+ * random moment. */
 
 enum fate { COMPLETE, CLOSE, RESET };
 
@@ -340,7 +351,8 @@ struct guest {
 	unsigned id;
 	enum fate fate;
 	size_t size;  /* it sends so much, */
-	size_t leave; /* but leaves when so much came back, or was sent if nothing is to come back */
+	/* but leaves when so much came back, or was sent if nothing is to come back */
+	size_t leave;
 	size_t n_sent;
 	size_t n_received;
 };
@@ -353,7 +365,8 @@ static void new_guest(struct guest *guest, unsigned id)
 	int small = 32768;
 
 	guest->id = id;
-	guest->fate = id % 4 < 2 ? COMPLETE : id % 8 < 4 ? CLOSE : RESET; /* each in IPv4 and IPv6 */
+	/* each in IPv4 and IPv6 */
+	guest->fate = id % 4 < 2 ? COMPLETE : id % 8 < 4 ? CLOSE : RESET;
 	guest->size = 1 + random_below(id % 16 < 2 ? 500000 : 20000);
 	guest->leave = random_below((unsigned)guest->size);
 	guest->fd = start_connecting(id, SOCK_NONBLOCK);
@@ -370,11 +383,13 @@ static bool take(struct guest *guest)
 
 	if (n < 0 && errno == EAGAIN)
 		return false;
-	EXPECT(n >= 0, "connection %u after %zu of %zu bytes", guest->id, guest->n_received, guest->size);
+	EXPECT(n >= 0, "connection %u after %zu of %zu bytes", guest->id, guest->n_received,
+	       guest->size);
 	check(guest->id, guest->n_received, buffer, (size_t)n);
 	guest->n_received += (size_t)n;
-	EXPECT(n > 0 || guest->n_received == guest->size, "connection %u ends after %zu of %zu bytes", guest->id,
-	       guest->n_received, guest->size);
+	EXPECT(n > 0 || guest->n_received == guest->size,
+	       "connection %u ends after %zu of %zu bytes", guest->id, guest->n_received,
+	       guest->size);
 	return n == 0;
 }
 
@@ -391,7 +406,8 @@ static void give(struct guest *guest)
 	n = send(guest->fd, buffer, most, MSG_NOSIGNAL);
 	if (n < 0 && errno == EAGAIN)
 		return;
-	EXPECT(n > 0, "connection %u after %zu of %zu bytes", guest->id, guest->n_sent, guest->size);
+	EXPECT(n > 0, "connection %u after %zu of %zu bytes", guest->id, guest->n_sent,
+	       guest->size);
 	guest->n_sent += (size_t)n;
 	if (guest->n_sent < guest->size)
 		return;
@@ -435,7 +451,8 @@ static void storm(int n)
 		struct epoll_event events[64];
 		int n_events = epoll_wait(epoll_fd, events, 64, 20000);
 
-		EXPECT(n_events > 0 || (n_events < 0 && errno == EINTR), "nothing happens, and %d are still here", n_here);
+		EXPECT(n_events > 0 || (n_events < 0 && errno == EINTR),
+		       "nothing happens, and %d are still here", n_here);
 		for (int i = 0; i < n_events; i++)
 			n_here -= go_on(events[i].data.ptr, events[i].events);
 	}
@@ -446,9 +463,10 @@ static void storm(int n)
 		n_complete += guests[i].fate == COMPLETE;
 		n_bytes += guests[i].n_received;
 	}
-	EXPECT(totals.n_connections >= n_complete && totals.n_connections <= n_connecting, "%lu of %lu, %lu complete",
-	       totals.n_connections, n_connecting, n_complete);
-	EXPECT(totals.n_bytes >= n_bytes, "%lu bytes echoed, %lu received", totals.n_bytes, n_bytes);
+	EXPECT(totals.n_connections >= n_complete && totals.n_connections <= n_connecting,
+	       "%lu of %lu, %lu complete", totals.n_connections, n_connecting, n_complete);
+	EXPECT(totals.n_bytes >= n_bytes, "%lu bytes echoed, %lu received", totals.n_bytes,
+	       n_bytes);
 	EXPECT(totals.n_failed <= (unsigned long)n - n_complete, "%lu failed", totals.n_failed);
 	free(guests);
 }
@@ -464,7 +482,8 @@ static void shortage(int n)
 		fds[i] = connect_to_server((unsigned)i);
 	say(fds[0], 0, 0, 100);
 	expect_echo(fds[0], 0, 0, 100);
-	for (int tries = 5; tries > 0 && used >= 0.02; tries--) { /* it may still be busy with their arrival */
+	/* it may still be busy with their arrival */
+	for (int tries = 5; tries > 0 && used >= 0.02; tries--) {
 		double before = server_cpu();
 
 		poll(NULL, 0, 500);
@@ -478,7 +497,8 @@ static void shortage(int n)
 	free(fds);
 }
 
-/* A peer that does not read what it sent before the server cannot send any more: nothing is lost. */
+/* A peer that does not read what it sent before the server cannot send any more: nothing is
+ * lost. */
 static void full(int rounds)
 {
 	int fd = connect_to_server(0);
@@ -496,8 +516,8 @@ static void full(int rounds)
 	EXPECT(server_end().n_bytes == n_sent, "%zu bytes", n_sent);
 }
 
-/* Sending to a peer that has ended and reset the connection: where the server finds both at once, the socket's
- * error is EPIPE, which would come with SIGPIPE. */
+/* Sending to a peer that has ended and reset the connection: where the server finds both at once,
+ * the socket's error is EPIPE, which would come with SIGPIPE. */
 static void broken(int n)
 {
 	for (int i = 0; i < n; i++) {
@@ -516,10 +536,12 @@ static void broken(int n)
 	EXPECT(server_end().n_connections == (unsigned long)n, "not %d connections", n);
 }
 
-/* With `-t 1`: who is silent, or takes nothing, is closed after a second; who says a word now and then is not. */
+/* With `-t 1`: who is silent, or takes nothing, is closed after a second; who says a word now and
+ * then is not. */
 static void idle(int unused)
 {
-	int silent = connect_to_server(0), lively = connect_to_server(1), stuck = start_connecting(2, SOCK_NONBLOCK);
+	int silent = connect_to_server(0), lively = connect_to_server(1),
+	    stuck = start_connecting(2, SOCK_NONBLOCK);
 	double start = now(), closed = 0, let_go = 0;
 	char buffer[65536];
 	size_t place = 0;
@@ -545,7 +567,8 @@ static void idle(int unused)
 			closed = now();
 		}
 	}
-	EXPECT(closed - start > 0.9 && let_go - start > 0.9, "closed after %f s, %f s", closed - start, let_go - start);
+	EXPECT(closed - start > 0.9 && let_go - start > 0.9, "closed after %f s, %f s",
+	       closed - start, let_go - start);
 	shutdown(lively, SHUT_WR);
 	expect_end(lively);
 	close(stuck);
@@ -591,7 +614,8 @@ static void cap(int max)
 	expect_no_connections();
 	tell_server(SIGTERM);
 	totals = server_end();
-	EXPECT(totals.n_connections == (unsigned long)max + MORE, "%lu connections", totals.n_connections);
+	EXPECT(totals.n_connections == (unsigned long)max + MORE, "%lu connections",
+	       totals.n_connections);
 	free(fds);
 }
 
@@ -603,12 +627,12 @@ static void stop_alone(int unused)
 	(void)unused;
 	tell_server(SIGTERM);
 	totals = server_end();
-	EXPECT(totals.n_connections == 0 && totals.n_bytes == 0, "%lu connections, %lu bytes", totals.n_connections,
-	       totals.n_bytes);
+	EXPECT(totals.n_connections == 0 && totals.n_bytes == 0, "%lu connections, %lu bytes",
+	       totals.n_connections, totals.n_bytes);
 }
 
-/* The end with connections open (with `-c 5`): no more are accepted, an exchange under way is finished, the idle
- * are closed, and those that wait for a place too. */
+/* The end with connections open (with `-c 5`): no more are accepted, an exchange under way is
+ * finished, the idle are closed, and those that wait for a place too. */
 static void stop(int n)
 {
 	int *fds = calloc((size_t)n, sizeof(*fds)), busy = connect_to_server(0);
@@ -650,7 +674,8 @@ static void stop_idle(int n)
 	tell_server(SIGINT);
 	totals = server_end();
 	EXPECT(now() - start < 0.5, "it ended after %f s", now() - start);
-	EXPECT(totals.n_idle == 0 && totals.n_failed == 0, "%lu idle, %lu failed", totals.n_idle, totals.n_failed);
+	EXPECT(totals.n_idle == 0 && totals.n_failed == 0, "%lu idle, %lu failed", totals.n_idle,
+	       totals.n_failed);
 	for (int i = 0; i < n; i++)
 		expect_end(fds[i]);
 	free(fds);
@@ -678,8 +703,9 @@ static void stop_asked(int n)
 	free(fds);
 }
 
-/* The end, found together with the end of a connection while `-c 2` holds the acceptor back; and with a word of the
- * other, which is answered, and who is then closed without waiting for the rest of the second. */
+/* The end, found together with the end of a connection while `-c 2` holds the acceptor back; and
+ * with a word of the other, which is answered, and who is then closed without waiting for the rest
+ * of the second. */
 static void stop_paused(int unused)
 {
 	int gone = connect_to_server(0), here = connect_to_server(1);
@@ -702,7 +728,8 @@ static void stop_paused(int unused)
 	EXPECT(now() - start < 0.8, "it ended after %f s", now() - start);
 }
 
-/* The end though one peer takes nothing and another never stops talking; a second signal ends the patience at once. */
+/* The end though one peer takes nothing and another never stops talking; a second signal ends the
+ * patience at once. */
 static void stop_busy(int signals)
 {
 	int fd = connect_to_server(0), stuck = connect_to_server(1);
@@ -773,7 +800,8 @@ int main(int argc, char **argv)
 	for (size_t i = 0; argc > 2 && i < sizeof(tests) / sizeof(tests[0]); i++) {
 		if (strcmp(tests[i].name, argv[1]) != 0)
 			continue;
-		fprintf(stderr, "%s: SEED=%#" PRIx64 "%s\n", argv[1], seed, have_ipv6 ? "" : ", no IPv6");
+		fprintf(stderr, "%s: SEED=%#" PRIx64 "%s\n", argv[1], seed,
+			have_ipv6 ? "" : ", no IPv6");
 		alarm(100);
 		set_files(0);
 		start_server(argv + 2, tests[i].n_files);

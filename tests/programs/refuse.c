@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 
 /*
- * refuse setup|enter|all EPERM|ENOSYS COMMAND [ARGUMENT...]: run a command and refuse io_uring to it, as containers
- * do: io_uring_setup, io_uring_enter, or these two and io_uring_register end with that error. Exits with 77 if the
- * kernel takes no filter.
+ * refuse setup|enter|all EPERM|ENOSYS COMMAND [ARGUMENT...]: run a command and refuse io_uring to
+ * it, as containers do: io_uring_setup, io_uring_enter, or these two and io_uring_register end with
+ * that error. Exits with 77 if the kernel takes no filter.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -40,7 +40,8 @@ int main(int argc, char **argv)
 		fputs("usage: refuse setup|enter|all EPERM|ENOSYS COMMAND [ARGUMENT...]\n", stderr);
 		return 2;
 	}
-	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0) {
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
+	    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0) {
 		fprintf(stderr, "refuse: %s\n", strerror(errno));
 		return 77;
 	}

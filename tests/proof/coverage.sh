@@ -3,6 +3,8 @@
 #
 # Lines and branches of iou.c that ran: in the Check program, the simulation, and the faults, all built with gcov.
 # Ends with the sums; $B/coverage/uncovered lists what did not. B, and what `make` passes on, as for mutants.sh.
+# Words are split on purpose.
+# shellcheck disable=SC2086
 set -u
 : "${B:?the build folder}" "${CC:=cc}" "${JOBS:=$(nproc)}" "${RUNS:=300000}"
 cd "$(dirname "$0")/../.." || exit 1

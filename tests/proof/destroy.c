@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 
 /*
- * destroy N [FOLDER]: after iou_free() nothing that an op referred to is touched any more. An iou is freed in the
- * middle of reads of a disk, of pipes and sockets, of work in io-wq, timers and jobs; until N times reads of the disk
- * were under way at iou_free(), which blocks tell whose last byte is not there yet. Right after each iou_free()
+ * destroy N [FOLDER]: after iou_free() nothing that an op referred to is touched any more. An iou
+ * is freed in the middle of reads of a disk, of pipes and sockets, of work in io-wq, timers and
+ * jobs; until N times reads of the disk were under way at iou_free(), which blocks tell whose last
+ * byte is not there yet. Right after each iou_free()
  *   - all buffers are scribbled; they are compared one destroy later: 0 bytes may have changed;
- *   - each socket's peer reads the end once our own end is closed, what is written to the pipe stays in it, and the
- *     FIFO that was being opened has no reader;
+ *   - each socket's peer reads the end once our own end is closed, what is written to the pipe
+ *     stays in it, and the FIFO that was being opened has no reader;
  *   - the descriptors are those that there were before, and no thread is left.
  */
 
@@ -36,10 +37,11 @@ enum {
 	N_BLOCKS = 64,
 	BLOCK = 1 << 20,
 	N_PIPE_READS = 8, /* every other one in io-wq */
-	N_SOCKETS = 8,    /* every other one in io-wq */
-	N_OPENS = 4,      /* of a FIFO, in io-wq, until somebody opens its other end; the last, tried at once, succeeds */
-	N_TIMERS = 4,     /* of each kind */
-	N_JOBS = 6,       /* for two workers */
+	N_SOCKETS = 8, /* every other one in io-wq */
+	/* of a FIFO, in io-wq, until somebody opens its other end; the last, tried at once, works */
+	N_OPENS = 4,
+	N_TIMERS = 4, /* of each kind */
+	N_JOBS = 6, /* for two workers */
 	N_SMALL = N_PIPE_READS + N_SOCKETS + N_JOBS,
 	SMALL = 64,
 	SIZE = N_BLOCKS * BLOCK + 4096,
@@ -109,7 +111,7 @@ static void nap(void)
 	nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
 }
 
-/* ---- What there is before and after ------------------------------------------------------------------ */
+/* ---- What there is before and after ---------------------------------------------------------- */
 
 static bool is_io_wq(const char *tid)
 {
@@ -126,7 +128,8 @@ static bool is_io_wq(const char *tid)
 	return strncmp(name, "iou-wrk-", 8) == 0;
 }
 
-/* The kernel's own threads for io-wq stay with the thread that submitted, and end after some idle seconds. */
+/* The kernel's own threads for io-wq stay with the thread that submitted, and end after some idle
+ * seconds. */
 static unsigned n_threads(void)
 {
 	DIR *dir = opendir("/proc/self/task");
@@ -163,7 +166,7 @@ static void read_fds(char *text, size_t size)
 	closedir(dir);
 }
 
-/* ---- In flight --------------------------------------------------------------------------------------- */
+/* ---- In flight ------------------------------------------------------------------------------- */
 
 static int never(void *data)
 {
@@ -204,7 +207,8 @@ static void start_reads(iou_t *iou, unsigned char *mem)
 
 	for (int i = 0; i < N_BLOCKS; i++) {
 		op = new_op(iou);
-		io_uring_prep_read(op->sqe, disk_fd, mem + (size_t)i * BLOCK, BLOCK, (__u64)i * BLOCK);
+		io_uring_prep_read(op->sqe, disk_fd, mem + (size_t)i * BLOCK, BLOCK,
+				   (__u64)i * BLOCK);
 		op->sqe->flags = round_number % 3 == 2 || i % 8 == 7 ? IOSQE_ASYNC : 0;
 		iou_op_queue(iou, op, never, NULL);
 	}
@@ -243,10 +247,11 @@ static void start_others(iou_t *iou, unsigned char *mem, struct __kernel_timespe
 		iou_op_queue(iou, op, never, NULL);
 	}
 	for (int i = 0; i < N_JOBS; i++)
-		EXPECT(iou_op_async(iou, new_op(iou), job, small(mem, N_PIPE_READS + N_SOCKETS + i), never, NULL) == 0);
+		EXPECT(iou_op_async(iou, new_op(iou), job, small(mem, N_PIPE_READS + N_SOCKETS + i),
+				    never, NULL) == 0);
 }
 
-/* ---- Afterwards -------------------------------------------------------------------------------------- */
+/* ---- Afterwards ------------------------------------------------------------------------------ */
 
 static unsigned n_unread(const unsigned char *mem)
 {
@@ -278,7 +283,8 @@ static void check_peers(void)
 		close(sockets[i][0]);
 		n = recv(sockets[i][1], bytes, sizeof(bytes), MSG_DONTWAIT);
 		if (n != 0)
-			fail("peer %d does not see the end: %s", i, n < 0 ? strerror(errno) : "bytes");
+			fail("peer %d does not see the end: %s", i,
+			     n < 0 ? strerror(errno) : "bytes");
 		close(sockets[i][1]);
 	}
 	EXPECT(write(pipe_fds[1], "nobody", 6) == 6);
@@ -326,7 +332,8 @@ static unsigned destroy(unsigned char *mem, uint64_t *took_ns)
 		nap(); /* until jobs run, and io-wq does */
 	iou_stats(iou, &stats);
 	n = n_unread(mem);
-	EXPECT(stats.backlog == 0 && stats.pending >= N_BLOCKS + N_PIPE_READS + N_SOCKETS + N_OPENS + N_TIMERS * 2 + N_JOBS);
+	EXPECT(stats.backlog == 0 && stats.pending >= N_BLOCKS + N_PIPE_READS + N_SOCKETS +
+							      N_OPENS + N_TIMERS * 2 + N_JOBS);
 	*took_ns -= now_ns();
 	EXPECT(iou_free(iou) == NULL);
 	*took_ns += now_ns();
@@ -366,7 +373,8 @@ static void prepare(const char *in, unsigned char *mem)
 	EXPECT(mkfifo(fifo_path, 0600) == 0);
 	EXPECT(pipe2(pipe_fds, O_CLOEXEC) == 0);
 	/* TSan starts a thread of its own with the first that the program starts. */
-	EXPECT(pthread_create(&thread, NULL, nothing, NULL) == 0 && pthread_join(thread, NULL) == 0);
+	EXPECT(pthread_create(&thread, NULL, nothing, NULL) == 0 &&
+	       pthread_join(thread, NULL) == 0);
 	for (int i = 0; i < 100 && n_threads() > 1; i++)
 		nap();
 	n_threads_before = n_threads();
@@ -380,7 +388,8 @@ int main(int argc, char **argv)
 	uint64_t n_reads = 0, took_ns = 0;
 
 	for (int i = 0; i < 2; i++) {
-		mem[i] = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		mem[i] = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+			      0);
 		EXPECT(mem[i] != MAP_FAILED);
 	}
 	prepare(argc > 2 ? argv[2] : tmp && *tmp ? tmp : "/var/tmp", mem[0]);
@@ -395,15 +404,17 @@ int main(int argc, char **argv)
 		n_busy += n_under_way > 0;
 		n_reads += n_under_way;
 		if (round_number)
-			check_untouched(mem[(round_number + 1) % 2]); /* scribbled one destroy ago */
+			/* scribbled one destroy ago */
+			check_untouched(mem[(round_number + 1) % 2]);
 	}
 	nanosleep(&(struct timespec){.tv_nsec = 300000000}, NULL);
 	for (unsigned i = 0; i < 2 && i < round_number; i++)
 		check_untouched(mem[i]);
 	clean_up();
-	printf("check-destroy: %u destroys, with reads of the disk under way in %u (%.1f of %d on average), %.1f ms each; "
+	printf("check-destroy: %u destroys, with reads of the disk under way in %u "
+	       "(%.1f of %d on average), %.1f ms each; "
 	       "0 bytes changed, 0 descriptors and threads left, %u peers saw the end at once\n",
-	       round_number, n_busy, (double)n_reads / n_busy, N_BLOCKS, (double)took_ns / 1e6 / round_number,
-	       round_number * N_SOCKETS);
+	       round_number, n_busy, (double)n_reads / n_busy, N_BLOCKS,
+	       (double)took_ns / 1e6 / round_number, round_number * N_SOCKETS);
 	return 0;
 }

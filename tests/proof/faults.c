@@ -3,17 +3,21 @@
 /*
  * Each call by which iou.c reaches the outside is made to fail, one after the other.
  *
- *     faults [-j PROCESSES] [-v] [-x]     all of it, or (-x) up to the first failure; ends with a line that counts
- *                                    the faults; -v names each
- *     faults -r SCENARIO/RING/CALL/N/ERROR/MODE      one of them, as a failure names it
- *     faults -s SCENARIO             once, nothing injected from within: for strace, tests/proof/strace.sh
+ *     faults [-j PROCESSES] [-v] [-x]
+ *         All of it, or (-x) up to the first failure. Ends with a line that counts the faults; -v
+ *         names each.
+ *     faults -r SCENARIO/RING/CALL/N/ERROR/MODE
+ *         One of them, as a failure names it.
+ *     faults -s SCENARIO
+ *         Once, nothing injected from within: for strace, tests/proof/strace.sh.
  *
- * A scenario is a small program of API calls. It runs once to count its calls; then again in a process of its own for
- * the n-th call of each kind, each error that this call can give, and each mode: once, a few times, from then on
- * until the program has tried in vain twenty times, and for good. The linker's --wrap puts this between iou.c and
- * the real calls. What is checked: an op that was taken has exactly one last callback, one that was refused none; an
- * error is the one that was injected, or the one that the manual names for it; afterwards the iou goes on to the
- * end; and no memory, descriptor or thread is left.
+ * A scenario is a small program of API calls. It runs once to count its calls; then again in a
+ * process of its own for the n-th call of each kind, each error that this call can give, and each
+ * mode: once, a few times, from then on until the program has tried in vain twenty times, and for
+ * good. The linker's --wrap puts this between iou.c and the real calls. What is checked: an op that
+ * was taken has exactly one last callback, one that was refused none; an error is the one that was
+ * injected, or the one that the manual names for it; afterwards the iou goes on to the end; and no
+ * memory, descriptor or thread is left.
  */
 
 #ifndef _GNU_SOURCE
@@ -49,7 +53,7 @@
 #define SYS_futex SYS_futex_time64
 #endif
 
-/* ---- What to inject --------------------------------------------------------------------------- */
+/* ---- What to inject -------------------------------------------------------------------------- */
 
 enum kind {
 	ALLOC, THREAD, MMAP, MADVISE, AFFINITY, EVENTFD, TIMERFD, SETUP, REGISTER, ENTER,
@@ -59,11 +63,12 @@ enum kind {
 	N_KINDS, NOTHING
 };
 static const char *const kind_names[N_KINDS] = {
-	"alloc", "thread", "mmap", "madvise", "affinity", "eventfd", "timerfd", "setup", "register", "enter",
-	"multishot", "sleep", "call",
+	"alloc", "thread", "mmap", "madvise", "affinity", "eventfd", "timerfd", "setup",
+	"register", "enter", "multishot", "sleep", "call",
 };
 
-/* OTHER: every other one from there. HOLD: from then on until the program has tried in vain; STUCK: for good. */
+/* OTHER: every other one from there. HOLD: from then on until the program has tried in vain; STUCK:
+ * for good. */
 enum mode { ONCE, FEW, MANY, OTHER, HOLD, STUCK, N_MODES };
 static const char *const mode_names[N_MODES] = {"once", "few", "many", "other", "hold", "stuck"};
 
@@ -101,8 +106,10 @@ static const struct {
 } rings[] = {
 	{"own", 0, 0, 0},                                          /* the library's choice */
 	{"plain", IORING_SETUP_SUBMIT_ALL, 0, ALL_NEWER_FEATURES}, /* as on older kernels */
-	{"coop", IORING_SETUP_COOP_TASKRUN, 50000, 0},             /* completions wait for an enter; and spinning */
-	{"defer", IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN, 0, 0}, /* and no flag tells of them */
+	/* completions wait for an enter; and spinning */
+	{"coop", IORING_SETUP_COOP_TASKRUN, 50000, 0},
+	/* and no flag tells of them */
+	{"defer", IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN, 0, 0},
 };
 #define N_RINGS (sizeof(rings) / sizeof(*rings))
 static unsigned on_ring;
@@ -118,7 +125,8 @@ static int fault(enum kind kind)
 		return 0;
 	n = atomic_fetch_add(&n_called[kind], 1) + 1;
 	if (kind != injection.kind || atomic_load(&lifted) || n < injection.nth ||
-	    n - injection.nth >= lengths[injection.mode] || (injection.mode == OTHER && (n - injection.nth) % 2))
+	    n - injection.nth >= lengths[injection.mode] ||
+	    (injection.mode == OTHER && (n - injection.nth) % 2))
 		return 0;
 	__atomic_fetch_add(&report->n_faults, 1, __ATOMIC_RELAXED);
 	return injection.error;
@@ -138,16 +146,17 @@ static const char *injection_name(void)
 	if (injection.kind == N_KINDS)
 		snprintf(name, sizeof(name), "%s/%s", scenario_name, rings[on_ring].name);
 	else
-		snprintf(name, sizeof(name), "%s/%s/%s/%u/%s/%s", scenario_name, rings[on_ring].name,
-			 kind_names[injection.kind], injection.nth, error_name(injection.error),
-			 mode_names[injection.mode]);
+		snprintf(name, sizeof(name), "%s/%s/%s/%u/%s/%s", scenario_name,
+			 rings[on_ring].name, kind_names[injection.kind], injection.nth,
+			 error_name(injection.error), mode_names[injection.mode]);
 	return name;
 }
 
 __attribute__((noreturn)) static void failed(int line, const char *what)
 {
 	char text[512];
-	int n = snprintf(text, sizeof(text), "FAIL %s: tests/proof/faults.c:%d: %s\n", injection_name(), line, what);
+	int n = snprintf(text, sizeof(text), "FAIL %s: tests/proof/faults.c:%d: %s\n",
+			 injection_name(), line, what);
 
 	_exit(write(STDERR_FILENO, text, (size_t)n) == n ? 1 : 2);
 }
@@ -172,7 +181,8 @@ void *__real_calloc(size_t n, size_t size);
 void *__real_aligned_alloc(size_t align, size_t size);
 int __real_posix_memalign(void **block, size_t align, size_t size);
 void __real_free(void *block);
-int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*func)(void *), void *data);
+int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*func)(void *),
+			  void *data);
 int __real_pthread_join(pthread_t thread, void **result);
 void *__real_mmap(void *address, size_t size, int prot, int flags, int fd, off_t offset);
 int __real_madvise(void *address, size_t size, int advice);
@@ -181,10 +191,12 @@ int __real_eventfd(unsigned count, int flags);
 long __real_syscall(long number, ...);
 int __real_nanosleep(const struct timespec *time, struct timespec *left);
 int __real_timerfd_create(int clock, int flags);
-int __real_io_uring_queue_init_params(unsigned entries, struct io_uring *ring, struct io_uring_params *params);
+int __real_io_uring_queue_init_params(unsigned entries, struct io_uring *ring,
+				      struct io_uring_params *params);
 void __real_io_uring_queue_exit(struct io_uring *ring);
 int __real_io_uring_register(unsigned fd, unsigned opcode, void *arg, unsigned n);
-int __real_io_uring_enter2(unsigned fd, unsigned n, unsigned min, unsigned flags, sigset_t *arg, size_t size);
+int __real_io_uring_enter2(unsigned fd, unsigned n, unsigned min, unsigned flags, sigset_t *arg,
+			   size_t size);
 
 static void *counted(void *block)
 {
@@ -236,7 +248,8 @@ WRAP(void, free(void *block))
 	__real_free(block);
 }
 
-WRAP(int, pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*func)(void *), void *data))
+WRAP(int, pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*func)(void *),
+			 void *data))
 {
 	int error = fault(THREAD);
 
@@ -378,7 +391,8 @@ static void sq_note(const struct io_uring *ring)
 		sq_fds[i] = ring->ring_fd;
 }
 
-/* Before they are submitted: a multishot poll gets one flag more, which the kernel does not know. */
+/* Before they are submitted: a multishot poll gets one flag more, which the kernel does not
+ * know. */
 static void spoil_polls(struct io_uring_sq *sq)
 {
 	for (unsigned i = *sq->khead; i != *sq->ktail; i++) {
@@ -391,7 +405,8 @@ static void spoil_polls(struct io_uring_sq *sq)
 	}
 }
 
-WRAP(int, io_uring_queue_init_params(unsigned entries, struct io_uring *ring, struct io_uring_params *params))
+WRAP(int, io_uring_queue_init_params(unsigned entries, struct io_uring *ring,
+				     struct io_uring_params *params))
 {
 	int error = fault(SETUP), ret;
 
@@ -420,7 +435,8 @@ WRAP(int, io_uring_register(unsigned fd, unsigned opcode, const void *arg, unsig
 	return error ? -error : __real_io_uring_register(fd, opcode, (void *)(uintptr_t)arg, n);
 }
 
-WRAP(int, io_uring_enter2(unsigned fd, unsigned n, unsigned min, unsigned flags, sigset_t *arg, size_t size))
+WRAP(int, io_uring_enter2(unsigned fd, unsigned n, unsigned min, unsigned flags, sigset_t *arg,
+			  size_t size))
 {
 	/* A signal is seen only by who waits. */
 	int error = injection.error == EINTR && !min ? 0 : fault(ENTER);
@@ -430,7 +446,9 @@ WRAP(int, io_uring_enter2(unsigned fd, unsigned n, unsigned min, unsigned flags,
 			spoil_polls(&sqs[i]);
 	atomic_store(&loop_sleeps, min > 0);
 	if (error == HALF) /* as where the kernel has no memory for the request in the middle */
-		return n < 2 ? -EAGAIN : __real_io_uring_enter2(fd, n / 2, 0, flags & ~IORING_ENTER_GETEVENTS, arg, size);
+		return n < 2 ? -EAGAIN
+			     : __real_io_uring_enter2(fd, n / 2, 0, flags & ~IORING_ENTER_GETEVENTS,
+						      arg, size);
 	if (error == NO_WAIT) { /* as a signal just after the last SQE was taken */
 		int ret = __real_io_uring_enter2(fd, n, 0, flags, arg, size);
 
@@ -491,9 +509,12 @@ static bool is_explained(int error)
 	case CALL:
 		return false;
 	case ENTER:
-		return error == (injection.error == HALF || injection.error == NO_WAIT ? EAGAIN : injection.error);
+		return error == (injection.error == HALF || injection.error == NO_WAIT
+					 ? EAGAIN
+					 : injection.error);
 	case N_KINDS: /* strace injects, and looks at the exit status only */
-		return getenv("IOU_FAULTS_ERROR") && strstr(getenv("IOU_FAULTS_ERROR"), strerrorname_np(error));
+		return getenv("IOU_FAULTS_ERROR") &&
+		       strstr(getenv("IOU_FAULTS_ERROR"), strerrorname_np(error));
 	default:
 		return error == (injection.error == TOO_OLD ? ENOSYS : injection.error);
 	}
@@ -567,7 +588,8 @@ static iou_t *make(const iou_config_t *config)
 	for (int i = 0; i < 40; i++) {
 		the_iou = iou_new_with(config);
 		if (the_iou) {
-			EXPECT(injection.error != TOO_OLD || injection.mode == ONCE || injection.nth > 1);
+			EXPECT(injection.error != TOO_OLD || injection.mode == ONCE ||
+			       injection.nth > 1);
 			return the_iou;
 		}
 		EXPECT(is_explained(errno) && !(i && fails_once()));
@@ -577,7 +599,9 @@ static iou_t *make(const iou_config_t *config)
 
 static iou_t *make_of(unsigned entries)
 {
-	return make(&(iou_config_t){.entries = entries, .workers = 3, .setup_flags = rings[on_ring].setup_flags,
+	return make(&(iou_config_t){.entries = entries,
+				    .workers = 3,
+				    .setup_flags = rings[on_ring].setup_flags,
 				    .spin_ns = rings[on_ring].spin_ns});
 }
 
@@ -879,7 +903,8 @@ static void scenario_jobs(void)
 		job(iou, slow_work);
 		finish(iou);
 	}
-	for (int i = 0; i < 40 && n_workers < 3; i++) { /* one that could not be started is tried again */
+	/* one that could not be started is tried again */
+	for (int i = 0; i < 40 && n_workers < 3; i++) {
 		for (int j = 0; j < 6; j++)
 			job(iou, slow_work);
 		finish(iou);
@@ -1061,7 +1086,8 @@ static void scenario_embed(void)
 	close(fds[1]);
 }
 
-/* The kernel gives 20 completions for an enter; whoever waits on iou_fd() has to learn of the rest. */
+/* The kernel gives 20 completions for an enter; whoever waits on iou_fd() has to learn of the
+ * rest. */
 static void scenario_burst(void)
 {
 	enum { N_READS = 50 };
@@ -1112,7 +1138,8 @@ static void scenario_free(void)
 		io_uring_prep_openat(item->op->sqe, AT_FDCWD, "/dev/null", O_RDONLY | O_CLOEXEC, 0);
 		queue(iou, item);
 	}
-	if ((item = take(iou))) { /* IORING_OP_PIPE, newer than some liburing; where it is unknown it fails */
+	/* IORING_OP_PIPE, newer than some liburing; where it is unknown it fails */
+	if ((item = take(iou))) {
 		io_uring_prep_rw(62, item->op->sqe, 0, made, 0, 0);
 		item->op->sqe->rw_flags = O_CLOEXEC;
 		queue(iou, item);
@@ -1170,13 +1197,17 @@ static void with_config(const iou_config_t *config)
 static void scenario_handed(void)
 {
 	with_config(&(iou_config_t){.entries = 4, .setup_flags = IORING_SETUP_SUBMIT_ALL});
-	with_config(&(iou_config_t){.setup_flags = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG});
+	with_config(&(iou_config_t){.setup_flags =
+					    IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG});
 }
 
 static void scenario_owned(void)
 {
-	with_config(&(iou_config_t){.entries = 4, .setup_flags = IORING_SETUP_SINGLE_ISSUER, .spin_ns = MSEC / 5});
-	with_config(&(iou_config_t){.entries = 4, .setup_flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN});
+	with_config(&(iou_config_t){
+		.entries = 4, .setup_flags = IORING_SETUP_SINGLE_ISSUER, .spin_ns = MSEC / 5});
+	with_config(&(iou_config_t){.entries = 4,
+				    .setup_flags = IORING_SETUP_SINGLE_ISSUER |
+						   IORING_SETUP_DEFER_TASKRUN});
 }
 
 static void scenario_sqpoll(void)
@@ -1278,12 +1309,22 @@ static const struct {
 	const char *name;
 	void (*run)(void);
 } scenarios[] = {
-	{"ring", scenario_ring},         {"cancel", scenario_cancel}, {"jobs", scenario_jobs},
-	{"threads", scenario_threads},   {"embed", scenario_embed},   {"free", scenario_free},
-	{"overflow", scenario_overflow}, {"nested", scenario_nested}, {"resize", scenario_resize},
-	{"burst", scenario_burst},       {"lost", scenario_lost},     {"visitors", scenario_visitors},
+	{"ring", scenario_ring},
+	{"cancel", scenario_cancel},
+	{"jobs", scenario_jobs},
+	{"threads", scenario_threads},
+	{"embed", scenario_embed},
+	{"free", scenario_free},
+	{"overflow", scenario_overflow},
+	{"nested", scenario_nested},
+	{"resize", scenario_resize},
+	{"burst", scenario_burst},
+	{"lost", scenario_lost},
+	{"visitors", scenario_visitors},
 	{"rewatch", scenario_rewatch},
-	{"handed", scenario_handed},     {"owned", scenario_owned},   {"sqpoll", scenario_sqpoll},
+	{"handed", scenario_handed},
+	{"owned", scenario_owned},
+	{"sqpoll", scenario_sqpoll},
 };
 #define N_SCENARIOS (sizeof(scenarios) / sizeof(*scenarios))
 /* Those before make their ring as they are told to. */
@@ -1305,8 +1346,10 @@ static int n_open(void)
 __attribute__((noreturn)) static void run_scenario(unsigned which)
 {
 	int n_before = n_open();
-	/* Where the kernel could not be reached for good, it may still use what the ops refer to: they are not freed. */
-	bool may_leak = injection.kind == ENTER && (injection.mode >= HOLD || injection.error == EBADR);
+	/* Where the kernel could not be reached for good, it may still use what the ops refer to:
+	 * they are not freed. */
+	bool may_leak =
+		injection.kind == ENTER && (injection.mode >= HOLD || injection.error == EBADR);
 
 	scenario_name = scenarios[which].name;
 	main_thread = pthread_self();
@@ -1339,7 +1382,8 @@ static bool run_one(unsigned which, injection_t what)
 		;
 	scenario_name = scenarios[which].name;
 	if (pid < 0 || WIFSIGNALED(status))
-		fprintf(stderr, "FAIL %s: %s\n", injection_name(), pid < 0 ? "fork" : strsignal(WTERMSIG(status)));
+		fprintf(stderr, "FAIL %s: %s\n", injection_name(),
+			pid < 0 ? "fork" : strsignal(WTERMSIG(status)));
 	return pid > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
@@ -1405,7 +1449,8 @@ static void run_row(sums_t *sums, unsigned which, unsigned row, unsigned n_calls
 		if (!(table[row].modes & M(mode)))
 			continue;
 		for (unsigned nth = 1; nth <= n_calls && !(stops_early && sums->n_failed); nth++) {
-			bool good = run_one(which, (injection_t){table[row].kind, nth, table[row].error, mode});
+			bool good = run_one(
+				which, (injection_t){table[row].kind, nth, table[row].error, mode});
 
 			atomic_fetch_add(&sums->n_failed, !good);
 			if (!report->n_faults)
@@ -1442,7 +1487,8 @@ static void run_rows(sums_t *sums)
 
 static void *shared(size_t size)
 {
-	void *memory = __real_mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	void *memory =
+		__real_mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
 	if (memory == MAP_FAILED) {
 		perror("faults");
@@ -1468,8 +1514,9 @@ static int run_all(int n_processes)
 		;
 	for (unsigned kind = 0; kind < N_KINDS; kind++)
 		printf("  %-9s %6u\n", kind_names[kind], sums->per_kind[kind]);
-	printf("check-faults: %u fault points in %zu programs, %u calls failed, %u of them badly handled\n", sums->n_points,
-	       N_SCENARIOS, sums->n_faults, sums->n_failed);
+	printf("check-faults: %u fault points in %zu programs, %u calls failed, "
+	       "%u of them badly handled\n",
+	       sums->n_points, N_SCENARIOS, sums->n_faults, sums->n_failed);
 	return sums->n_failed != 0 || sums->n_points == 0;
 }
 
@@ -1507,8 +1554,8 @@ static int replay(char *text)
 	for (error = 1; error <= TOO_OLD; error++)
 		if (error_name(error) && strcmp(error_name(error), part[4]) == 0)
 			break;
-	what = (injection_t){(enum kind)find(part[2], kind_names, N_KINDS), (unsigned)atoi(part[3]), error,
-			     (enum mode)find(part[5], mode_names, N_MODES)};
+	what = (injection_t){(enum kind)find(part[2], kind_names, N_KINDS), (unsigned)atoi(part[3]),
+			     error, (enum mode)find(part[5], mode_names, N_MODES)};
 	injection = what;
 	run_scenario(find_scenario(part[0]));
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 
-/* What ran before an abort() or an _exit() counts too: misuse, and forked children. For coverage.sh. */
+/* What ran before an abort() or an _exit() counts too: misuse, and forked children. For
+ * coverage.sh. */
 
 void __gcov_dump(void);
 

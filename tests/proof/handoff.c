@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 
 /*
- * handoff N: N things handed from thread to thread, none lost. The loop sleeps in the kernel as often as it can:
- * a job goes out when the one before it came back, and two threads each post, or schedule a bottom half, when the
- * one before was answered. A wake-up that is lost shows as no progress, six times ten seconds long: a process that was
- * stopped meanwhile gets one alarm for all that time.
+ * handoff N: N things handed from thread to thread, none lost. The loop sleeps in the kernel as
+ * often as it can: a job goes out when the one before it came back, and two threads each post, or
+ * schedule a bottom half, when the one before was answered. A wake-up that is lost shows as no
+ * progress, six times ten seconds long: a process that was stopped meanwhile gets one alarm for all
+ * that time.
  */
 
 #ifndef _GNU_SOURCE
@@ -111,10 +112,12 @@ int main(int argc, char **argv)
 	signal(SIGALRM, on_alarm);
 	alarm(10);
 	for (int i = 0; i < N_POSTERS; i++) {
-		posters[i] = (poster_t){.iou = iou, .n = n / 3, .bh = iou_bh_new(iou, on_post, &posters[i])};
+		posters[i] = (poster_t){
+			.iou = iou, .n = n / 3, .bh = iou_bh_new(iou, on_post, &posters[i])};
 		sem_init(&posters[i].answered, 0, 0);
 		iou_hold(iou);
-		if (!posters[i].bh || pthread_create(&posters[i].thread, NULL, post_all, &posters[i]) != 0)
+		if (!posters[i].bh ||
+		    pthread_create(&posters[i].thread, NULL, post_all, &posters[i]) != 0)
 			fail("no thread");
 	}
 	if (iou_run(iou) != 0)

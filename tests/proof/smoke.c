@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 
 /*
- * Each door once, and each way that another thread has to the loop, in a program that needs no more than iou and a C
- * library: for those that the Check program is not built with. Prints a line and exits with 0, or says what failed.
+ * Each door once, and each way that another thread has to the loop, in a program that needs no more
+ * than iou and a C library: for those that the Check program is not built with. Prints a line and
+ * exits with 0, or says what failed.
  */
 
 #ifndef _GNU_SOURCE
@@ -41,7 +42,7 @@ typedef struct smoke_t {
 	pthread_t loop, worker;
 } smoke_t;
 
-/* ---- The ring, and jobs: a byte goes through the pipe, then a worker counts it ------------------------- */
+/* ---- The ring, and jobs: a byte goes through the pipe, then a worker counts it --------------- */
 
 static int on_read(void *data);
 
@@ -108,7 +109,7 @@ static int on_read(void *data)
 	return 0;
 }
 
-/* ---- Another thread ----------------------------------------------------------------------------------- */
+/* ---- Another thread -------------------------------------------------------------------------- */
 
 static int on_post(void *data)
 {
@@ -135,7 +136,7 @@ static void *poster(void *data)
 	return NULL;
 }
 
-/* ---- The clock ---------------------------------------------------------------------------------------- */
+/* ---- The clock ------------------------------------------------------------------------------- */
 
 static int on_tick(void *data)
 {
@@ -193,16 +194,19 @@ static void far_timers(smoke_t *smoke)
 		iou_op_timer(smoke->iou, op, 100 * MS, 0, on_far, env);
 		for (int i = 0; poll(&readable, 1, 0) == 1; i++)
 			MUST(i < 20 && iou_poll(smoke->iou, 0) == 0);
-		iou_op_timer(smoke->iou, op, (UINT64_C(1) << bits) * SECOND + 100 * MS, 0, on_far, env); /* moved */
+		/* moved */
+		iou_op_timer(smoke->iou, op, (UINT64_C(1) << bits) * SECOND + 100 * MS, 0, on_far,
+			     env);
 		for (int i = 0; poll(&readable, 1, 0) == 1; i++)
 			MUST(i < 20 && iou_poll(smoke->iou, 0) == 0);
 		MUST(poll(&readable, 1, 150) == 0);
 		MUST(iou_poll(smoke->iou, 20 * MS) == 0);
-		MUST(iou_op_cancel(smoke->iou, op) == 0 && iou_run(smoke->iou) == 0 && smoke->n_far == bits - 29);
+		MUST(iou_op_cancel(smoke->iou, op) == 0 && iou_run(smoke->iou) == 0 &&
+		     smoke->n_far == bits - 29);
 	}
 }
 
-/* ---- A completion in the program's own memory ---------------------------------------------------------- */
+/* ---- A completion in the program's own memory ------------------------------------------------ */
 
 static void prep_nop(struct io_uring_sqe *sqe, void *opaque)
 {
@@ -251,12 +255,15 @@ int main(void)
 	MUST(iou_run(smoke.iou) == 0);
 	MUST(pthread_join(smoke.worker, NULL) == 0);
 	MUST(smoke.n_read == N_ROUNDS && smoke.n_written == N_ROUNDS && smoke.n_jobs == N_ROUNDS);
-	MUST(smoke.n_posts == N_POSTS && smoke.n_bhs >= 1 && smoke.n_handled == 1 && smoke.n_late == 1);
+	MUST(smoke.n_posts == N_POSTS && smoke.n_bhs >= 1 && smoke.n_handled == 1 &&
+	     smoke.n_late == 1);
 	n_ticks = smoke.n_ticks;
 	far_timers(&smoke);
 	iou_stats(smoke.iou, &stats);
-	MUST(stats.pending == 0 && stats.jobs == N_ROUNDS && stats.posts == (uint64_t)(N_POSTS + smoke.n_bhs));
+	MUST(stats.pending == 0 && stats.jobs == N_ROUNDS &&
+	     stats.posts == (uint64_t)(N_POSTS + smoke.n_bhs));
 	MUST(!iou_free(smoke.iou));
-	printf("smoke: %d bytes, %d jobs, %d posts, %d expirations\n", smoke.n_read, smoke.n_jobs, smoke.n_posts, n_ticks);
+	printf("smoke: %d bytes, %d jobs, %d posts, %d expirations\n", smoke.n_read, smoke.n_jobs,
+	       smoke.n_posts, n_ticks);
 	return 0;
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 
 /*
- * Valgrind (3.19 at least) does not know that io_uring_enter(2) blocks: it lets no other thread run meanwhile, and a
- * loop that waits for a worker waits for ever. So under it a wait is cut into slices.
+ * Valgrind (3.19 at least) does not know that io_uring_enter(2) blocks: it lets no other thread run
+ * meanwhile, and a loop that waits for a worker waits for ever. So under it a wait is cut into
+ * slices.
  */
 
 #define _GNU_SOURCE
@@ -15,10 +16,13 @@
 
 #define SLICE_NS 1000000
 
-int __real_io_uring_enter2(unsigned fd, unsigned n, unsigned min, unsigned flags, sigset_t *arg, size_t size);
-int __wrap_io_uring_enter2(unsigned fd, unsigned n, unsigned min, unsigned flags, sigset_t *arg, size_t size);
+int __real_io_uring_enter2(unsigned fd, unsigned n, unsigned min, unsigned flags, sigset_t *arg,
+			   size_t size);
+int __wrap_io_uring_enter2(unsigned fd, unsigned n, unsigned min, unsigned flags, sigset_t *arg,
+			   size_t size);
 
-int __wrap_io_uring_enter2(unsigned fd, unsigned n, unsigned min, unsigned flags, sigset_t *arg, size_t size)
+int __wrap_io_uring_enter2(unsigned fd, unsigned n, unsigned min, unsigned flags, sigset_t *arg,
+			   size_t size)
 {
 	struct __kernel_timespec slice = {0}, *left = NULL;
 	struct io_uring_getevents_arg args = {.ts = (uintptr_t)&slice};
@@ -33,10 +37,12 @@ int __wrap_io_uring_enter2(unsigned fd, unsigned n, unsigned min, unsigned flags
 		int ret;
 
 		if (left)
-			left_ns = (unsigned long long)left->tv_sec * 1000000000 + (unsigned long long)left->tv_nsec - passed_ns;
+			left_ns = (unsigned long long)left->tv_sec * 1000000000 +
+				  (unsigned long long)left->tv_nsec - passed_ns;
 		last = left_ns <= SLICE_NS;
 		slice.tv_nsec = last ? (long long)left_ns : SLICE_NS;
-		ret = __real_io_uring_enter2(fd, n, min, flags | IORING_ENTER_EXT_ARG, (sigset_t *)(void *)&args, sizeof(args));
+		ret = __real_io_uring_enter2(fd, n, min, flags | IORING_ENTER_EXT_ARG,
+					     (sigset_t *)(void *)&args, sizeof(args));
 		if (ret != -ETIME || last)
 			return ret;
 		n = 0;

@@ -4,6 +4,8 @@
 # valgrind.sh [SUITE...]: the Check program under memcheck, JOBS suites at once. No suppressions: what the kernel writes,
 # the test helpers mark as defined. Whatever memcheck says fails the test that it says it in. Leaks are for ASan, and
 # for check-faults, which counts blocks: in a child that a test forks, all that its parent has would be one.
+# Words are split on purpose.
+# shellcheck disable=SC2015,SC2046
 set -u
 : "${B:?the build folder}" "${JOBS:=$(nproc)}"
 cd "$(dirname "$0")/../.." || exit 1
