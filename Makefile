@@ -3,29 +3,34 @@
 #   make [all]      the library and the examples, in build/
 #   make lib        the library alone
 #   make demo       walk /usr
-#   make check      run the tests; SAN=address (ASan, UBSan, iou's own checks) or SAN=thread; T="timer install" for some
-#   make check-all  every proof there is: check-sim check-faults check-destroy check-full check-mutants check-kernels
-#                   check-liburing check-ports check-spin check-valgrind check-instr coverage
-#                   (see tests/README.md; check-ci: the quick ones)
-#   make bench      measure against the bare ring and other libraries; WHAT=nop for a part; clean-bench
+#   make check      run the tests; T="timer install" for some; SAN=thread; SAN=address (ASan, UBSan,
+#                   iou's own checks)
+#   make check-all  every proof there is: check-sim check-faults check-destroy check-full
+#                   check-mutants check-kernels check-liburing check-ports check-spin check-valgrind
+#                   check-instr coverage (see tests/README.md; check-ci: the quick ones)
+#   make bench      measure against the bare ring and other libraries; WHAT=nop for a part
+#                   (clean-bench takes that away)
 #   make install    install what was built; DESTDIR=, prefix=, libdir=, includedir=, docdir=
 #   make uninstall  take it away again
-#   make deps       install what `all` and `check` need; deps-dev: what every test needs; deps-bench: the peers
+#   make deps       install what `all` and `check` need; deps-dev: what every test needs;
+#                   deps-bench: the peers
 #   make dist       a tarball of the last commit;  make clean;  make help: this
 #
 # CC, AR, CFLAGS, CPPFLAGS, LDFLAGS and PKG_CONFIG are the user's. V=1 shows the commands. SHARED=no
 # leaves libiou.so out. `make -f FOLDER/Makefile` does what `make -C FOLDER` does.
 
-# Named from another folder, or with `deps` among the goals? The end of this file says what it does then.
+# If it is named from another folder, or `deps` is among the goals: see the end of this file.
 ifeq ($(findstring /,$(MAKEFILE_LIST))$(filter deps%,$(MAKECMDGOALS)),)
-VERSION := $(shell awk '/define IOU_VERSION_(MAJOR|MINOR|PATCH) / { v = v s $$3; s = "." } END { print v }' iou.h)
-SONAME  := libiou.so.$(firstword $(subst ., ,$(VERSION)))
+VERSION      := $(shell awk '/define IOU_VERSION_(MAJOR|MINOR|PATCH) / { v = v s $$3; s = "." } \
+			END { print v }' iou.h)
+SONAME       := libiou.so.$(firstword $(subst ., ,$(VERSION)))
 
 PKG_CONFIG   ?= pkg-config
 CFLAGS       ?= -O2 -g
 
-# ---- Flags. Each way to build has its own folder: build, build/address, build/clang-NDEBUG, ... --------
-san-address  := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -DIOU_DEBUG
+# ---- Flags. Each way to build has its own folder: build, build/address, build/clang-NDEBUG, ... --
+san-address  := -fsanitize=address,undefined -fno-sanitize-recover=all \
+		-fno-omit-frame-pointer -DIOU_DEBUG
 san-thread   := -fsanitize=thread -fno-omit-frame-pointer
 ifneq ($(filter-out help clean dist,$(or $(MAKECMDGOALS),all)),)
 $(if $(SAN),$(if $(san-$(SAN)),,$(error SAN=$(SAN): address or thread)))
@@ -51,14 +56,16 @@ HAVE_CHECK   := $(call found,check)
 HAVE_CRYPTO  := $(call found,libcrypto)
 HAVE_GLIB    := $(call found,glib-2.0)
 
-own          := -Wall -Wextra -Wshadow -Wstrict-prototypes -I. -pthread $(call pc,--cflags liburing) $(san-$(SAN))
+own          := -Wall -Wextra -Wshadow -Wstrict-prototypes -I. -pthread \
+		$(call pc,--cflags liburing) $(san-$(SAN))
 compile       = $(CC) $(own) $(CPPFLAGS) $(CFLAGS)
 link          = $(CC) $(own) $(CFLAGS) $(LDFLAGS)
 libs         := $(or $(call pc,--libs liburing),-luring) -pthread
 # A line for each file that is made, or $(2); none with make -s.
 verbose      := $(filter-out 0,$(V))
 Q            := $(if $(verbose),,@)
-say           = $(if $(verbose)$(findstring s,$(firstword -$(MAKEFLAGS))),,@echo '  $(1)	$(or $(2),$@)')
+quiet         = $(verbose)$(findstring s,$(firstword -$(MAKEFLAGS)))
+say           = $(if $(quiet),,@echo '  $(1)	$(or $(2),$@)')
 
 shared       := $(if $(built),$(wildcard $(B)/$(SONAME)),$(B)/$(SONAME))
 shared       := $(if $(filter no,$(SHARED)),,$(shared))
@@ -73,7 +80,7 @@ make         := $(MAKE)
 .PHONY: all lib check demo bench clean-bench install uninstall dist clean help FORCE
 all: lib $(examples)
 
-# ---- The library --------------------------------------------------------------------------------------
+# ---- The library ---------------------------------------------------------------------------------
 named        := $(SAN)$(filter-out file,$(origin B))
 lib: $(library)
 	$(Q)$(if $(shared),,rm -f $(B)/libiou.so $(B)/$(SONAME))
@@ -89,16 +96,19 @@ $(B)/libiou.a: $(B)/iou.o
 
 $(B)/$(SONAME): $(B)/iou.pic.o
 	$(call say,LD)
-	$(Q)$(link) -shared -Wl,-soname,$(SONAME) -o $@ $< $(libs) && ln -sf $(SONAME) $(B)/libiou.so
+	$(Q)$(link) -shared -Wl,-soname,$(SONAME) -o $@ $< $(libs) && \
+		ln -sf $(SONAME) $(B)/libiou.so
 
-# ---- Programs -----------------------------------------------------------------------------------------
+# ---- Programs ------------------------------------------------------------------------------------
 example-libs  = $(libs) $(if $(findstring sum,$@),$(call pc,--cflags --libs libcrypto))
 $(examples): $(B)/examples/%: examples/%.c $(B)/libiou.a
 	$(call say,CC)
-	$(Q)mkdir -p $(@D) && $(compile) $(LDFLAGS) -MMD -MP -MT $@ -o $@ $< $(B)/libiou.a $(example-libs)
+	$(Q)mkdir -p $(@D) && \
+		$(compile) $(LDFLAGS) -MMD -MP -MT $@ -o $@ $< $(B)/libiou.a $(example-libs)
 
 ifneq ($(HAVE_CHECK),)
-check-flags  := -Itests $(call pc,--cflags check) $(if $(HAVE_GLIB),-DHAVE_GLIB $(call pc,--cflags glib-2.0))
+check-flags  := -Itests $(call pc,--cflags check) \
+		$(if $(HAVE_GLIB),-DHAVE_GLIB $(call pc,--cflags glib-2.0))
 check-libs   := $(call pc,--libs check) $(if $(HAVE_GLIB),$(call pc,--libs glib-2.0))
 $(check-src:%.c=$(B)/%.o): $(B)/%.o: %.c $(B)/flags
 	$(call say,CC)
@@ -119,18 +129,20 @@ tests        := check $(patsubst tests/programs/%.sh,%,$(wildcard tests/programs
 $(if $(filter-out $(tests),$(T)),$(error T=$(filter-out $(tests),$(T)): the tests are $(tests)))
 endif
 check: $(library) $(examples) $(check-bin)
-	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' PKG_CONFIG='$(PKG_CONFIG)' SAN='$(SAN)' V='$(verbose)' sh tests/run $(T)
+	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' PKG_CONFIG='$(PKG_CONFIG)' SAN='$(SAN)' \
+		V='$(verbose)' sh tests/run $(T)
 
 demo: $(B)/examples/walk
 	$(B)/examples/walk /usr
 
-# ---- Files of their own, which use the variables above: install; check-*, coverage; bench ---------------
+# ---- Files of their own, which use the variables above: install; check-*, coverage; bench --------
 include install.mk
 -include $(wildcard tests/proof/proof.mk bench/bench.mk)
 
-# ---- A tarball, an empty folder, help -------------------------------------------------------------------
+# ---- A tarball, an empty folder, help ------------------------------------------------------------
 dist:
-	$(Q)mkdir -p build && git archive --prefix=iou-$(VERSION)/ -o build/iou-$(VERSION).tar.gz HEAD
+	$(Q)mkdir -p build && \
+		git archive --prefix=iou-$(VERSION)/ -o build/iou-$(VERSION).tar.gz HEAD
 	@echo build/iou-$(VERSION).tar.gz
 
 clean:
@@ -139,26 +151,28 @@ clean:
 help:
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
 
-# ---- What was built with other flags is built again; liburing and the compiler are asked for once ------
+# ---- What was built with other flags is built again; liburing and the compiler are asked for once 
 $(B)/flags: export flags = $(compile) $(LDFLAGS) $(HAVE_GLIB)
 $(B)/flags: FORCE
-	@mkdir -p $(B) && printf '%s\n' "$$flags" | cmp -s - $@ || { \
-		command -v $(firstword $(CC)) >/dev/null || { echo "iou: no C compiler '$(CC)'" >&2; exit 1; }; \
+	@fail() { echo "iou: $$*" >&2; exit 1; }; \
+	mkdir -p $(B) && printf '%s\n' "$$flags" | cmp -s - $@ || { \
+		command -v $(firstword $(CC)) >/dev/null || fail "no C compiler '$(CC)'"; \
 		$(compile) -x c -fsyntax-only /dev/null || exit 1; \
-		printf '#include <liburing.h>\n' | $(compile) -D_GNU_SOURCE -x c -fsyntax-only - 2>/dev/null || \
-			{ echo "iou: liburing's headers are not installed: run 'make deps'" >&2; exit 1; }; \
+		printf '#include <liburing.h>\n' | \
+			$(compile) -D_GNU_SOURCE -x c -fsyntax-only - 2>/dev/null || \
+			fail "liburing's headers are not installed: run 'make deps'"; \
 		printf '%s\n' "$$flags" > $@; }
 -include $(wildcard $(B)/*.d $(B)/*/*.d)
 
 else ifneq ($(findstring /,$(MAKEFILE_LIST)),)
-# ---- If it is named from another folder, it runs in its own --------------------------------------------
+# ---- If it is named from another folder, it runs in its own --------------------------------------
 .PHONY: its-own-folder $(MAKECMDGOALS)
 $(or $(MAKECMDGOALS),all): its-own-folder
 its-own-folder:
 	@$(MAKE) --no-print-directory -C "$$(dirname '$(strip $(MAKEFILE_LIST))')" $(MAKECMDGOALS)
 
 else
-# ---- Goals named beside `deps` run after it, in a make of their own that sees what was installed ------
+# ---- Goals named beside `deps` run after it, in a make of their own that sees what was installed -
 .NOTPARALLEL:
 .PHONY: $(MAKECMDGOALS)
 $(filter-out deps%,$(MAKECMDGOALS)): $(filter deps%,$(MAKECMDGOALS))

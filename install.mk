@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 #
-# make install, make uninstall: what goes where. Included by the Makefile, whose variables it uses. The Makefile
-# finds what was built last ("built").
+# make install, make uninstall: what goes where. Included by the Makefile, whose variables it uses:
+# there `built` is what was built last, if anything was.
 
 PREFIX       ?= /usr/local
 prefix       ?= $(PREFIX)
@@ -14,8 +14,9 @@ INSTALL      ?= install
 
 to           := $(DESTDIR)
 in-prefix     = $(patsubst $(prefix)/%,$${prefix}/%,$(1))
-# If there is no libiou.so, programs link the archive, and pkg-config lists what it needs by default.
-static-pc    := -e 's/^Requires.private/Requires/' -e '/^Libs.private/d' -e '/^Libs:/s/$$/ -pthread/'
+# If there is no libiou.so, programs link the archive, and pkg-config lists what that needs.
+static-pc    := -e 's/^Requires.private/Requires/' -e '/^Libs.private/d' \
+		-e '/^Libs:/s/$$/ -pthread/'
 # $(call put,MODE,FILE,WHERE), $(call put-link,TO,WHERE), $(call take-away,WHERE)
 define put
 $(call say,INSTALL,$(to)$(3))
@@ -31,7 +32,8 @@ $(Q)rm -f '$(to)$(1)'
 endef
 
 install: $(if $(built),,lib)
-	$(Q)$(INSTALL) -d '$(to)$(includedir)' '$(to)$(libdir)' '$(to)$(pkgconfigdir)' '$(to)$(docdir)'
+	$(Q)$(INSTALL) -d '$(to)$(includedir)' '$(to)$(libdir)' '$(to)$(pkgconfigdir)' \
+		'$(to)$(docdir)'
 	$(call put,644,iou.h,$(includedir)/iou.h)
 	$(call put,644,$(B)/libiou.a,$(libdir)/libiou.a)
 ifneq ($(shared),)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 #
-# The proofs: targets that go further than `make check`. Included by the Makefile, whose variables they use.
-# Each prints one line with its figures at the end. JOBS is how many processes share the work.
+# The proofs: targets that go further than `make check`. Included by the Makefile, whose variables
+# they use. Each prints one line with its figures at the end. JOBS is how many processes share the
+# work.
 #
 #   make check-sim       random programs on a fake kernel: SEED=, RUNS=, TRACE=1
 #   make check-faults    each call to the outside fails
@@ -18,16 +19,19 @@
 
 JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
-# ---- check-sim: deterministic simulation, tests/sim/ ----------------------------------------------------
+# ---- check-sim: deterministic simulation, tests/sim/ ---------------------------------------------
 SEED ?= 1
 RUNS ?= 10000000
 
-sim-wraps := io_uring_queue_init_params io_uring_queue_exit io_uring_ring_dontfork io_uring_register io_uring_enter2 \
+sim-wraps := io_uring_queue_init_params io_uring_queue_exit io_uring_ring_dontfork \
+	io_uring_register io_uring_enter2 \
 	eventfd eventfd_read timerfd_create timerfd_settime close clock_gettime nanosleep syscall \
-	pthread_create pthread_join pthread_setcancelstate pthread_sigmask pthread_setname_np sched_getaffinity sched_yield \
+	pthread_create pthread_join pthread_setcancelstate pthread_sigmask pthread_setname_np \
+	sched_getaffinity sched_yield \
 	pthread_mutex_init pthread_mutex_destroy pthread_mutex_lock pthread_mutex_unlock \
 	malloc calloc realloc aligned_alloc posix_memalign free
-sim-link   = $(link) $(if $(findstring fine,$@),-DSIM_FINE) $(if $(findstring -,$(@F)),-DROUND_MAX=3) \
+sim-link   = $(link) \
+	$(if $(findstring fine,$@),-DSIM_FINE) $(if $(findstring -,$(@F)),-DROUND_MAX=3) \
 	-o $@ $(filter %.c %.o,$^) -I. $(sim-wraps:%=-Wl,--wrap=%) $(libs)
 sim-src   := $(filter-out %/atomics.c,$(wildcard tests/sim/*.c))
 sim-headers := $(wildcard tests/sim/*.h)
@@ -36,9 +40,10 @@ $(B)/tests/sim: $(sim-src) $(B)/iou.o $(sim-headers)
 	$(call say,CC)
 	$(Q)mkdir -p $(@D) && $(sim-link)
 
-# The same with slabs so small that each run uses some again, and rounds that are over after three of each source; and
-# with iou.c taken apart at each atomic operation too.
-small := sed -e 's/^\#define SLAB_SIZE .*/\#define SLAB_SIZE 128/' -e 's/^\#define ROUND_MAX .*/\#define ROUND_MAX 3/'
+# sim-small: slabs are so small that each run uses some again, and rounds are over after three of
+# each source. sim-fine: the same, with iou.c taken apart at each atomic operation too.
+small := sed -e 's/^\#define SLAB_SIZE .*/\#define SLAB_SIZE 128/' \
+	-e 's/^\#define ROUND_MAX .*/\#define ROUND_MAX 3/'
 $(B)/tests/sim-small: $(sim-src) $(B)/tests/iou-small.o $(sim-headers)
 	$(call say,CC)
 	$(Q)$(sim-link)
@@ -49,35 +54,37 @@ $(B)/tests/sim-fine: $(sim-src) tests/sim/atomics.c $(B)/tests/iou-fine.o $(sim-
 
 $(B)/tests/iou-small.o $(B)/tests/iou-fine.o: iou.c iou.h $(B)/flags
 	$(call say,CC)
-	$(Q)mkdir -p $(@D) && $(small) $< | $(compile) $(if $(findstring fine,$@),-fsanitize=thread) -x c -c -o $@ -
+	$(Q)mkdir -p $(@D) && $(small) $< | \
+		$(compile) $(if $(findstring fine,$@),-fsanitize=thread) -x c -c -o $@ -
 
 .PHONY: check-sim check-sim-part
 check-sim-part: $(B)/tests/$(or $(GRAIN),sim)
 	$(Q)$< -s $(SEED) -n $(RUNS) -j $(JOBS)
 
-# RUNS=1 replays one seed; else a tenth of the seeds is run again with short rounds, in the finer grain, and under ASan and
-# UBSan.
+# RUNS=1 replays one seed. Else a tenth of the seeds is run again with short rounds, in the finer
+# grain, and under ASan and UBSan.
+sim-again = $(make) --no-print-directory RUNS=$$(($(RUNS) / 10)) check-sim-part
 check-sim: check-sim-part
 	$(Q)$(if $(filter 1,$(RUNS))$(GRAIN)$(SAN),,\
-		$(make) --no-print-directory RUNS=$$(($(RUNS) / 10)) GRAIN=sim-small check-sim-part && \
-		$(make) --no-print-directory RUNS=$$(($(RUNS) / 10)) GRAIN=sim-fine check-sim-part && \
-		$(make) --no-print-directory RUNS=$$(($(RUNS) / 10)) SAN=address B='$(B)/address' check-sim-part)
+		$(sim-again) GRAIN=sim-small && \
+		$(sim-again) GRAIN=sim-fine && \
+		$(sim-again) SAN=address B='$(B)/address')
 
-# ---- check-faults: each call to the outside fails, tests/proof/faults.c ---------------------------------------
-fault-wraps := malloc calloc aligned_alloc posix_memalign free pthread_create pthread_join mmap madvise \
-	sched_getaffinity eventfd syscall timerfd_create io_uring_queue_init_params io_uring_queue_exit \
-	io_uring_register io_uring_enter2 nanosleep
+# ---- check-faults: each call to the outside fails, tests/proof/faults.c --------------------------
+fault-wraps := malloc calloc aligned_alloc posix_memalign free mmap madvise \
+	pthread_create pthread_join sched_getaffinity eventfd syscall timerfd_create nanosleep \
+	io_uring_queue_init_params io_uring_queue_exit io_uring_register io_uring_enter2
 
 $(B)/tests/faults: tests/proof/faults.c $(B)/iou.o
 	$(call say,CC)
-	$(Q)mkdir -p $(@D) && $(compile) $(LDFLAGS) -o $@ tests/proof/faults.c $(B)/iou.o $(fault-wraps:%=-Wl,--wrap=%) $(libs)
+	$(Q)mkdir -p $(@D) && $(compile) $(LDFLAGS) -o $@ $^ $(fault-wraps:%=-Wl,--wrap=%) $(libs)
 
 .PHONY: check-faults
 check-faults: $(B)/tests/faults
 	$(Q)$(B)/tests/faults -j $$(($(JOBS) * 2))
 	$(Q)B='$(B)' JOBS='$(JOBS)' bash tests/proof/strace.sh
 
-# ---- check-destroy: nothing is written after iou_free(), tests/proof/destroy.c --------------------------------
+# ---- check-destroy: nothing is written after iou_free(), tests/proof/destroy.c -------------------
 DESTROYS ?= 1000
 $(B)/tests/destroy: tests/proof/destroy.c $(B)/libiou.a
 	$(call say,CC)
@@ -85,31 +92,36 @@ $(B)/tests/destroy: tests/proof/destroy.c $(B)/libiou.a
 
 .PHONY: check-destroy
 check-destroy: $(B)/tests/destroy
-	$(Q)$(B)/tests/destroy $(DESTROYS); case $$? in 0) echo '1 passed, 0 failed, 0 skipped' ;; \
-		77) echo '0 passed, 0 failed, 1 skipped' ;; *) echo '0 passed, 1 failed, 0 skipped'; exit 1 ;; esac
+	$(Q)$(B)/tests/destroy $(DESTROYS); case $$? in \
+		0) echo '1 passed, 0 failed, 0 skipped' ;; \
+		77) echo '0 passed, 0 failed, 1 skipped' ;; \
+		*) echo '0 passed, 1 failed, 0 skipped'; exit 1 ;; esac
 
-# ---- check-full: the tests that `make check` scales down, as they are meant -----------------------------
+# ---- check-full: the tests that `make check` scales down, as they are meant ----------------------
 .PHONY: check-full
 check-full: all $(check-bin)
-	$(Q)IOU_TEST_FULL=1 CK_TIMEOUT_MULTIPLIER=40 TIMEOUT=7200 B='$(B)' CC='$(CC)' MAKE='$(make)' \
-		PKG_CONFIG='$(PKG_CONFIG)' SAN='$(SAN)' V='$(V)' sh tests/run $(or $(T),check walk)
+	$(Q)IOU_TEST_FULL=1 CK_TIMEOUT_MULTIPLIER=40 TIMEOUT=7200 B='$(B)' CC='$(CC)' \
+		MAKE='$(make)' PKG_CONFIG='$(PKG_CONFIG)' SAN='$(SAN)' V='$(V)' \
+		sh tests/run $(or $(T),check walk)
 
 # What the scripts that link iou.o anew need to know.
-proof-env = B='$(B)' CC='$(CC)' JOBS='$(JOBS)' FLAGS='$(own) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS)' SIM_SRC='$(sim-src)' \
-	SIM_WRAPS='$(sim-wraps:%=-Wl,--wrap=%)' SMALL="$(small)" FAULT_WRAPS='$(fault-wraps:%=-Wl,--wrap=%)' \
+proof-env = B='$(B)' CC='$(CC)' JOBS='$(JOBS)' \
+	FLAGS='$(own) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS)' \
+	SIM_SRC='$(sim-src)' SIM_WRAPS='$(sim-wraps:%=-Wl,--wrap=%)' SMALL="$(small)" \
+	FAULT_WRAPS='$(fault-wraps:%=-Wl,--wrap=%)' \
 	CHECK_OBJECTS='$(check-src:%.c=$(B)/%.o)' CHECK_LIBS='$(check-libs)' LIBS='$(libs)'
 
-# ---- check-mutants: faults put into iou.c, each caught by some test -------------------------------------
+# ---- check-mutants: faults put into iou.c, each caught by some test ------------------------------
 .PHONY: check-mutants
 check-mutants: $(check-bin)
 	$(Q)$(proof-env) bash tests/proof/mutants.sh $(T)
 
-# ---- check-kernels: the Check program on older and newer kernels ----------------------------------------
+# ---- check-kernels: the Check program on older and newer kernels ---------------------------------
 .PHONY: check-kernels
 check-kernels:
 	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' sh tests/proof/kernels.sh $(T)
 
-# ---- check-ports: on 32 bits, with musl, on arm64 -------------------------------------------------------
+# ---- check-ports: on 32 bits, with musl, on arm64 ------------------------------------------------
 $(B)/tests/smoke: tests/proof/smoke.c $(B)/libiou.a
 	$(call say,CC)
 	$(Q)mkdir -p $(@D) && $(compile) $(LDFLAGS) -o $@ $^ $(libs)
@@ -118,12 +130,12 @@ $(B)/tests/smoke: tests/proof/smoke.c $(B)/libiou.a
 check-ports:
 	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' sh tests/proof/ports.sh $(T)
 
-# ---- check-liburing: the Check program and the scripts with newer liburings -----------------------------
+# ---- check-liburing: the Check program and the scripts with newer liburings ----------------------
 .PHONY: check-liburing
 check-liburing:
 	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' JOBS='$(JOBS)' sh tests/proof/liburing.sh $(T)
 
-# ---- check-spin: the wake-up protocols as models, and for real ------------------------------------------
+# ---- check-spin: the wake-up protocols as models, and for real -----------------------------------
 HANDOFFS ?= 10000000
 $(B)/tests/handoff: tests/proof/handoff.c $(B)/libiou.a
 	$(call say,CC)
@@ -133,21 +145,22 @@ $(B)/tests/handoff: tests/proof/handoff.c $(B)/libiou.a
 check-spin: $(B)/tests/handoff
 	$(Q)B='$(B)' CC='$(CC)' HANDOFFS=$(HANDOFFS) sh tests/proof/spin.sh
 
-# ---- check-valgrind: memcheck over the Check program ----------------------------------------------------
+# ---- check-valgrind: memcheck over the Check program ---------------------------------------------
 $(B)/valgrind/check: tests/proof/valgrind.c $(check-src:%.c=$(B)/%.o) $(B)/libiou.a
 	$(call say,LD)
-	$(Q)mkdir -p $(@D) && $(compile) $(LDFLAGS) -o $@ $^ -Wl,--wrap=io_uring_enter2 $(check-libs) $(libs)
+	$(Q)mkdir -p $(@D) && \
+		$(compile) $(LDFLAGS) -o $@ $^ -Wl,--wrap=io_uring_enter2 $(check-libs) $(libs)
 
 .PHONY: check-valgrind
 check-valgrind: $(B)/valgrind/check
 	$(Q)B='$(B)' JOBS='$(JOBS)' bash tests/proof/valgrind.sh $(T)
 
-# ---- coverage: of iou.c, over the Check program, the simulation, and the faults -------------------------
+# ---- coverage: of iou.c, over the Check program, the simulation, and the faults ------------------
 .PHONY: coverage
 coverage: $(check-bin)
 	$(Q)$(proof-env) bash tests/proof/coverage.sh
 
-# ---- Those that CI runs, a few minutes on two CPUs; and all of them --------------------------------------
+# ---- Those that CI runs, a few minutes on two CPUs; and all of them ------------------------------
 # One that fails is no reason to leave out the others. What prints no sum of its own counts as one.
 part = $(make) --no-print-directory $(1) || bad=1;
 one  = if $(make) --no-print-directory $(1); then echo '1 passed, 0 failed, 0 skipped'; \
@@ -155,10 +168,12 @@ one  = if $(make) --no-print-directory $(1); then echo '1 passed, 0 failed, 0 sk
 
 .PHONY: check-ci check-all
 check-ci:
-	$(Q)bad=0; $(call one,check-sim RUNS=10000000) $(call one,check-faults) $(call part,check-spin HANDOFFS=1000000) \
-		$(call part,check-destroy DESTROYS=100) $(call part,check-liburing T=sid) exit $$bad
+	$(Q)bad=0; $(call one,check-sim RUNS=10000000) $(call one,check-faults) \
+		$(call part,check-spin HANDOFFS=1000000) $(call part,check-destroy DESTROYS=100) \
+		$(call part,check-liburing T=sid) exit $$bad
 
 check-all:
-	$(Q)bad=0; $(call one,check-sim) $(call one,check-faults) $(call part,check-spin) $(call part,check-destroy) \
-		$(call part,check-full) $(call part,check-kernels) $(call part,check-liburing) $(call part,check-ports) \
-		$(call part,check-valgrind) $(call one,check-mutants) $(call one,check-instr) $(call one,coverage) exit $$bad
+	$(Q)bad=0; $(call one,check-sim) $(call one,check-faults) $(call part,check-spin) \
+		$(call part,check-destroy) $(call part,check-full) $(call part,check-kernels) \
+		$(call part,check-liburing) $(call part,check-ports) $(call part,check-valgrind) \
+		$(call one,check-mutants) $(call one,check-instr) $(call one,coverage) exit $$bad

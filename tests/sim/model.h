@@ -87,15 +87,16 @@ typedef struct bh_model_t {
 	bool idle;          /* only when nothing else is */
 	bool may_run;       /* a schedule began since it last ran */
 	unsigned place;     /* in line, among what the loop thread gave; 0: not known */
-	bool may_stay; /* it was cancelled, and may have kept its place: it could not be reached
-			  behind another's gift */
-	/* by another thread: that may have come between iou's decision to run it and the run, */
-	bool by_other;
-	bool once_more;     /* which then does not count for it */
+	/* It was cancelled, and may have kept its place: iou could not reach it behind a gift of
+	 * another thread. */
+	bool may_stay;
+	/* Another thread schedules it. That may come between iou's decision to run it and the run:
+	 * then the run does not count for that schedule, and it runs once more. */
+	bool by_other, once_more;
 } bh_model_t;
 
-/* A callback of an op that is running: what the op says is its own, but in callbacks of the same op
- * that are nested. */
+/* A callback that runs. What its op says is its own, but in callbacks of the same op that are
+ * nested in it. */
 typedef struct calling_t {
 	struct calling_t *up;
 	const iou_op_t *op;
@@ -108,16 +109,15 @@ typedef struct driver_t {
 	struct driver_t *up;
 	unsigned id, depth;
 	bool is_run;
-	bool nested; /* another was called from a callback of this one; */
-	bool flushed; /* or iou_flush() was */
+	bool nested;       /* a callback of this one called another, */
+	bool flushed;      /* or iou_flush() */
 	int64_t timeout_ns;
 	int n_calls;
-	/* of iou_poll(): with iou_fd() in use it may make two, where callbacks queued something */
-	unsigned n_rounds;
+	unsigned n_rounds; /* iou_poll() with iou_fd() in use may make two */
 	unsigned n_of[4];  /* calls of each class */
-	int error; /* what a callback returned */
-	int class; /* of the last callback, */
-	unsigned n_wraps; /* and how often it was less than that of the one before */
+	int error;         /* what a callback returned */
+	int class;         /* of the last callback, */
+	unsigned n_wraps;  /* and how often it was less than that of the one before */
 	unsigned last_queued;
 } driver_t;
 
@@ -132,13 +132,12 @@ typedef struct model_t {
 	calling_t *calling;
 	unsigned budget;    /* actions left */
 	unsigned n_pending; /* ops */
-	uint64_t seq, job_seq, timer_seq, last_taken_seq, last_start_seq, finish_seq,
-		last_finish_seq;
+	uint64_t seq, job_seq, timer_seq, finish_seq;
+	uint64_t last_taken_seq, last_start_seq, last_finish_seq;
 	unsigned last_queued; /* ring op, or 0 where a chain cannot go on behind it */
 	bool boundary;        /* a callback began or ended since */
 	bool any_drain;
-	/* a CQE was lost: iou_run() says so, and iou_free() gives up what ops refer to */
-	bool broken;
+	bool broken;          /* a CQE was lost: iou_run() says so, iou_free() gives memory up */
 	bool short_of_supply; /* the last enter was refused or short */
 	int holds;            /* of the loop thread, less unholds begun */
 	unsigned poster_holds;
