@@ -128,6 +128,13 @@
 #define SECONDS_MAX (sizeof(time_t) < 8 ? (uint64_t)INT32_MAX : (uint64_t)INT64_MAX)
 #define ROUND_MAX  1024 /* items of each source that a round takes, delivers, expires or cancels */
 
+/*
+ * Atomics without order: the caller writes the object itself, holds the lock, needs a hint only, or
+ * something else gives the order, which a comment says.
+ */
+#define RELAXED(object)            atomic_load_explicit(&(object), memory_order_relaxed)
+#define RELAXED_SET(object, value) atomic_store_explicit(&(object), value, memory_order_relaxed)
+
 __attribute__((noreturn)) static COLD void die_of_misuse(const char *function, const char *rule)
 {
 	char line[256];
@@ -351,14 +358,14 @@ static bool owner_exists(const owner_t *owner) { return atomic_load(&owner->key)
 static inline bool owner_is_this(const owner_t *owner)
 {
 	return likely(this_thread + process_number() ==
-		      atomic_load_explicit(&owner->key, memory_order_relaxed));
+		      RELAXED(owner->key));
 }
 
 /* True on a thread that may use the iou. */
 static inline bool owner_allows(const owner_t *owner)
 {
 	return owner_is_this(owner) ||
-	       (atomic_load_explicit(&owner->key, memory_order_relaxed) == NOBODY &&
+	       (RELAXED(owner->key) == NOBODY &&
 		owner_is_here(owner));
 }
 
@@ -367,7 +374,7 @@ static bool owner_is_looping(const owner_t *owner)
 {
 	return owner_is_this(owner) ||
 	       (this_thread && owner_is_here(owner) &&
-		atomic_load_explicit(&owner->runner, memory_order_relaxed) == this_thread);
+		RELAXED(owner->runner) == this_thread);
 }
 
 /* True in a forked child if the loop thread called fork(): then the memory is consistent. */
@@ -401,16 +408,16 @@ static bool owner_enters_locked(const owner_t *owner)
 
 static void owner_enter(owner_t *owner)
 {
-	atomic_store_explicit(&owner->depth, owner->depth + 1, memory_order_relaxed);
+	RELAXED_SET(owner->depth, owner->depth + 1);
 	if (unlikely(owner->handed))
-		atomic_store_explicit(&owner->runner, thread_number(), memory_order_relaxed);
+		RELAXED_SET(owner->runner, thread_number());
 }
 
 /* Pairs with iou_free() on another thread. */
 static void owner_leave(owner_t *owner)
 {
 	if (unlikely(owner->handed) && owner->depth == 1)
-		atomic_store_explicit(&owner->runner, 0, memory_order_relaxed);
+		RELAXED_SET(owner->runner, 0);
 	atomic_store_explicit(&owner->depth, owner->depth - 1, memory_order_release);
 }
 
@@ -1241,9 +1248,6 @@ typedef struct workers_t {
 	_Alignas(64) atomic_ullong n_done; /* pairs with inbox.sleeping; read without the lock */
 } workers_t;
 
-/* Without order: the caller writes the count, holds the lock, or only needs a hint. */
-#define OWN_COUNT(count) atomic_load_explicit(&(count), memory_order_relaxed)
-
 static job_t *job_at(const workers_t *workers, uint64_t number)
 {
 	return &workers->jobs[number & (workers->size - 1)];
@@ -1252,9 +1256,9 @@ static job_t *job_at(const workers_t *workers, uint64_t number)
 /* With the lock held: true if there is a job, which is at n_taken then. */
 static bool workers_have_job(workers_t *workers)
 {
-	uint64_t n_taken = OWN_COUNT(workers->n_taken);
+	uint64_t n_taken = RELAXED(workers->n_taken);
 
-	for (;; atomic_store_explicit(&workers->n_taken, ++n_taken, memory_order_relaxed)) {
+	for (;; RELAXED_SET(workers->n_taken, ++n_taken)) {
 		if (n_taken == workers->n_seen)
 			workers->n_seen = atomic_load(&workers->n_queued);
 		if (n_taken == workers->n_seen)
@@ -1283,10 +1287,10 @@ static void worker_wake(workers_t *workers) { futex_wake(&workers->n_calls, 1); 
 /* With the lock held, and a job there. True: worker_wake() must follow, for the next job. */
 static bool job_take(workers_t *workers, job_t *job)
 {
-	uint64_t n_taken = OWN_COUNT(workers->n_taken);
+	uint64_t n_taken = RELAXED(workers->n_taken);
 
 	*job = *job_at(workers, n_taken);
-	atomic_store_explicit(&workers->n_taken, n_taken + 1, memory_order_relaxed);
+	RELAXED_SET(workers->n_taken, n_taken + 1);
 	return unlikely(atomic_load(&workers->n_idle)) && workers_have_job(workers) &&
 	       worker_call(workers, false);
 }
@@ -1297,7 +1301,7 @@ static void worker_spin(workers_t *workers)
 
 	do
 		cpu_pause();
-	while (atomic_load(&workers->n_queued) == OWN_COUNT(workers->n_taken) &&
+	while (atomic_load(&workers->n_queued) == RELAXED(workers->n_taken) &&
 	       !atomic_load(&workers->stop) && now_ns() < until_ns);
 }
 
@@ -1341,7 +1345,7 @@ static bool worker_swap(workers_t *workers, job_t *job, int result)
 	more = workers_have_job(workers);
 	if (!more)
 		atomic_fetch_add(&workers->n_looking, 1); /* the loop may queue one now */
-	n_done = OWN_COUNT(workers->n_done);
+	n_done = RELAXED(workers->n_done);
 	workers->done[n_done & (workers->size - 1)] = (done_t){job->op, result};
 	atomic_store(&workers->n_done, n_done + 1);
 	if (more)
@@ -1413,13 +1417,13 @@ static void workers_widen(workers_t *workers)
 /* True if there is a job that no worker is free for, or on its way to. */
 static bool workers_fall_short(workers_t *workers)
 {
-	uint64_t n_queued = OWN_COUNT(workers->n_queued), i;
+	uint64_t n_queued = RELAXED(workers->n_queued), i;
 	unsigned n_free;
 
 	pthread_mutex_lock(&workers->lock);
 	workers_have_job(workers); /* passes over withdrawn jobs, once for all */
 	n_free = atomic_load(&workers->n_idle) + atomic_load(&workers->n_looking);
-	for (i = OWN_COUNT(workers->n_taken); i != n_queued; i++)
+	for (i = RELAXED(workers->n_taken); i != n_queued; i++)
 		if (job_at(workers, i)->op && !n_free--)
 			break;
 	pthread_mutex_unlock(&workers->lock);
@@ -1430,10 +1434,10 @@ static bool workers_fall_short(workers_t *workers)
 static void workers_move(workers_t *workers, job_t *jobs, uint64_t size)
 {
 	done_t *done = (done_t *)(jobs + size);
-	uint64_t n_queued = OWN_COUNT(workers->n_queued), n_taken, end, i;
+	uint64_t n_queued = RELAXED(workers->n_queued), n_taken, end, i;
 
 	pthread_mutex_lock(&workers->lock);
-	n_taken = end = OWN_COUNT(workers->n_taken);
+	n_taken = end = RELAXED(workers->n_taken);
 	for (i = n_taken; i != n_queued; i++) {
 		job_t job = *job_at(workers, i);
 
@@ -1442,7 +1446,7 @@ static void workers_move(workers_t *workers, job_t *jobs, uint64_t size)
 		job.op->job.number = end;
 		jobs[end++ & (size - 1)] = job;
 	}
-	for (i = workers->n_collected; i != OWN_COUNT(workers->n_done); i++)
+	for (i = workers->n_collected; i != RELAXED(workers->n_done); i++)
 		done[i & (size - 1)] = workers->done[i & (workers->size - 1)];
 	atomic_store(&workers->n_queued, end);
 	workers->n_seen = end;
@@ -1482,9 +1486,9 @@ static int workers_queue(workers_t *workers, op_t *op, int (*work)(void *work_da
 
 	if (unlikely(!workers->n_threads) && worker_start(workers) < 0)
 		return -EAGAIN;
-	if (unlikely(OWN_COUNT(workers->n_queued) == workers->limit))
+	if (unlikely(RELAXED(workers->n_queued) == workers->limit))
 		workers_move(workers, workers->jobs, workers->size);
-	n_queued = OWN_COUNT(workers->n_queued);
+	n_queued = RELAXED(workers->n_queued);
 	op->job.work = work;
 	op->job.number = n_queued;
 	*job_at(workers, n_queued) = (job_t){op, work, work_data};
@@ -1505,7 +1509,7 @@ static int workers_queue(workers_t *workers, op_t *op, int (*work)(void *work_da
 
 static bool job_is_taken(const workers_t *workers, const op_t *op)
 {
-	return op->job.number < OWN_COUNT(workers->n_taken);
+	return op->job.number < RELAXED(workers->n_taken);
 }
 
 /* False: a worker has the job already. */
@@ -2255,7 +2259,7 @@ typedef struct inbox_t {
 	uint64_t n_lined;    /* entries that ever entered the line: the next one's seq */
 	uint64_t n_called;   /* posts and bottom halves, ever */
 	int wake_fd;         /* for ASLEEP: a copy of ring.wake.fd; never changes */
-	int fd;              /* for RESTING: a copy of bell.fd, or -1; others read it if RESTING */
+	atomic_int fd;       /* for RESTING: a copy of bell.fd, or -1; set before RESTING */
 	/* Rarely written by others: */
 	atomic_ullong n_wakeups;
 	pthread_mutex_t lock; /* guards bhs; line and idle too while no thread owns the iou */
@@ -2283,7 +2287,7 @@ static void inbox_wake(inbox_t *inbox)
 	if (was == AWAKE)
 		return;
 	atomic_fetch_add_explicit(&inbox->n_wakeups, 1, memory_order_relaxed);
-	event_signal(was == ASLEEP ? inbox->wake_fd : inbox->fd);
+	event_signal(was == ASLEEP ? inbox->wake_fd : RELAXED(inbox->fd));
 	errno = saved;
 }
 
@@ -2291,10 +2295,10 @@ static NOINLINE void inbox_touch_fd(inbox_t *inbox)
 {
 	if (atomic_load(&inbox->sleeping) != AWAKE &&
 	    atomic_exchange(&inbox->sleeping, AWAKE) != AWAKE)
-		event_signal(inbox->fd);
+		event_signal(RELAXED(inbox->fd));
 }
 
-static inline bool inbox_has_fd(const inbox_t *inbox) { return unlikely(inbox->fd >= 0); }
+static inline bool inbox_has_fd(const inbox_t *inbox) { return unlikely(RELAXED(inbox->fd) >= 0); }
 
 /* The loop thread changed something: make iou_fd() readable, if it is in use. */
 static inline void inbox_touch(inbox_t *inbox)
@@ -2303,10 +2307,7 @@ static inline void inbox_touch(inbox_t *inbox)
 		inbox_touch_fd(inbox);
 }
 
-static enum sleep inbox_sleep(inbox_t *inbox)
-{
-	return (enum sleep)atomic_load_explicit(&inbox->sleeping, memory_order_relaxed);
-}
+static enum sleep inbox_sleep(inbox_t *inbox) { return (enum sleep)RELAXED(inbox->sleeping); }
 
 /* True if wakers need not do anything. */
 static bool inbox_is_awake(inbox_t *inbox) { return atomic_load(&inbox->sleeping) == AWAKE; }
@@ -2315,13 +2316,13 @@ static bool inbox_is_awake(inbox_t *inbox) { return atomic_load(&inbox->sleeping
 static void inbox_signal_fd(inbox_t *inbox)
 {
 	atomic_store(&inbox->sleeping, AWAKE);
-	event_signal(inbox->fd);
+	event_signal(RELAXED(inbox->fd));
 }
 
 static void inbox_set_wake_fd(inbox_t *inbox, int fd) { inbox->wake_fd = fd; }
 
 /* iou_fd() is in use from now on. */
-static void inbox_set_fd(inbox_t *inbox, int fd) { inbox->fd = fd; }
+static void inbox_set_fd(inbox_t *inbox, int fd) { RELAXED_SET(inbox->fd, fd); }
 
 /* A fence. The caller then looks for all that a waker may have published before. */
 static void inbox_set_sleep(inbox_t *inbox, enum sleep sleep)
@@ -2330,10 +2331,7 @@ static void inbox_set_sleep(inbox_t *inbox, enum sleep sleep)
 }
 
 /* No fence: at worst a waker writes to the eventfd once without need. */
-static void inbox_set_awake(inbox_t *inbox)
-{
-	atomic_store_explicit(&inbox->sleeping, AWAKE, memory_order_relaxed);
-}
+static void inbox_set_awake(inbox_t *inbox) { RELAXED_SET(inbox->sleeping, AWAKE); }
 
 /*
  * The loop slept in the kernel, where wakers write to wake_fd. If it was RESTING before, and one
@@ -2438,7 +2436,7 @@ static NOINLINE uintptr_t slab_renew(inbox_t *inbox, uintptr_t cursor)
 static entry_t *entry_take(inbox_t *inbox)
 {
 	/* May be stale: the exchange below checks it. */
-	uintptr_t cursor = atomic_load_explicit(&inbox->post_cursor, memory_order_relaxed);
+	uintptr_t cursor = RELAXED(inbox->post_cursor);
 	entry_t *entry;
 
 	do {
@@ -2675,7 +2673,8 @@ static void inbox_init(inbox_t *inbox)
 	list_init(&inbox->idle);
 	list_init(&inbox->bhs);
 	pthread_mutex_init(&inbox->lock, NULL);
-	inbox->wake_fd = inbox->fd = -1;
+	inbox->wake_fd = -1;
+	atomic_init(&inbox->fd, -1);
 }
 
 /* Drop everything that waits to be called; the bottom halves themselves stay. */
@@ -2719,7 +2718,7 @@ static void inbox_unlock(inbox_t *inbox) { pthread_mutex_unlock(&inbox->lock); }
 static void inbox_stats(const inbox_t *inbox, iou_stats_t *stats)
 {
 	stats->posts = inbox->n_called;
-	stats->wakeups = atomic_load_explicit(&inbox->n_wakeups, memory_order_relaxed);
+	stats->wakeups = RELAXED(inbox->n_wakeups);
 }
 
 /* How many are in the line or idle. */
@@ -3409,7 +3408,7 @@ static void loop_end_run(loop_t *loop)
 static inline bool loop_goes_on(loop_t *loop, const round_t *round, int ret)
 {
 	return likely(ret >= 0) &&
-	       !(unlikely(atomic_load_explicit(&loop->quit, memory_order_relaxed)) && round->quits);
+	       !(unlikely(RELAXED(loop->quit)) && round->quits);
 }
 
 /* Any thread, as the next one. */
