@@ -13,41 +13,39 @@
  *
  * An op has one state, and is on one list (op->node) at most:
  *
- *   FREE ──► OWNED ──┬► BACKLOG ──► RING ──┬──────────► LAST ──► FREE, or OWNED if it is kept by
- *                    │     │               └► HELD ──►   ▲       queueing it again
- *                    ├► JOB, TIMER ──► ENDED ────────────┘
- *                    └───────────────► (a timer: LAST at once)
+ *   state    list           whose memory     meaning                        next
+ *   FREE     free list      iou              nobody has it                  OWNED
+ *   OWNED    none           program          taken, not queued              BACKLOG JOB TIMER FREE
+ *   BACKLOG  backlog        iou              waits for room in the SQ       RING ENDED
+ *   RING     a cancels' (1) iou and kernel   in the SQ or in the kernel     LAST HELD (2)
+ *   HELD     a cancels' (1) iou and kernel   ended; a CQE names it still    LAST
+ *   JOB      none           iou and worker   waits for a worker, or runs    ENDED
+ *   TIMER    none (a heap)  iou              waits for its time             LAST ENDED
+ *   ENDED    ended          iou              its result waits for delivery  LAST
+ *   LAST     none           program          its last callback runs         FREE BACKLOG JOB TIMER
  *
- *   state    list                        whose memory       meaning
- *   FREE     the pool's free list        iou                nobody has it
- *   OWNED    none                        program            taken, not queued
- *   BACKLOG  backlog                     iou                waits for room in the SQ
- *   RING     none, or a list of cancels  iou and kernel     in the SQ or in the kernel
- *   HELD     none, or a list of cancels  iou and kernel     has ended; a CQE of it is to come
- *   JOB      none                        iou and worker     waits for a worker, or runs
- *   TIMER    none (in a heap)            iou                waits for its time
- *   ENDED    ended                       iou                its result is known, not yet delivered
- *   LAST     none                        program            its last callback runs
+ *   (1) or none. (2) Rarely BACKLOG, if the kernel interrupted it, or ENDED, if its chain was cut.
+ *
+ * Counts. Each pending op is counted once: in backlog.n, in ring_in_flight() or in ops.n_elsewhere.
  *
  * Rounds. Each source is a FIFO. A round takes what was there when it began, at most ROUND_MAX of
  * each source. It takes one item off, then calls its callback. So if a callback fails, quits or
  * runs a nested loop, nothing is lost and nothing happens twice.
  *
- * Sleeping. Only ring_enter() sleeps. Before it, the loop sets `sleeping` and then looks at all
- * that another thread can change. A waker publishes its item and then looks at `sleeping`. So one
- * of the two sees the other (tests/wake.pml is this protocol as a model).
+ * Sleeping. The loop sleeps only in ring_enter(). Before it does, it sets `sleeping` and then looks
+ * at all that another thread can change. A waker publishes its item and then looks at `sleeping`.
+ * So one of the two sees the other (tests/proof/wake.pml is this protocol as a model).
  *
  * Threads. The loop thread alone uses iou_t. The exceptions are: atomics, the fields that never
  * change after iou_new(), and those that a lock guards, which say so. Locks are never nested, and
  * no user code runs under one.
  *
  * Rooms. A room keeps one type, and only its functions touch the fields of that type
- * (tests/rooms checks it). A room calls only the rooms above it. Its public calls come last.
- *   Parts, which do not know iou_t:
- *     base, owner (thread, fork), op (the record, its pool), timers, workers, ring, inbox (posts,
- *     bottom halves, waking), backlog, cancels
- *   The whole: iou_t, and what uses more than one part:
- *     iou, ops, cancelling, submit, jobs, posts, wait, embed (iou_fd), loop, life, inspect
+ * (tests/programs/rooms.sh checks it). A room calls only the rooms above it.
+ *   Parts, which never look inside iou_t: base, owner, op, timers, workers, ring, inbox, cancels,
+ *     backlog, bell, loop
+ *   The whole, and what uses more than one part: iou, ops, jobs, cancelling, posts, submit, wait,
+ *     embed, rounds, life, inspect
  */
 
 #ifndef _GNU_SOURCE
@@ -125,10 +123,17 @@
 #define NEVER      UINT64_MAX
 #define NS_PER_SEC UINT64_C(1000000000)
 #define NS_PER_MS  UINT64_C(1000000)
-#define WAIT_MAX_NS ((uint64_t)INT64_MAX / 4) /* of one wait: the kernel's sums do not overflow */
+#define WAIT_MAX_NS ((uint64_t)INT64_MAX / 4) /* longest wait: the kernel's sums do not overflow */
 /* The largest tv_sec of a timespec. */
 #define SECONDS_MAX (sizeof(time_t) < 8 ? (uint64_t)INT32_MAX : (uint64_t)INT64_MAX)
 #define ROUND_MAX  1024 /* items of each source that a round takes, delivers, expires or cancels */
+
+/*
+ * Atomics without order: the caller writes the object itself, holds the lock, needs a hint only, or
+ * something else gives the order, which a comment says.
+ */
+#define RELAXED(object)            atomic_load_explicit(&(object), memory_order_relaxed)
+#define RELAXED_SET(object, value) atomic_store_explicit(&(object), value, memory_order_relaxed)
 
 __attribute__((noreturn)) static COLD void die_of_misuse(const char *function, const char *rule)
 {
@@ -187,8 +192,8 @@ static void futex_wake(atomic_uint *word, int n)
 	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, n);
 }
 
-/* While calls of libc that are cancellation points are needed. cancel_allow() takes the result. */
-static int cancel_defer(void)
+/* Switch pthread cancellation off, around calls of libc that are cancellation points. */
+static int thread_cancel_off(void)
 {
 	int state;
 
@@ -196,7 +201,7 @@ static int cancel_defer(void)
 	return state;
 }
 
-static void cancel_allow(int state) { pthread_setcancelstate(state, NULL); }
+static void thread_cancel_restore(int state) { pthread_setcancelstate(state, NULL); }
 
 static void cpu_pause(void)
 {
@@ -208,9 +213,8 @@ static void cpu_pause(void)
 }
 
 /*
- * The head of a circular list, or a node on one. A stack uses `next` alone. A node lies within
- * other types and is reached through either, so it is may_alias: gcc 12 is misled otherwise (the
- * test of a chain that is too long fails at -O2).
+ * The head of a circular list, or a node on one. A stack uses `next` alone. Nodes lie in unions:
+ * without may_alias gcc 12 breaks the list functions at -O2.
  */
 typedef struct node_t {
 	struct node_t *next, *prev;
@@ -277,9 +281,10 @@ typedef struct owner_t {
 	uint64_t maker;        /* the number of the thread that made it; never changes */
 	bool handed;           /* never changes */
 	bool bound;            /* the ring is enabled, and the owner is known unless handed */
-	atomic_uint depth;     /* active iou_run() and iou_poll() calls; the loop's to write */
+	atomic_uint depth;     /* active iou_run(), iou_poll() and iou_flush() calls; the loop's */
 	_Atomic(uint64_t) runner; /* if handed: the number of the thread in these calls, or 0 */
-	atomic_uint n_visitors; /* threads inside iou_quit() or iou_unhold(), and FREE_WAITS */
+	/* Threads inside iou_quit() or iou_unhold(), + FREE_WAITS. */
+	_Alignas(64) atomic_uint n_visitors;
 } owner_t;
 
 static _Thread_local uint64_t this_thread; /* its number << 32; 0: none yet */
@@ -305,7 +310,7 @@ static bool process_init(void)
 	return atomic_load(&process_page);
 }
 
-/* This process's number, or 0 if it has made no iou. */
+/* This process's number; 0 in a forked child that has made no iou. An iou was made before. */
 static uint64_t process_number(void)
 {
 	return atomic_load_explicit(atomic_load_explicit(&process_page, memory_order_relaxed),
@@ -353,14 +358,14 @@ static bool owner_exists(const owner_t *owner) { return atomic_load(&owner->key)
 static inline bool owner_is_this(const owner_t *owner)
 {
 	return likely(this_thread + process_number() ==
-		      atomic_load_explicit(&owner->key, memory_order_relaxed));
+		      RELAXED(owner->key));
 }
 
 /* True on a thread that may use the iou. */
 static inline bool owner_allows(const owner_t *owner)
 {
 	return owner_is_this(owner) ||
-	       (atomic_load_explicit(&owner->key, memory_order_relaxed) == NOBODY &&
+	       (RELAXED(owner->key) == NOBODY &&
 		owner_is_here(owner));
 }
 
@@ -369,10 +374,10 @@ static bool owner_is_looping(const owner_t *owner)
 {
 	return owner_is_this(owner) ||
 	       (this_thread && owner_is_here(owner) &&
-		atomic_load_explicit(&owner->runner, memory_order_relaxed) == this_thread);
+		RELAXED(owner->runner) == this_thread);
 }
 
-/* In a forked child: true if the loop thread forked, so that nothing was half done. */
+/* True in a forked child if the loop thread called fork(): then the memory is consistent. */
 static bool owner_forked(const owner_t *owner)
 {
 	uint64_t key = atomic_load(&owner->key);
@@ -395,7 +400,7 @@ static bool owner_is_handed(const owner_t *owner) { return unlikely(owner->hande
 /* How many loops of the iou are active, one within a callback of the other. */
 static unsigned owner_depth(const owner_t *owner) { return owner->depth; }
 
-/* True if other threads need inbox.lock to know whether a loop runs: see iou_bh_cancel(). */
+/* True if depth changes under inbox.lock: no thread owns the iou. See iou_bh_cancel(). */
 static bool owner_enters_locked(const owner_t *owner)
 {
 	return unlikely(owner->handed) && !owner->depth;
@@ -403,24 +408,16 @@ static bool owner_enters_locked(const owner_t *owner)
 
 static void owner_enter(owner_t *owner)
 {
-	atomic_store_explicit(&owner->depth, owner->depth + 1, memory_order_relaxed);
-}
-
-static void owner_enter_handed(owner_t *owner)
-{
-	owner_enter(owner);
-	atomic_store_explicit(&owner->runner, thread_number(), memory_order_relaxed);
-}
-
-static void owner_leave_handed(owner_t *owner)
-{
-	if (owner->handed && owner->depth == 1)
-		atomic_store_explicit(&owner->runner, 0, memory_order_relaxed);
+	RELAXED_SET(owner->depth, owner->depth + 1);
+	if (unlikely(owner->handed))
+		RELAXED_SET(owner->runner, thread_number());
 }
 
 /* Pairs with iou_free() on another thread. */
 static void owner_leave(owner_t *owner)
 {
+	if (unlikely(owner->handed) && owner->depth == 1)
+		RELAXED_SET(owner->runner, 0);
 	atomic_store_explicit(&owner->depth, owner->depth - 1, memory_order_release);
 }
 
@@ -469,9 +466,9 @@ static void visitors_wait(owner_t *owner)
  */
 
 #define LINKS     (IOSQE_IO_LINK | IOSQE_IO_HARDLINK)
-#define OURS      (IOSQE_IO_DRAIN | IOSQE_CQE_SKIP_SUCCESS) /* iou does this; not passed on */
+#define OURS      (IOSQE_IO_DRAIN | IOSQE_CQE_SKIP_SUCCESS) /* iou does these itself */
 #define CHUNK_OPS 256
-#define ENV_HEAD  16 /* bytes before an allocated environment, which end with its op's address */
+#define ENV_HEAD  16 /* bytes before an allocated environment; the last ones are its op's address */
 
 enum op_state { OP_FREE, OP_LAST, OP_OWNED, OP_BACKLOG, OP_RING, OP_HELD, OP_JOB, OP_TIMER,
 		OP_ENDED };
@@ -481,7 +478,7 @@ enum op_bits {
 	OP_EXPIRED = 2,   /* its deadline cancelled it */
 	OP_CHAIN_END = 4, /* the chain ends here, whatever its link flag says */
 	OP_CHAINED = 8,   /* in the ring, linked to another op: extra_t.chain */
-	OP_CALLED = 16,   /* a callback of it runs; the outermost one gives it back */
+	OP_CALLED = 16,   /* a callback of it runs; the outermost call gives the op back */
 	OP_CANCEL = 224,  /* enum cancel_stage: three bits */
 };
 
@@ -489,19 +486,14 @@ enum op_bits {
 enum cancel_stage {
 	CANCEL_NONE = 0,
 	CANCEL_BEHIND = 32,    /* wanted; another op of its chain comes before it */
-	CANCEL_TO_SEND = 64,   /* on cancels.lane */
+	CANCEL_TO_SEND = 64,   /* on cancels.to_send */
 	CANCEL_SENT = 96,      /* the CANCEL is in the SQ or kernel: the op's memory is needed */
-	CANCEL_ANSWERED = 128, /* the kernel found the op; or it did not: on cancels.asked */
-	CANCEL_OF_TIMER = 160, /* a timer's, not yet delivered; the op is ENDED */
+	CANCEL_FOUND = 128,    /* the kernel found the op, whose CQE follows */
+	CANCEL_RETRY = 160,    /* it did not: on to_retry, or on to_send again */
+	CANCEL_OF_TIMER = 192, /* it was a timer: it is ENDED, and its callback not yet called */
 };
 
 enum op_env { ENV_NONE, ENV_SMALL, ENV_ALLOCATED };
-
-/* What an op that is HELD waits for. */
-enum op_hold {
-	HOLD_FOR_CQE,   /* its CANCEL or its fence is out; with that CQE it is delivered */
-	HOLD_FOR_FENCE, /* its CANCEL is out; after that a fence follows: see cancel_fence() */
-};
 
 /* [open] See above. Two cache lines, all that most ops need; the rest is in an extra_t. */
 typedef struct op_t {
@@ -511,7 +503,7 @@ typedef struct op_t {
 	void *cb_data;
 	union { /* by its state */
 		node_t node;
-		uint64_t after_ns; /* with OP_DEADLINE, until it is queued: from queueing on */
+		uint64_t after_ns; /* with OP_DEADLINE, until it is queued: queueing to deadline */
 		struct {
 			uint64_t seq; /* the order in which timers were started */
 			uint64_t period_ns; /* 0: once */
@@ -537,14 +529,14 @@ typedef struct op_t {
 typedef struct extra_t {
 	union {
 		struct {
-			op_t *prev, *next; /* NULL if the neighbour has ended */
+			op_t *prev, *next; /* NULL if there is none, or it has ended */
 		} chain; /* with OP_CHAINED */
 		struct {
 			int result;
 			unsigned flags;
 		} held; /* of an op that is HELD: what it ended with */
 	};
-	uint8_t hold; /* enum op_hold, of an op that is HELD */
+	bool needs_fence; /* of an op that is HELD: see cancel_fence() */
 	op_t *op;     /* right before small_env: env_op() */
 	_Alignas(16) char small_env[64]; /* the environment, or the pointer to an allocated one */
 } extra_t;
@@ -565,7 +557,7 @@ typedef struct ops_t {
 	uint64_t n_elsewhere;  /* ops that are HELD, JOB, TIMER or ENDED */
 	uint64_t n_ended_in;   /* that ever entered `ended` */
 	uint64_t n_ended_out;  /* that ever left it */
-	uint64_t n_jobs;       /* that ever came back */
+	uint64_t n_jobs;       /* that ever ended, cancelled ones too */
 } ops_t;
 
 _Static_assert(sizeof(op_t) == 128, "two cache lines");
@@ -725,7 +717,7 @@ static void ops_end(ops_t *ops, op_t *op, int result)
 	ops->n_ended_in++;
 }
 
-/* The same for an op that was in the backlog or the SQ, and has been taken off its count there. */
+/* As ops_end(), for an op of the backlog or the SQ that is not counted there any more. */
 static void ops_end_unsent(ops_t *ops, op_t *op, int result)
 {
 	ops->n_elsewhere++;
@@ -734,16 +726,16 @@ static void ops_end_unsent(ops_t *ops, op_t *op, int result)
 }
 
 /* The op has ended, but a CQE that names it is to come: its memory must not be another op's yet. */
-static void ops_hold(ops_t *ops, op_t *op, int result, unsigned flags, enum op_hold hold)
+static void ops_hold(ops_t *ops, op_t *op, int result, unsigned flags, bool needs_fence)
 {
 	op->state = OP_HELD;
 	ops->n_elsewhere++;
 	op_extra(op)->held.result = result;
 	op_extra(op)->held.flags = flags;
-	op_extra(op)->hold = (uint8_t)hold;
+	op_extra(op)->needs_fence = needs_fence;
 }
 
-/* The op's last callback comes next. */
+/* Stop counting a pending op: its last callback follows. */
 static inline void ops_count_last(ops_t *ops, const op_t *op)
 {
 	ops->n_elsewhere -= op->state != OP_RING;
@@ -751,7 +743,7 @@ static inline void ops_count_last(ops_t *ops, const op_t *op)
 
 static bool ops_ended_ready(const ops_t *ops) { return ops->ended; }
 
-/* The count of ended ops delivered when all, or `most`, of those that are there now have been. */
+/* The value of n_ended_out once the ops that are ENDED now, `most` at most, are delivered. */
 static uint64_t ops_ended_bound(const ops_t *ops, uint64_t most)
 {
 	return min_u64(ops->n_ended_in, ops->n_ended_out + most);
@@ -771,11 +763,11 @@ static op_t *ops_ended_next(ops_t *ops, uint64_t bound)
 	return op;
 }
 
-/* An op of the program became iou's by another door than the backlog. */
+/* An op was accepted as a job or a timer. */
 static void ops_count_elsewhere(ops_t *ops) { ops->n_elsewhere++; }
 
 static uint64_t ops_elsewhere(const ops_t *ops) { return ops->n_elsewhere; }
-static void ops_tell(const ops_t *ops, iou_stats_t *stats) { stats->jobs = ops->n_jobs; }
+static void ops_stats(const ops_t *ops, iou_stats_t *stats) { stats->jobs = ops->n_jobs; }
 
 #ifdef IOU_DEBUG
 /* Counts the ops of each state, and those in a heap. */
@@ -816,10 +808,7 @@ static void *env_make(op_t *op, size_t size)
 	return block;
 }
 
-/*
- * The op of that environment: the pointer to it stands right before it. NULL if it is none; to
- * tell, only that pointer and the op are read.
- */
+/* The op of an environment; NULL if env is not one. Reads only the word before env and the op. */
 static op_t *env_op(const void *env)
 {
 	op_t *op = ((op_t *const *)env)[-1];
@@ -887,7 +876,7 @@ static const char *op_describe(const op_t *op, char *text, size_t size)
 	return text;
 }
 
-/* The program gave `function` an op that it may not use so. The line says what is known of it. */
+/* Misuse of an op. The message adds its kind and its callback. */
 __attribute__((noreturn)) static COLD void die_of_op(const char *function, const op_t *op,
 						     const char *rule)
 {
@@ -927,54 +916,6 @@ __attribute__((noreturn)) static COLD void die_of_state(const char *function, co
 		if (unlikely(!op_is_programs(op)) && !(condition)) \
 			die_of_state(__func__, op); \
 	} while (0)
-
-/* musl's CMSG_NXTHDR() compares a size with a difference of pointers; clang warns of it. */
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wsign-compare"
-static void close_messages(const struct msghdr *message)
-{
-	struct msghdr *m = (struct msghdr *)message;
-
-	for (struct cmsghdr *part = CMSG_FIRSTHDR(m); part; part = CMSG_NXTHDR(m, part)) {
-		size_t size = part->cmsg_len > CMSG_LEN(0) ? part->cmsg_len - CMSG_LEN(0) : 0;
-		int fd;
-
-		if (part->cmsg_level != SOL_SOCKET ||
-		    (part->cmsg_type != SCM_RIGHTS && part->cmsg_type != SCM_PIDFD))
-			continue;
-		for (size_t i = 0; i < size / sizeof(fd); i++) {
-			memcpy(&fd, CMSG_DATA(part) + i * sizeof(fd), sizeof(fd));
-			close(fd);
-		}
-	}
-}
-#pragma GCC diagnostic pop
-
-/*
- * In iou_free(): nobody else will close the descriptors that an op returns. (Those of a multishot
- * RECVMSG lie in a buffer that only the program and the kernel know.)
- */
-static void op_close_result(const op_t *op, int result)
-{
-	if (result < 0 || op->sqe.file_index)
-		return;
-	switch (op->sqe.opcode) {
-	case OPCODE_PIPE:
-		close(((const int *)(uintptr_t)op->sqe.addr)[0]);
-		close(((const int *)(uintptr_t)op->sqe.addr)[1]);
-		break;
-	case IORING_OP_OPENAT:
-	case IORING_OP_OPENAT2:
-	case IORING_OP_ACCEPT:
-	case IORING_OP_SOCKET:
-	case OPCODE_FIXED_FD_INSTALL:
-		close(result);
-		break;
-	case IORING_OP_RECVMSG:
-		if (!(op->sqe.ioprio & IORING_RECV_MULTISHOT))
-			close_messages((const struct msghdr *)(uintptr_t)op->sqe.addr);
-	}
-}
 
 /*
  * ==== timers ====================================================================================
@@ -1048,7 +989,7 @@ static void heap_put(heap_t *heap, size_t i, heap_entry_t entry)
 	entry.op->heap_index = (uint32_t)i;
 }
 
-/* Move entries down, from place i, until this one may stand there. Returns its place. */
+/* Find the entry's place from i towards the root; larger entries move down. Returns the place. */
 static size_t heap_rise(heap_t *heap, size_t i, heap_entry_t entry)
 {
 	while (i > HEAP_ROOT) {
@@ -1062,7 +1003,7 @@ static size_t heap_rise(heap_t *heap, size_t i, heap_entry_t entry)
 	return i;
 }
 
-/* The same, upwards. */
+/* As heap_rise(), towards the leaves; smaller entries move up. */
 static size_t heap_sink(heap_t *heap, size_t i, heap_entry_t entry)
 {
 	for (;;) {
@@ -1120,8 +1061,8 @@ static bool timers_reserve(timers_t *timers, size_t n_ops)
 	return heap_reserve(&timers->timers, n_ops) && heap_reserve(&timers->deadlines, n_ops);
 }
 
-/* True if there is any timer or deadline. (Neither end is below the root.) */
-static bool timers_run(const timers_t *timers)
+/* True if there is any timer or deadline. Both ends are 3 or more: their OR is 3 if both are. */
+static bool timers_any(const timers_t *timers)
 {
 	return unlikely((timers->timers.end | timers->deadlines.end) != HEAP_ROOT);
 }
@@ -1145,7 +1086,7 @@ static void timer_stop(timers_t *timers, op_t *op) { heap_remove(&timers->timers
 /* The seq of the next timer that is started: those with a smaller one were there before. */
 static uint64_t timers_next_seq(const timers_t *timers) { return timers->n_started; }
 
-/* The first timer: on to its next time, or off the heap. Returns its expirations since the last. */
+/* Move the first timer to its next due time, or take it off. Returns its expirations since then. */
 static int timer_expire(timers_t *timers, op_t *op, uint64_t due_ns, uint64_t at_ns)
 {
 	uint64_t period_ns = op->timer.period_ns, n;
@@ -1161,8 +1102,8 @@ static int timer_expire(timers_t *timers, op_t *op, uint64_t due_ns, uint64_t at
 }
 
 /*
- * Take the next timer that was due by then and has a smaller seq; NULL if there is none. *n is how
- * often it expired. It still has a heap_index if it is periodic.
+ * Take the first timer that is due at at_ns and whose seq is below before_seq, or NULL. *n is how
+ * often it expired. If it is periodic, it still has a heap_index.
  */
 static op_t *timers_next(timers_t *timers, uint64_t at_ns, uint64_t before_seq, int *n)
 {
@@ -1217,7 +1158,7 @@ static uint64_t op_due_ns(const timers_t *timers, const op_t *op)
 	return op->heap_index ? heap->entries[op->heap_index].due_ns : NEVER;
 }
 
-static void timers_tell(const timers_t *timers, iou_stats_t *stats)
+static void timers_stats(const timers_t *timers, iou_stats_t *stats)
 {
 	stats->timers = timers->n_expired;
 }
@@ -1256,9 +1197,9 @@ static uint64_t timers_check(const timers_t *timers)
  * Workers read and write both arrays under the lock.
  *
  * Sleep. An idle worker counts itself in n_idle, looks for a job once more, and sleeps on n_calls.
- * Whoever has a job to hand out looks at n_idle after queueing it, and changes n_calls. One worker
- * is called at a time (`calling`); it calls the next if there is more to do. A call that got lost
- * is repeated with the first job of the next round.
+ * A thread that queues a job, or leaves one, then reads n_idle. If need be it changes n_calls and
+ * wakes one worker. One woken worker at a time is under way (`calling`); it wakes the next if jobs
+ * remain. If a worker does not arrive, the first job of the next round wakes one again.
  */
 
 #define WORKERS_MAX    32768
@@ -1276,7 +1217,7 @@ typedef struct done_t {
 	int result;
 } done_t;
 
-typedef struct pool_t {
+typedef struct workers_t {
 	/* Written by the loop: */
 	_Alignas(64) atomic_ullong n_queued; /* pairs with n_idle: workers look here before sleep */
 	uint64_t n_collected;
@@ -1286,161 +1227,158 @@ typedef struct pool_t {
 	unsigned n_threads;
 	unsigned max;          /* threads there may be; never changes */
 	unsigned n_refused;    /* times in a row that a further thread could not be started */
-	unsigned n_pauses;     /* chances to start one that are still to be passed over */
+	unsigned n_pauses;     /* calls of workers_widen() that still skip the attempt */
 	pthread_t *threads;
 	/* Read by all for each job, rarely written: */
 	_Alignas(64) job_t *jobs; /* one block with `done` */
 	done_t *done;
 	uint64_t size;         /* a power of two, or 0 while there is no op */
-	void (*notify)(struct pool_t *pool); /* a worker calls it after giving back a job */
+	void (*notify)(struct workers_t *workers); /* a worker calls it after giving back a job */
 	uint64_t process;      /* that the pool was made in */
 	atomic_uint n_idle;    /* workers that sleep or are about to */
 	atomic_uint n_looking; /* workers that found no job and look once more, or are starting */
-	atomic_uint n_calls;   /* an idle worker sleeps while this has not changed */
+	atomic_uint n_calls;   /* futex: idle workers sleep on it; each call changes it */
 	atomic_bool calling;   /* a worker was called and has not arrived */
 	atomic_bool stop;
 	bool spins;            /* look for jobs for a while before sleeping; never changes */
 	/* Written by workers: */
-	_Alignas(64) pthread_mutex_t lock; /* guards both arrays but for the loop's part, and: */
+	_Alignas(64) pthread_mutex_t lock; /* of the arrays, n_seen and n_taken */
 	uint64_t n_seen;       /* n_queued when a worker last looked: a look costs a cache line */
 	atomic_ullong n_taken;
 	_Alignas(64) atomic_ullong n_done; /* pairs with inbox.sleeping; read without the lock */
-} pool_t;
+} workers_t;
 
-/* The counts that only one side writes: no order is needed to read one's own. */
-#define OWN_COUNT(count) atomic_load_explicit(&(count), memory_order_relaxed)
-
-static job_t *job_at(const pool_t *pool, uint64_t number)
+static job_t *job_at(const workers_t *workers, uint64_t number)
 {
-	return &pool->jobs[number & (pool->size - 1)];
+	return &workers->jobs[number & (workers->size - 1)];
 }
 
 /* With the lock held: true if there is a job, which is at n_taken then. */
-static bool pool_has_job(pool_t *pool)
+static bool workers_have_job(workers_t *workers)
 {
-	uint64_t n_taken = OWN_COUNT(pool->n_taken);
+	uint64_t n_taken = RELAXED(workers->n_taken);
 
-	for (;; atomic_store_explicit(&pool->n_taken, ++n_taken, memory_order_relaxed)) {
-		if (n_taken == pool->n_seen)
-			pool->n_seen = atomic_load(&pool->n_queued);
-		if (n_taken == pool->n_seen)
+	for (;; RELAXED_SET(workers->n_taken, ++n_taken)) {
+		if (n_taken == workers->n_seen)
+			workers->n_seen = atomic_load(&workers->n_queued);
+		if (n_taken == workers->n_seen)
 			return false;
-		if (job_at(pool, n_taken)->op)
+		if (job_at(workers, n_taken)->op)
 			return true;
 	}
 }
 
 /*
- * Call an idle worker, unless one is on its way and this is no repetition. With the lock held, so
- * that a worker that is counted as idle does sleep. True: worker_wake() must follow, without the
- * lock, since the worker takes it first of all.
+ * Choose to wake an idle worker, unless one is on its way already (`again`: even then). With the
+ * lock held, so that a worker that is counted as idle does sleep. True: worker_wake() must follow
+ * without the lock, since the worker takes it first of all.
  */
-static bool worker_call(pool_t *pool, bool again)
+static bool worker_call(workers_t *workers, bool again)
 {
-	if (!atomic_load(&pool->n_idle) || (atomic_load(&pool->calling) && !again))
+	if (!atomic_load(&workers->n_idle) || (atomic_load(&workers->calling) && !again))
 		return false;
-	atomic_store(&pool->calling, true);
-	atomic_fetch_add(&pool->n_calls, 1);
+	atomic_store(&workers->calling, true);
+	atomic_fetch_add(&workers->n_calls, 1);
 	return true;
 }
 
-static void worker_wake(pool_t *pool) { futex_wake(&pool->n_calls, 1); }
+static void worker_wake(workers_t *workers) { futex_wake(&workers->n_calls, 1); }
 
 /* With the lock held, and a job there. True: worker_wake() must follow, for the next job. */
-static bool job_take(pool_t *pool, job_t *job)
+static bool job_take(workers_t *workers, job_t *job)
 {
-	uint64_t n_taken = OWN_COUNT(pool->n_taken);
+	uint64_t n_taken = RELAXED(workers->n_taken);
 
-	*job = *job_at(pool, n_taken);
-	atomic_store_explicit(&pool->n_taken, n_taken + 1, memory_order_relaxed);
-	return unlikely(atomic_load(&pool->n_idle)) && pool_has_job(pool) &&
-	       worker_call(pool, false);
+	*job = *job_at(workers, n_taken);
+	RELAXED_SET(workers->n_taken, n_taken + 1);
+	return unlikely(atomic_load(&workers->n_idle)) && workers_have_job(workers) &&
+	       worker_call(workers, false);
 }
 
-static void worker_spin(pool_t *pool)
+static void worker_spin(workers_t *workers)
 {
 	uint64_t until_ns = now_ns() + WORKER_SPIN_NS;
 
 	do
 		cpu_pause();
-	while (atomic_load(&pool->n_queued) == OWN_COUNT(pool->n_taken) &&
-	       !atomic_load(&pool->stop) && now_ns() < until_ns);
+	while (atomic_load(&workers->n_queued) == RELAXED(workers->n_taken) &&
+	       !atomic_load(&workers->stop) && now_ns() < until_ns);
 }
 
 /* The next job, once there is one. False: the worker must end. It was counted as looking. */
-static bool worker_wait(pool_t *pool, job_t *job)
+static bool worker_wait(workers_t *workers, job_t *job)
 {
 	bool stop, call = false;
 
-	if (pool->spins)
-		worker_spin(pool);
-	pthread_mutex_lock(&pool->lock);
-	atomic_fetch_sub(&pool->n_looking, 1); /* before it looks once more: see pool_queue() */
-	while (!pool_has_job(pool) && !atomic_load(&pool->stop)) {
-		unsigned n_calls = atomic_load(&pool->n_calls);
+	if (workers->spins)
+		worker_spin(workers);
+	pthread_mutex_lock(&workers->lock);
+	atomic_fetch_sub(&workers->n_looking, 1); /* before the last look: see workers_queue() */
+	while (!workers_have_job(workers) && !atomic_load(&workers->stop)) {
+		unsigned n_calls = atomic_load(&workers->n_calls);
 
-		atomic_fetch_add(&pool->n_idle, 1);
-		if (!pool_has_job(pool)) {
-			pthread_mutex_unlock(&pool->lock);
-			futex_wait(&pool->n_calls, n_calls);
-			pthread_mutex_lock(&pool->lock);
-			atomic_store(&pool->calling, false);
+		atomic_fetch_add(&workers->n_idle, 1);
+		if (!workers_have_job(workers)) {
+			pthread_mutex_unlock(&workers->lock);
+			futex_wait(&workers->n_calls, n_calls);
+			pthread_mutex_lock(&workers->lock);
+			atomic_store(&workers->calling, false);
 		}
-		atomic_fetch_sub(&pool->n_idle, 1);
+		atomic_fetch_sub(&workers->n_idle, 1);
 	}
-	stop = atomic_load(&pool->stop);
+	stop = atomic_load(&workers->stop);
 	if (!stop)
-		call = job_take(pool, job);
-	pthread_mutex_unlock(&pool->lock);
+		call = job_take(workers, job);
+	pthread_mutex_unlock(&workers->lock);
 	if (call)
-		worker_wake(pool);
+		worker_wake(workers);
 	return !stop;
 }
 
 /* Give one back and take the next. False: there is none, and the worker is counted as looking. */
-static bool worker_swap(pool_t *pool, job_t *job, int result)
+static bool worker_swap(workers_t *workers, job_t *job, int result)
 {
 	uint64_t n_done;
 	bool more, call = false;
 
-	pthread_mutex_lock(&pool->lock);
-	more = pool_has_job(pool);
+	pthread_mutex_lock(&workers->lock);
+	more = workers_have_job(workers);
 	if (!more)
-		atomic_fetch_add(&pool->n_looking, 1); /* the loop may queue one now */
-	n_done = OWN_COUNT(pool->n_done);
-	pool->done[n_done & (pool->size - 1)] = (done_t){job->op, result};
-	atomic_store(&pool->n_done, n_done + 1);
+		atomic_fetch_add(&workers->n_looking, 1); /* the loop may queue one now */
+	n_done = RELAXED(workers->n_done);
+	workers->done[n_done & (workers->size - 1)] = (done_t){job->op, result};
+	atomic_store(&workers->n_done, n_done + 1);
 	if (more)
-		call = job_take(pool, job);
-	pthread_mutex_unlock(&pool->lock);
+		call = job_take(workers, job);
+	pthread_mutex_unlock(&workers->lock);
 	if (call)
-		worker_wake(pool);
+		worker_wake(workers);
 	return more;
 }
 
 static void *worker_main(void *data)
 {
-	pool_t *pool = data;
+	workers_t *workers = data;
 	job_t job;
 	bool more;
 
 	pthread_setname_np(pthread_self(), "iou-worker");
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
-	while (worker_wait(pool, &job)) {
+	while (worker_wait(workers, &job)) {
 		do {
 			int result = job.work(job.work_data);
 
-			if (unlikely(process_number() != pool->process))
+			if (unlikely(process_number() != workers->process))
 				return NULL; /* the job forked, and this is the child */
-			more = worker_swap(pool, &job, result);
-			pool->notify(pool);
+			more = worker_swap(workers, &job, result);
+			workers->notify(workers);
 		} while (more);
 	}
 	return NULL;
 }
 
 /* A worker blocks all signals but those that a fault of its own raises. */
-static int worker_start(pool_t *pool)
+static int worker_start(workers_t *workers)
 {
 	static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
 	sigset_t all, old;
@@ -1449,14 +1387,14 @@ static int worker_start(pool_t *pool)
 	sigfillset(&all);
 	for (unsigned i = 0; i < sizeof(faults) / sizeof(*faults); i++)
 		sigdelset(&all, faults[i]);
-	atomic_fetch_add(&pool->n_looking, 1);
+	atomic_fetch_add(&workers->n_looking, 1);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
-	error = pthread_create(&pool->threads[pool->n_threads], NULL, worker_main, pool);
+	error = pthread_create(&workers->threads[workers->n_threads], NULL, worker_main, workers);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	if (error)
-		atomic_fetch_sub(&pool->n_looking, 1);
+		atomic_fetch_sub(&workers->n_looking, 1);
 	else
-		pool->n_threads++;
+		workers->n_threads++;
 	return -error;
 }
 
@@ -1464,200 +1402,191 @@ static int worker_start(pool_t *pool)
  * One more worker. If it cannot be started, the others carry on; each failure costs a stack and a
  * system call, so after failures in a row it is tried less and less often.
  */
-static void pool_widen(pool_t *pool)
+static void workers_widen(workers_t *workers)
 {
-	if (pool->n_pauses) {
-		pool->n_pauses--;
-	} else if (worker_start(pool) == 0) {
-		pool->n_refused = 0;
+	if (workers->n_pauses) {
+		workers->n_pauses--;
+	} else if (worker_start(workers) == 0) {
+		workers->n_refused = 0;
 	} else {
-		pool->n_pauses = (1U << pool->n_refused) - 1;
-		pool->n_refused += pool->n_refused < 10;
+		workers->n_pauses = (1U << workers->n_refused) - 1;
+		workers->n_refused += workers->n_refused < 10;
 	}
 }
 
 /* True if there is a job that no worker is free for, or on its way to. */
-static bool pool_lacks_worker(pool_t *pool)
+static bool workers_fall_short(workers_t *workers)
 {
-	uint64_t n_queued = OWN_COUNT(pool->n_queued), i;
+	uint64_t n_queued = RELAXED(workers->n_queued), i;
 	unsigned n_free;
 
-	pthread_mutex_lock(&pool->lock);
-	pool_has_job(pool); /* passes over withdrawn jobs, once for all */
-	n_free = atomic_load(&pool->n_idle) + atomic_load(&pool->n_looking);
-	for (i = OWN_COUNT(pool->n_taken); i != n_queued; i++)
-		if (job_at(pool, i)->op && !n_free--)
+	pthread_mutex_lock(&workers->lock);
+	workers_have_job(workers); /* passes over withdrawn jobs, once for all */
+	n_free = atomic_load(&workers->n_idle) + atomic_load(&workers->n_looking);
+	for (i = RELAXED(workers->n_taken); i != n_queued; i++)
+		if (job_at(workers, i)->op && !n_free--)
 			break;
-	pthread_mutex_unlock(&pool->lock);
+	pthread_mutex_unlock(&workers->lock);
 	return i != n_queued;
 }
 
 /* Move everything to this block, which may be the old one, without the withdrawn jobs' places. */
-static void pool_move(pool_t *pool, job_t *jobs, uint64_t size)
+static void workers_move(workers_t *workers, job_t *jobs, uint64_t size)
 {
 	done_t *done = (done_t *)(jobs + size);
-	uint64_t n_queued = OWN_COUNT(pool->n_queued), n_taken, end, i;
+	uint64_t n_queued = RELAXED(workers->n_queued), n_taken, end, i;
 
-	pthread_mutex_lock(&pool->lock);
-	n_taken = end = OWN_COUNT(pool->n_taken);
+	pthread_mutex_lock(&workers->lock);
+	n_taken = end = RELAXED(workers->n_taken);
 	for (i = n_taken; i != n_queued; i++) {
-		job_t job = *job_at(pool, i);
+		job_t job = *job_at(workers, i);
 
 		if (!job.op)
 			continue;
 		job.op->job.number = end;
 		jobs[end++ & (size - 1)] = job;
 	}
-	for (i = pool->n_collected; i != OWN_COUNT(pool->n_done); i++)
-		done[i & (size - 1)] = pool->done[i & (pool->size - 1)];
-	atomic_store(&pool->n_queued, end);
-	pool->n_seen = end;
-	pool->limit = n_taken + size;
-	pool->jobs = jobs;
-	pool->done = done;
-	pool->size = size;
-	pthread_mutex_unlock(&pool->lock);
+	for (i = workers->n_collected; i != RELAXED(workers->n_done); i++)
+		done[i & (size - 1)] = workers->done[i & (workers->size - 1)];
+	atomic_store(&workers->n_queued, end);
+	workers->n_seen = end;
+	workers->limit = n_taken + size;
+	workers->jobs = jobs;
+	workers->done = done;
+	workers->size = size;
+	pthread_mutex_unlock(&workers->lock);
 }
 
-/* Places for as many jobs, and some for withdrawn ones, so that pool_move() is rare. */
-static bool pool_reserve(pool_t *pool, size_t n_ops)
+/* Room for n_ops jobs, and an eighth more for withdrawn ones, so that workers_move() is rare. */
+static bool workers_reserve(workers_t *workers, size_t n_ops)
 {
-	job_t *old = pool->jobs, *jobs;
-	uint64_t size = pool->size ? pool->size : 512;
+	job_t *old = workers->jobs, *jobs;
+	uint64_t size = workers->size ? workers->size : 512;
 
 	while (size < n_ops + n_ops / 8)
 		size *= 2;
-	if (size == pool->size)
+	if (size == workers->size)
 		return true;
 	jobs = malloc(size * (sizeof(job_t) + sizeof(done_t)));
 	if (!jobs)
 		return false;
-	pool_move(pool, jobs, size);
+	workers_move(workers, jobs, size);
 	free(old);
 	return true;
 }
 
-static void pool_begin_round(pool_t *pool) { pool->n_rounds++; }
+static void workers_begin_round(workers_t *workers) { workers->n_rounds++; }
 
 /* -EAGAIN: there is no worker and none can be started. */
-static int pool_queue(pool_t *pool, op_t *op, int (*work)(void *work_data), void *work_data)
+static int workers_queue(workers_t *workers, op_t *op, int (*work)(void *work_data),
+			 void *work_data)
 {
 	uint64_t n_queued;
 	bool call;
 
-	if (unlikely(!pool->n_threads) && worker_start(pool) < 0)
+	if (unlikely(!workers->n_threads) && worker_start(workers) < 0)
 		return -EAGAIN;
-	if (unlikely(OWN_COUNT(pool->n_queued) == pool->limit))
-		pool_move(pool, pool->jobs, pool->size);
-	n_queued = OWN_COUNT(pool->n_queued);
+	if (unlikely(RELAXED(workers->n_queued) == workers->limit))
+		workers_move(workers, workers->jobs, workers->size);
+	n_queued = RELAXED(workers->n_queued);
 	op->job.work = work;
 	op->job.number = n_queued;
-	*job_at(pool, n_queued) = (job_t){op, work, work_data};
-	atomic_store(&pool->n_queued, n_queued + 1);
-	if (atomic_load(&pool->n_idle) && !atomic_load(&pool->n_looking) &&
-	    (!atomic_load(&pool->calling) || pool->called_round != pool->n_rounds)) {
-		pool->called_round = pool->n_rounds;
-		pthread_mutex_lock(&pool->lock);
-		call = worker_call(pool, true);
-		pthread_mutex_unlock(&pool->lock);
+	*job_at(workers, n_queued) = (job_t){op, work, work_data};
+	atomic_store(&workers->n_queued, n_queued + 1);
+	if (atomic_load(&workers->n_idle) && !atomic_load(&workers->n_looking) &&
+	    (!atomic_load(&workers->calling) || workers->called_round != workers->n_rounds)) {
+		workers->called_round = workers->n_rounds;
+		pthread_mutex_lock(&workers->lock);
+		call = worker_call(workers, true);
+		pthread_mutex_unlock(&workers->lock);
 		if (call)
-			worker_wake(pool);
+			worker_wake(workers);
 	}
-	if (unlikely(pool->n_threads < pool->max) && pool_lacks_worker(pool))
-		pool_widen(pool);
+	if (unlikely(workers->n_threads < workers->max) && workers_fall_short(workers))
+		workers_widen(workers);
 	return 0;
 }
 
-/* With the lock held: true if no worker has taken the job. */
-static bool job_waits(const pool_t *pool, const op_t *op)
+static bool job_is_taken(const workers_t *workers, const op_t *op)
 {
-	return op->job.number >= OWN_COUNT(pool->n_taken);
+	return op->job.number < RELAXED(workers->n_taken);
 }
 
 /* False: a worker has the job already. */
-static bool job_withdraw(pool_t *pool, op_t *op)
+static bool job_withdraw(workers_t *workers, op_t *op)
 {
-	bool waits;
+	bool taken;
 
-	pthread_mutex_lock(&pool->lock);
-	waits = job_waits(pool, op);
-	if (waits)
-		job_at(pool, op->job.number)->op = NULL;
-	pthread_mutex_unlock(&pool->lock);
-	return waits;
-}
-
-static bool job_runs(pool_t *pool, const op_t *op)
-{
-	bool waits;
-
-	pthread_mutex_lock(&pool->lock);
-	waits = job_waits(pool, op);
-	pthread_mutex_unlock(&pool->lock);
-	return !waits;
+	pthread_mutex_lock(&workers->lock);
+	taken = job_is_taken(workers, op);
+	if (!taken)
+		job_at(workers, op->job.number)->op = NULL;
+	pthread_mutex_unlock(&workers->lock);
+	return !taken;
 }
 
 /* True if workers gave back something that the loop has not collected. */
-static bool pool_ready(const pool_t *pool)
+static bool workers_ready(const workers_t *workers)
 {
-	return pool->n_collected != atomic_load(&pool->n_done);
+	return workers->n_collected != atomic_load(&workers->n_done);
 }
 
-/* The count of jobs given back: pool_collect() goes up to it. */
-static uint64_t pool_done_bound(const pool_t *pool)
+/* The count of jobs given back: workers_collect() goes up to it. */
+static uint64_t workers_done_bound(const workers_t *workers)
 {
-	return atomic_load_explicit(&pool->n_done, memory_order_acquire);
+	return atomic_load_explicit(&workers->n_done, memory_order_acquire);
 }
 
 /* Take off the job that was given back first; NULL if all up to the bound were taken. */
-static op_t *pool_collect(pool_t *pool, uint64_t bound, int *result)
+static op_t *workers_collect(workers_t *workers, uint64_t bound, int *result)
 {
 	const done_t *done;
 
-	if (pool->n_collected == bound)
+	if (workers->n_collected == bound)
 		return NULL;
-	done = &pool->done[pool->n_collected++ & (pool->size - 1)];
+	done = &workers->done[workers->n_collected++ & (workers->size - 1)];
 	*result = done->result;
 	return done->op;
 }
 
-static int pool_init(pool_t *pool, unsigned max, bool spins, void (*notify)(pool_t *pool))
+static int workers_init(workers_t *workers, unsigned max, bool spins,
+			void (*notify)(workers_t *workers))
 {
 	cpu_set_t cpus;
 
 	if (!max)
 		max = sched_getaffinity(0, sizeof(cpus), &cpus) == 0 ?
 		      (unsigned)CPU_COUNT(&cpus) : (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
-	pool->max = max < WORKERS_MAX ? max : WORKERS_MAX;
-	pool->spins = spins;
-	pool->notify = notify;
-	pool->process = process_number();
-	pool->threads = calloc(pool->max, sizeof(*pool->threads));
-	if (!pool->threads)
+	workers->max = max < WORKERS_MAX ? max : WORKERS_MAX;
+	workers->spins = spins;
+	workers->notify = notify;
+	workers->process = process_number();
+	workers->threads = calloc(workers->max, sizeof(*workers->threads));
+	if (!workers->threads)
 		return -ENOMEM;
-	pthread_mutex_init(&pool->lock, NULL);
+	pthread_mutex_init(&workers->lock, NULL);
 	return 0;
 }
 
-/* Wait for the jobs that run. None waits any more. */
-static void pool_stop(pool_t *pool)
+/* End the workers after the jobs that run. No job may be waiting. */
+static void workers_stop(workers_t *workers)
 {
-	pthread_mutex_lock(&pool->lock);
-	atomic_store(&pool->stop, true);
-	atomic_fetch_add(&pool->n_calls, 1);
-	pthread_mutex_unlock(&pool->lock);
-	futex_wake(&pool->n_calls, INT_MAX);
-	while (pool->n_threads)
-		pthread_join(pool->threads[--pool->n_threads], NULL);
+	pthread_mutex_lock(&workers->lock);
+	atomic_store(&workers->stop, true);
+	atomic_fetch_add(&workers->n_calls, 1);
+	pthread_mutex_unlock(&workers->lock);
+	futex_wake(&workers->n_calls, INT_MAX);
+	while (workers->n_threads)
+		pthread_join(workers->threads[--workers->n_threads], NULL);
 }
 
 /* In a forked child the lock may be held by a thread that is not there: it is left alone. */
-static void pool_free(pool_t *pool, bool is_copy)
+static void workers_free(workers_t *workers, bool is_copy)
 {
 	if (!is_copy)
-		pthread_mutex_destroy(&pool->lock);
-	free(pool->jobs);
-	free(pool->threads);
+		pthread_mutex_destroy(&workers->lock);
+	free(workers->jobs);
+	free(workers->threads);
 }
 
 /*
@@ -1669,8 +1598,8 @@ static void pool_free(pool_t *pool, bool is_copy)
  *
  * Counts only grow, but for n_sent, so that an op costs few of them. Other numbers follow:
  *
- *   ops in the SQ or the kernel = n_sent - (n_reaped - n_own_cqes - n_more_cqes)
- *   CQEs of the program's ops   = n_reaped - n_own_cqes
+ *   ops in the SQ or the kernel = n_sent - (n_reaped - n_other_cqes - n_more_cqes)
+ *   CQEs of the program's ops   = n_reaped - n_other_cqes
  *   the CQ's head               = n_reaped - cq_base, in 32 bits
  *
  * user_data of an SQE is the op's address. Odd values are the library's own: UD_WAKE, UD_CLOCK,
@@ -1692,7 +1621,7 @@ enum { SUBMIT = 1, WAIT = 2 }; /* for ring_enter() */
 typedef struct watch_t {
 	int fd; /* or -1 */
 	bool armed;
-	unsigned n_single; /* times that it is still to be armed without multishot (before 5.13) */
+	unsigned n_single; /* polls still to send without multishot (before 5.13) */
 } watch_t;
 
 typedef struct ring_t {
@@ -1700,21 +1629,21 @@ typedef struct ring_t {
 	unsigned wanted_flags; /* the program's IORING_SETUP_*, or 0; never changes */
 	unsigned flags;        /* IORING_SETUP_* that it was made with */
 	unsigned enter_flags;  /* IORING_ENTER_REGISTERED_RING if enter_fd is a registered index */
-	int enter_fd;
+	int enter_fd;          /* the ring's descriptor, or its registered index */
 	unsigned n_refused;    /* times in a row that a registered descriptor was refused, */
-	unsigned n_pauses;     /* and calls that are to go by before it is tried again */
+	unsigned n_pauses;     /* and calls to skip before it is tried again; UINT_MAX: never */
 	unsigned sq_seen;      /* the SQ's head after the last enter */
 	unsigned cq_base;      /* see above */
-	bool must_get;         /* CQEs may wait in the kernel and no flag tells */
+	bool must_get;         /* CQEs may wait in the kernel, and no flag tells */
 	bool unwoken;          /* SQPOLL: its thread may sleep, and waking it failed */
 	bool broken;           /* the kernel lost a CQE (-EBADR) */
-	bool cut;              /* the last enter took the first SQEs only */
-	uint64_t n_sent;       /* ops that entered the SQ, but for those that came back */
+	bool chain_cut;        /* the last enter took a part of the SQEs: of a chain, perhaps */
+	uint64_t n_sent;       /* ops put into the SQ, minus those taken back from it */
 	uint64_t n_reaped;     /* CQEs */
-	uint64_t n_own_cqes;   /* of these: of no op, or of one that is sent again; or skipped */
+	uint64_t n_other_cqes;   /* of these: CQEs that complete no op of the program's */
 	uint64_t n_more_cqes;  /* of these: not the last one of its op */
 	uint64_t n_enters;     /* io_uring_enter(2) calls */
-	uint64_t n_failed;     /* of these: with an error, or with SQEs left in the SQ */
+	uint64_t n_failed;     /* of these: failed, or left SQEs, or SQPOLL took some */
 	uint64_t n_taken;      /* SQEs that the kernel took */
 	watch_t wake;          /* an eventfd: other threads write it to wake the loop */
 	watch_t clock;         /* a timerfd behind iou_fd(), or -1 */
@@ -1745,8 +1674,9 @@ static int ring_try(struct io_uring *io, unsigned entries, unsigned flags)
 }
 
 /*
- * Can the ring be used? An enter says -EBADFD if the ring is disabled, and to take away an eventfd
- * that is not registered changes nothing. *usable is false if register alone is refused.
+ * Are enter and register allowed (seccomp)? An enter says -EBADFD if the ring is disabled.
+ * Unregistering an eventfd when there is none (-ENXIO) tests register without effect. *usable is
+ * false if register alone is refused.
  */
 static int ring_probe(const struct io_uring *io, unsigned flags, bool *usable)
 {
@@ -1809,24 +1739,25 @@ static int ring_open(ring_t *ring, unsigned entries)
 
 /*
  * A registered ring descriptor (5.18) saves a little on each enter. It belongs to the thread, which
- * may have 16. If there is none, it is tried again: by each call of this at first, then less often.
+ * may have 16. If there is none left, it is tried again, less and less often. Not if the kernel
+ * knows none (-EINVAL): an older one first waits for all that is in flight.
  */
 static void ring_register_fd(ring_t *ring)
 {
 	struct io_uring_rsrc_update index = {.offset = -1U, .data = (unsigned)ring->io.ring_fd};
-	unsigned fd = (unsigned)ring->io.ring_fd;
+	int ret;
 
-	if (ring->enter_flags)
+	if (ring->enter_flags || ring->n_pauses) {
+		ring->n_pauses -= ring->n_pauses && ring->n_pauses != UINT_MAX;
 		return;
-	if (ring->n_pauses) {
-		ring->n_pauses--;
-	} else if (io_uring_register(fd, IORING_REGISTER_RING_FDS, &index, 1) == 1) {
+	}
+	ret = io_uring_register((unsigned)ring->io.ring_fd, IORING_REGISTER_RING_FDS, &index, 1);
+	if (ret == 1) {
 		ring->enter_fd = (int)index.offset;
 		ring->enter_flags = IORING_ENTER_REGISTERED_RING;
-	} else {
-		ring->n_refused += ring->n_refused < 10;
-		ring->n_pauses = (1U << ring->n_refused) - 1;
 	}
+	ring->n_refused += ret != 1 && ring->n_refused < 10;
+	ring->n_pauses = ret == -EINVAL ? UINT_MAX : (1U << ring->n_refused) - 1;
 }
 
 /* Enable the ring, and make this thread its submitter. */
@@ -1873,7 +1804,7 @@ static bool ring_defers(const ring_t *ring) { return ring->flags & IORING_SETUP_
 /* True if completions may wait in the kernel and no flag tells. */
 static bool ring_must_get(const ring_t *ring) { return ring->must_get; }
 
-static bool ring_is_cut(const ring_t *ring) { return unlikely(ring->cut); }
+static bool ring_cut_chain(const ring_t *ring) { return unlikely(ring->chain_cut); }
 static bool ring_is_broken(const ring_t *ring) { return ring->broken; }
 
 /* Ask the kernel to cancel everything, without an SQE: restrictions may refuse those. */
@@ -1892,11 +1823,11 @@ static int ring_cancel_all(const ring_t *ring)
 
 static uint64_t ring_in_flight(const ring_t *ring)
 {
-	return ring->n_sent - (ring->n_reaped - ring->n_own_cqes - ring->n_more_cqes);
+	return ring->n_sent - (ring->n_reaped - ring->n_other_cqes - ring->n_more_cqes);
 }
 
 /* The CQE reaped last is the library's own, or ends no op. */
-static void ring_count_own(ring_t *ring) { ring->n_own_cqes++; }
+static void ring_count_other(ring_t *ring) { ring->n_other_cqes++; }
 
 /* The CQE reaped last is not the last one of its op. */
 static void ring_count_more(ring_t *ring) { ring->n_more_cqes++; }
@@ -1925,7 +1856,7 @@ static unsigned sq_room(const ring_t *ring)
 	return ring->io.sq.ring_entries - (ring->io.sq.sqe_tail - sq_head(ring));
 }
 
-/* The slot at the tail, or so many behind it. */
+/* The SQ slot n places behind the tail. */
 static struct io_uring_sqe *sq_slot(const ring_t *ring, unsigned n)
 {
 	return &ring->io.sq.sqes[(ring->io.sq.sqe_tail + n) & ring->io.sq.ring_mask];
@@ -1952,7 +1883,7 @@ static op_t *sq_take_back(ring_t *ring, unsigned i, bool *linked)
 	if (i == 0)
 		*linked = sq->sqes[(at - 1) & sq->ring_mask].flags & LINKS;
 	if (!*linked || at == sq->sqe_tail) {
-		ring->cut = false;
+		ring->chain_cut = false;
 		return NULL;
 	}
 	*linked = sqe->flags & LINKS;
@@ -1988,12 +1919,6 @@ static bool sq_needs_enter(const ring_t *ring)
 	return ring_is_sqpoll(ring) ? ring->unwoken : !sq_empty(ring);
 }
 
-/* True if the last enter left SQEs in the SQ (one of them was bad). SQPOLL takes them later. */
-static bool sq_was_cut(const ring_t *ring)
-{
-	return !ring_is_sqpoll(ring) && ring->sq_seen != ring->io.sq.sqe_tail;
-}
-
 /* ---- The CQ ---- */
 
 static unsigned cq_head(const ring_t *ring) { return (unsigned)ring->n_reaped - ring->cq_base; }
@@ -2004,9 +1929,12 @@ static unsigned cq_ready(const ring_t *ring)
 }
 
 /* True if the CQ is half full: time to reap, before it overflows. */
-static bool cq_fills(const ring_t *ring) { return cq_ready(ring) >= ring->io.cq.ring_entries / 2; }
+static bool cq_half_full(const ring_t *ring)
+{
+	return cq_ready(ring) >= ring->io.cq.ring_entries / 2;
+}
 
-/* The count of reaped CQEs when all, or `most`, of those that are there now have been reaped. */
+/* The value of n_reaped once the CQEs that are there now, `most` at most, are reaped. */
 static uint64_t cq_bound(const ring_t *ring, uint64_t most)
 {
 	return ring->n_reaped + min_u64(cq_ready(ring), most);
@@ -2014,7 +1942,7 @@ static uint64_t cq_bound(const ring_t *ring, uint64_t most)
 
 static uint64_t cq_n_reaped(const ring_t *ring) { return ring->n_reaped; }
 
-/* The CQE that is reaped after n others. */
+/* The CQE n places behind the next one. */
 static const struct io_uring_cqe *cq_at(const ring_t *ring, unsigned n)
 {
 	return &ring->io.cq.cqes[(ring->n_reaped + n) & ring->io.cq.ring_mask];
@@ -2029,19 +1957,20 @@ static void cq_publish(ring_t *ring)
 }
 
 /*
- * The ring is new. n_reaped skips to a number that differs from the CQ's head by a multiple of the
- * CQ's size, so that it finds a CQE's slot. The n_left CQEs that were left in the ring before it
- * were the library's own: they count as reaped.
+ * The ring is new; its watches are not armed. n_reaped skips to a number that differs from the CQ's
+ * head by a multiple of the CQ's size, so that it finds a CQE's slot. n_left CQEs are left in the
+ * ring before it, all of them the library's own: they count as reaped.
  */
-static void cq_start(ring_t *ring, unsigned n_left)
+static void ring_start(ring_t *ring, unsigned n_left)
 {
 	unsigned head = *ring->io.cq.khead;
 	unsigned gap = (head - n_left - (unsigned)ring->n_reaped) & ring->io.cq.ring_mask;
 	uint64_t n_skipped = n_left + (uint64_t)gap;
 
 	ring->n_reaped += n_skipped;
-	ring->n_own_cqes += n_skipped;
+	ring->n_other_cqes += n_skipped;
 	ring->cq_base = (unsigned)ring->n_reaped - head;
+	ring->wake.armed = ring->clock.armed = false;
 }
 
 /* ---- Entering ---- */
@@ -2056,7 +1985,7 @@ static unsigned ring_sqpoll_flags(ring_t *ring)
 	       (sq_room(ring) ? 0 : IORING_ENTER_SQ_WAIT);
 }
 
-/* The system call, with a time to wait until if it waits. */
+/* The system call. If it waits: until there is a CQE, or it is until_ns. */
 static int ring_call(const ring_t *ring, unsigned n, bool wait, unsigned flags, uint64_t until_ns)
 {
 	struct __kernel_timespec ts;
@@ -2076,7 +2005,7 @@ static int ring_call(const ring_t *ring, unsigned n, bool wait, unsigned flags, 
 /*
  * The one place that enters the kernel. Submits the SQ, fetches what waits in the kernel, and
  * sleeps until there is a CQE or it is until_ns. Returns 0 or -errno; an error loses nothing.
- * If the kernel takes the first SQEs only, a chain may be cut in two: see ring_is_cut().
+ * If the kernel takes the first SQEs only, a chain may be cut in two: see ring_cut_chain().
  */
 static int ring_enter(ring_t *ring, unsigned what, uint64_t until_ns)
 {
@@ -2108,7 +2037,7 @@ static int ring_enter(ring_t *ring, unsigned what, uint64_t until_ns)
 	if (likely(taken == n) && ret >= 0)
 		return 0;
 	ring->n_failed++;
-	ring->cut = taken && taken < n;
+	ring->chain_cut = taken && taken < n;
 	if (ret == -EBADR)
 		ring->broken = true;
 	if (taken || ret == -EINTR || ret == -ETIME)
@@ -2163,7 +2092,7 @@ static int watch_reap(ring_t *ring, uint64_t user_data, int result, unsigned fla
 	if (flags & IORING_CQE_F_MORE)
 		return 0;
 	watch->armed = false;
-	eventfd_read(watch->fd, &ignored); /* the next poll starts with nothing there */
+	eventfd_read(watch->fd, &ignored); /* reset, so that the next poll waits for a new write */
 	if (watch->n_single)
 		watch->n_single--;
 	else if (result == -EINVAL)
@@ -2186,7 +2115,9 @@ static int watch_open_clock(ring_t *ring)
 	return ring->clock.fd < 0 ? -errno : 0;
 }
 
-/* NEVER: not at all. With a time_t of 32 bits a far time is cut: the loop looks again then. */
+/*
+ * NEVER disarms it. A time_t of 32 bits cuts far times: the loop wakes early then and sets it anew.
+ */
 static void watch_set_clock(const ring_t *ring, uint64_t due_ns)
 {
 	time_t seconds = (time_t)min_u64(due_ns / NS_PER_SEC, SECONDS_MAX);
@@ -2211,13 +2142,6 @@ static void ring_init(ring_t *ring, unsigned wanted_flags)
 {
 	ring->wanted_flags = wanted_flags;
 	ring->wake.fd = ring->clock.fd = -1;
-}
-
-/* In the place of the old ring, with its counts and watches. */
-static void ring_start_anew(ring_t *ring, unsigned n_left)
-{
-	cq_start(ring, n_left);
-	ring->wake.armed = ring->clock.armed = false;
 }
 
 /* ---- The eventfd that the ring signals ---- */
@@ -2251,11 +2175,11 @@ static bool ring_takes_eventfd_late(const ring_t *ring)
 	return ring->io.features & IORING_FEAT_LINKED_FILE;
 }
 
-static void ring_tell(const ring_t *ring, iou_stats_t *stats)
+static void ring_stats(const ring_t *ring, iou_stats_t *stats)
 {
 	stats->enters = ring->n_enters;
 	stats->submitted = ring->n_taken;
-	stats->completed = ring->n_reaped - ring->n_own_cqes;
+	stats->completed = ring->n_reaped - ring->n_other_cqes;
 }
 
 /*
@@ -2301,7 +2225,7 @@ typedef struct slab_t {
 enum bh_bits {
 	BH_SCHEDULED = 1,
 	BH_IDLE = 2,    /* scheduled to run when nothing else does */
-	BH_QUEUED = 4,  /* its entry is in the mail or the line; or who set this will push it */
+	BH_QUEUED = 4,  /* its entry is in the mail or line, or is being pushed by who set this */
 	BH_DELETED = 8, /* the loop frees it when it takes its entry */
 };
 
@@ -2317,10 +2241,10 @@ struct iou_bh_t {
 	node_t in_bhs;
 };
 
-/* What each post writes lies in a cache line that the loop does not write while it takes. */
+/* First the line that posting threads write, then the loop's own line. */
 typedef struct inbox_t {
 	_Alignas(64) _Atomic(node_t *) last; /* of the mail */
-	atomic_int sleeping; /* enum sleep; pairs with last, pool.n_done, loop.quit, loop.n_holds */
+	atomic_int sleeping; /* enum sleep; pairs with last, workers.n_done, loop.quit, .n_holds */
 	/*
 	 * The slab that posts are taken from, + how many were. Its exchanges pair with each
 	 * other: who takes an entry sees what whoever renewed the slab saw. The same word again
@@ -2334,11 +2258,11 @@ typedef struct inbox_t {
 	node_t line, idle;
 	uint64_t n_lined;    /* entries that ever entered the line: the next one's seq */
 	uint64_t n_called;   /* posts and bottom halves, ever */
-	int wake_fd;         /* for ASLEEP; never changes */
-	int fd;              /* for RESTING; -1 as long as iou_fd() was not called */
+	int wake_fd;         /* for ASLEEP: a copy of ring.wake.fd; never changes */
+	atomic_int fd;       /* for RESTING: a copy of bell.fd, or -1; set before RESTING */
 	/* Rarely written by others: */
 	atomic_ullong n_wakeups;
-	pthread_mutex_t lock; /* guards bhs; line and idle too as long as the iou has no owner */
+	pthread_mutex_t lock; /* guards bhs; line and idle too while no thread owns the iou */
 	node_t bhs;          /* all of them, for iou_free() */
 } inbox_t;
 
@@ -2363,7 +2287,7 @@ static void inbox_wake(inbox_t *inbox)
 	if (was == AWAKE)
 		return;
 	atomic_fetch_add_explicit(&inbox->n_wakeups, 1, memory_order_relaxed);
-	event_signal(was == ASLEEP ? inbox->wake_fd : inbox->fd);
+	event_signal(was == ASLEEP ? inbox->wake_fd : RELAXED(inbox->fd));
 	errno = saved;
 }
 
@@ -2371,10 +2295,10 @@ static NOINLINE void inbox_touch_fd(inbox_t *inbox)
 {
 	if (atomic_load(&inbox->sleeping) != AWAKE &&
 	    atomic_exchange(&inbox->sleeping, AWAKE) != AWAKE)
-		event_signal(inbox->fd);
+		event_signal(RELAXED(inbox->fd));
 }
 
-static inline bool inbox_has_fd(const inbox_t *inbox) { return unlikely(inbox->fd >= 0); }
+static inline bool inbox_has_fd(const inbox_t *inbox) { return unlikely(RELAXED(inbox->fd) >= 0); }
 
 /* The loop thread changed something: make iou_fd() readable, if it is in use. */
 static inline void inbox_touch(inbox_t *inbox)
@@ -2383,39 +2307,36 @@ static inline void inbox_touch(inbox_t *inbox)
 		inbox_touch_fd(inbox);
 }
 
-static enum sleep inbox_sleep(inbox_t *inbox)
-{
-	return (enum sleep)atomic_load_explicit(&inbox->sleeping, memory_order_relaxed);
-}
+static enum sleep inbox_sleep(inbox_t *inbox) { return (enum sleep)RELAXED(inbox->sleeping); }
 
 /* True if wakers need not do anything. */
 static bool inbox_is_awake(inbox_t *inbox) { return atomic_load(&inbox->sleeping) == AWAKE; }
 
 /* Make iou_fd() readable. */
-static void inbox_ring(inbox_t *inbox)
+static void inbox_signal_fd(inbox_t *inbox)
 {
 	atomic_store(&inbox->sleeping, AWAKE);
-	event_signal(inbox->fd);
+	event_signal(RELAXED(inbox->fd));
 }
 
 static void inbox_set_wake_fd(inbox_t *inbox, int fd) { inbox->wake_fd = fd; }
 
 /* iou_fd() is in use from now on. */
-static void inbox_set_fd(inbox_t *inbox, int fd) { inbox->fd = fd; }
+static void inbox_set_fd(inbox_t *inbox, int fd) { RELAXED_SET(inbox->fd, fd); }
 
-/* A fence: then look for all that a waker may have published before. */
+/* A fence. The caller then looks for all that a waker may have published before. */
 static void inbox_set_sleep(inbox_t *inbox, enum sleep sleep)
 {
 	atomic_store(&inbox->sleeping, sleep);
 }
 
-/* No fence: a waker that does not see it rings once too often. */
-static void inbox_set_awake(inbox_t *inbox)
-{
-	atomic_store_explicit(&inbox->sleeping, AWAKE, memory_order_relaxed);
-}
+/* No fence: at worst a waker writes to the eventfd once without need. */
+static void inbox_set_awake(inbox_t *inbox) { RELAXED_SET(inbox->sleeping, AWAKE); }
 
-/* The loop has slept in the kernel. A waker then has not written to iou_fd(): make up for it. */
+/*
+ * The loop slept in the kernel, where wakers write to wake_fd. If it was RESTING before, and one
+ * woke it, write to iou_fd() too.
+ */
 static void inbox_end_sleep(inbox_t *inbox, enum sleep before)
 {
 	if (likely(before == AWAKE))
@@ -2509,11 +2430,13 @@ static NOINLINE uintptr_t slab_renew(inbox_t *inbox, uintptr_t cursor)
 	return cursor;
 }
 
-/* Any thread. A slab may be gone until an entry of it is one's own: it is not read before. */
+/*
+ * Any thread. The slab may be freed until this thread owns an entry of it: it is not read before.
+ */
 static entry_t *entry_take(inbox_t *inbox)
 {
-	/* A guess. */
-	uintptr_t cursor = atomic_load_explicit(&inbox->post_cursor, memory_order_relaxed);
+	/* May be stale: the exchange below checks it. */
+	uintptr_t cursor = RELAXED(inbox->post_cursor);
 	entry_t *entry;
 
 	do {
@@ -2591,7 +2514,7 @@ static void bh_leave_idle(iou_bh_t *bh)
 	bh->idles = false;
 }
 
-/* Taken from the mail: true if it will run when nothing else does. Its entry is free again then. */
+/* Its entry left the mail: true if the bottom half now waits on `idle` (BH_QUEUED is cleared). */
 static bool bh_will_idle(iou_bh_t *bh)
 {
 	unsigned bits = atomic_load(&bh->bits);
@@ -2678,7 +2601,10 @@ static void bh_unqueue(inbox_t *inbox, iou_bh_t *bh)
 	atomic_fetch_and(&bh->bits, ~bits);
 }
 
-/* Another thread's: its entry keeps its place. An idle one is queued, so that it leaves `idle`. */
+/*
+ * From another thread: the entry keeps its place. An idle one is queued, so that the loop takes it
+ * off `idle`.
+ */
 static void bh_unschedule(inbox_t *inbox, iou_bh_t *bh)
 {
 	unsigned was = atomic_fetch_and(&bh->bits, ~(unsigned)(BH_SCHEDULED | BH_IDLE));
@@ -2728,7 +2654,7 @@ static bool line_ready(const inbox_t *inbox) { return !list_empty(&inbox->line);
 /* The seq of the next entry: those in the line now have smaller ones. */
 static uint64_t line_bound(const inbox_t *inbox) { return inbox->n_lined; }
 
-static bool inbox_idles(const inbox_t *inbox) { return unlikely(!list_empty(&inbox->idle)); }
+static bool idle_ready(const inbox_t *inbox) { return unlikely(!list_empty(&inbox->idle)); }
 
 /* True if there is anything that will be called some time. */
 static bool inbox_pending(inbox_t *inbox)
@@ -2747,7 +2673,8 @@ static void inbox_init(inbox_t *inbox)
 	list_init(&inbox->idle);
 	list_init(&inbox->bhs);
 	pthread_mutex_init(&inbox->lock, NULL);
-	inbox->wake_fd = inbox->fd = -1;
+	inbox->wake_fd = -1;
+	atomic_init(&inbox->fd, -1);
 }
 
 /* Drop everything that waits to be called; the bottom halves themselves stay. */
@@ -2788,10 +2715,10 @@ static void inbox_free(inbox_t *inbox, bool is_copy)
 static void inbox_lock(inbox_t *inbox) { pthread_mutex_lock(&inbox->lock); }
 static void inbox_unlock(inbox_t *inbox) { pthread_mutex_unlock(&inbox->lock); }
 
-static void inbox_tell(const inbox_t *inbox, iou_stats_t *stats)
+static void inbox_stats(const inbox_t *inbox, iou_stats_t *stats)
 {
 	stats->posts = inbox->n_called;
-	stats->wakeups = atomic_load_explicit(&inbox->n_wakeups, memory_order_relaxed);
+	stats->wakeups = RELAXED(inbox->n_wakeups);
 }
 
 /* How many are in the line or idle. */
@@ -2808,9 +2735,9 @@ static uint64_t inbox_length(const inbox_t *inbox)
  * A CANCEL names its op by address. So while one is out, the op's memory must not become another
  * op's: an op that ends meanwhile is HELD until the CANCEL's own CQE is there. The stages:
  *
- *   NONE ──► TO_SEND (on `lane`) ──► SENT ──► ANSWERED; if the kernel did not find the op, it is on
- *    │          ▲         ▲                   `asked`, and goes back to `lane` a little later
- *    └► BEHIND ─┘         └─────────────────────┘
+ *   NONE ──► TO_SEND ──► SENT ──┬► FOUND: its CQE follows
+ *    │          ▲          ▲      └► RETRY: not found, or only interrupted; sent again
+ *    └► BEHIND ─┘          └─────────┘ a little later
  *
  * BEHIND: the op stands behind another one of its chain, where the kernel does not find it. Its
  * cancel is sent when that one has ended.
@@ -2823,48 +2750,54 @@ static uint64_t inbox_length(const inbox_t *inbox)
 #define RETRY_MAX_NS (128 * NS_PER_MS)
 
 typedef struct cancels_t {
-	node_t lane;           /* cancels to send, the oldest first */
-	node_t asked;          /* cancels to send again at retry_due_ns */
+	node_t to_send;         /* cancels to send, the oldest first */
+	node_t to_retry;        /* cancels to send again at retry_due_ns */
 	uint64_t n_out;        /* CANCELs and fences in the SQ or the kernel */
-	uint64_t retry_due_ns; /* if `asked` is not empty */
+	uint64_t retry_due_ns; /* if to_retry is not empty */
 	uint64_t retry_ns;     /* the pause before that: 1 to 128 ms */
-	unsigned share;        /* how many are sent at once */
+	unsigned share;        /* CANCELs that one enter may send, 1 to ROUND_MAX; adapted */
 } cancels_t;
 
 static void cancels_init(cancels_t *cancels)
 {
-	list_init(&cancels->lane);
-	list_init(&cancels->asked);
+	list_init(&cancels->to_send);
+	list_init(&cancels->to_retry);
 	cancels->retry_ns = NS_PER_MS;
 	cancels->share = 8;
 }
 
 /* True if there is one to send. */
-static bool cancels_wait(const cancels_t *cancels) { return unlikely(!list_empty(&cancels->lane)); }
-
-/* When one is to be sent again; NEVER if there is none. */
-static uint64_t cancels_due_ns(const cancels_t *cancels)
+static bool cancels_ready(const cancels_t *cancels)
 {
-	return list_empty(&cancels->asked) ? NEVER : cancels->retry_due_ns;
+	return unlikely(!list_empty(&cancels->to_send));
 }
 
-static bool cancels_out(const cancels_t *cancels) { return cancels->n_out; }
+/* When those on to_retry are sent again; NEVER if there is none. */
+static uint64_t cancels_due_ns(const cancels_t *cancels)
+{
+	return list_empty(&cancels->to_retry) ? NEVER : cancels->retry_due_ns;
+}
+
+static bool cancels_in_flight(const cancels_t *cancels) { return cancels->n_out; }
 
 /* True if a CANCEL was or will be sent, so that a CQE may tell of it. */
-static bool cancel_was_asked(const op_t *op)
+static bool cancel_is_under_way(const op_t *op)
 {
 	enum cancel_stage stage = cancel_of(op);
 
-	return stage == CANCEL_TO_SEND || stage == CANCEL_SENT || stage == CANCEL_ANSWERED;
+	return stage != CANCEL_NONE && stage != CANCEL_BEHIND && stage != CANCEL_OF_TIMER;
 }
 
 static void cancel_later(cancels_t *cancels, op_t *op)
 {
 	cancel_set(op, CANCEL_TO_SEND);
-	list_append(&cancels->lane, &op->node);
+	list_append(&cancels->to_send, &op->node);
 }
 
-/* Of an op in the ring. -EALREADY: it stands behind another one, and will be cancelled then. */
+/*
+ * Cancel an op in the ring. -EALREADY: an earlier op of its chain runs, and the CANCEL is sent once
+ * that has ended.
+ */
 static int cancel_in_ring(cancels_t *cancels, op_t *op)
 {
 	if (op->bits & OP_CHAINED && op_extra(op)->chain.prev) {
@@ -2876,7 +2809,7 @@ static int cancel_in_ring(cancels_t *cancels, op_t *op)
 	return 0;
 }
 
-/* It is sent to the kernel behind that op, which is NULL for a chain's first. */
+/* Note that op follows prev in a chain; NULL: op is its first. */
 static void chain_join(op_t *op, op_t *prev)
 {
 	op->bits |= OP_CHAINED;
@@ -2901,23 +2834,29 @@ static void chain_leave(cancels_t *cancels, op_t *op)
 	}
 }
 
+/* If none is under way any more, the next retry comes soon again. */
+static void cancels_calm(cancels_t *cancels)
+{
+	if (list_empty(&cancels->to_send) && list_empty(&cancels->to_retry) && !cancels->n_out)
+		cancels->retry_ns = NS_PER_MS;
+}
+
 /* The kernel has done with the op: it leaves its chain and the lists here. */
 static void cancels_forget(cancels_t *cancels, op_t *op)
 {
 	if (op->bits & OP_CHAINED)
 		chain_leave(cancels, op);
-	if (cancel_of(op) == CANCEL_TO_SEND || cancel_of(op) == CANCEL_ANSWERED) {
+	if (cancel_of(op) == CANCEL_TO_SEND || cancel_of(op) == CANCEL_RETRY)
 		list_unlink(&op->node);
-		if (list_empty(&cancels->lane) && list_empty(&cancels->asked) && !cancels->n_out)
-			cancels->retry_ns = NS_PER_MS;
-	}
+	if (cancel_of(op) != CANCEL_NONE)
+		cancels_calm(cancels);
 }
 
 /*
- * A fence is a request whose CQE comes behind a notification that may be on its way: of a
- * zero-copy send that failed with its chain. Its CQE lacks F_MORE, yet one may follow (6.18). It
- * is in a queue of the kernel's by then, and so is what io-wq completes; but SQPOLL's thread works
- * off its own queue first, and a timer of the kernel's puts something into that.
+ * A fence is a request whose CQE comes after a notification that may be on its way. A zero-copy
+ * send that failed with its chain needs one: its CQE lacks F_MORE, yet on 6.18 a notification may
+ * follow. An async cancel through io-wq comes late enough. SQPOLL's thread works off its own queue
+ * first: there it is a timeout of 1 ns.
  */
 static void fence_prepare(const ring_t *ring, struct io_uring_sqe *sqe, op_t *op)
 {
@@ -2931,14 +2870,14 @@ static void fence_prepare(const ring_t *ring, struct io_uring_sqe *sqe, op_t *op
 	}
 }
 
-/* Of an op that is HELD, with no CANCEL out. */
+/* Send a fence for a HELD op. Its CANCEL is not out. */
 static void cancel_fence(cancels_t *cancels, op_t *op)
 {
-	op_extra(op)->hold = HOLD_FOR_CQE;
+	op_extra(op)->needs_fence = false;
 	cancel_later(cancels, op);
 }
 
-/* The op was held just now. */
+/* Follows ops_hold(). */
 static void cancels_hold(cancels_t *cancels, op_t *op)
 {
 	if (cancel_of(op) != CANCEL_SENT)
@@ -2962,15 +2901,15 @@ static void cancel_send(cancels_t *cancels, ring_t *ring, op_t *op)
 /* Put a share of the cancels into the SQ. False: some are left. */
 static bool cancels_send(cancels_t *cancels, ring_t *ring)
 {
-	for (unsigned n = 0; !list_empty(&cancels->lane); n++) {
+	for (unsigned n = 0; !list_empty(&cancels->to_send); n++) {
 		if (n == cancels->share || !sq_room(ring))
 			return false;
-		cancel_send(cancels, ring, op_at(cancels->lane.next));
+		cancel_send(cancels, ring, op_at(cancels->to_send.next));
 	}
 	return true;
 }
 
-/* The last share took so long. */
+/* Adapt the share: sending the last one took took_ns. */
 static void cancels_pace(cancels_t *cancels, uint64_t took_ns)
 {
 	if (took_ns > 2 * NS_PER_MS && cancels->share > 1)
@@ -2982,23 +2921,23 @@ static void cancels_pace(cancels_t *cancels, uint64_t took_ns)
 /* If it is time: ask again, with longer and longer pauses. */
 static void cancels_retry(cancels_t *cancels)
 {
-	if (likely(list_empty(&cancels->asked)) || cancels->retry_due_ns > now_ns())
+	if (likely(list_empty(&cancels->to_retry)) || cancels->retry_due_ns > now_ns())
 		return;
-	list_splice(&cancels->lane, &cancels->asked);
+	list_splice(&cancels->to_send, &cancels->to_retry);
 	cancels->retry_ns = min_u64(cancels->retry_ns * 2, RETRY_MAX_NS);
 }
 
-/* The kernel's answer. If it did not find the op, or only interrupted it, ask again later. */
+/* The kernel's answer, of an op that has not ended. */
 static void cancel_answered(cancels_t *cancels, op_t *op, int result)
 {
-	cancel_set(op, CANCEL_ANSWERED);
 	if (result >= 0) {
-		list_init(&op->node); /* its CQE follows */
+		cancel_set(op, CANCEL_FOUND);
 		return;
 	}
-	if (list_empty(&cancels->asked))
+	cancel_set(op, CANCEL_RETRY);
+	if (list_empty(&cancels->to_retry))
 		cancels->retry_due_ns = add_ns(now_ns(), cancels->retry_ns);
-	list_append(&cancels->asked, &op->node);
+	list_append(&cancels->to_retry, &op->node);
 }
 
 /*
@@ -3015,10 +2954,12 @@ static op_t *cancels_reap(cancels_t *cancels, uint64_t user_data, int result, in
 		*error = result == -EACCES ? result : 0;
 		return NULL;
 	}
-	if (op_extra(op)->hold == HOLD_FOR_CQE)
-		return op;
-	cancel_fence(cancels, op);
-	return NULL;
+	if (op_extra(op)->needs_fence) {
+		cancel_fence(cancels, op);
+		return NULL;
+	}
+	cancels_calm(cancels);
+	return op;
 }
 
 #ifdef IOU_DEBUG
@@ -3030,17 +2971,17 @@ static uint64_t cancels_check_list(node_t *list, enum cancel_stage stage)
 
 		MUST(op->state == OP_RING || op->state == OP_HELD, "its op");
 		MUST(node->next->prev == node, "a list");
-		MUST(cancel_of(op) == stage || cancel_of(op) == CANCEL_ANSWERED, "a cancel");
+		MUST(cancel_of(op) == stage || cancel_of(op) == CANCEL_RETRY, "a cancel");
 	}
 	return list_length(list);
 }
 
 static void cancels_check(cancels_t *cancels, uint64_t n_ring, uint64_t n_held)
 {
-	uint64_t n = cancels_check_list(&cancels->lane, CANCEL_TO_SEND);
+	uint64_t n = cancels_check_list(&cancels->to_send, CANCEL_TO_SEND);
 
 	MUST(n_held <= cancels->n_out + n, "ops held");
-	n += cancels_check_list(&cancels->asked, CANCEL_ANSWERED);
+	n += cancels_check_list(&cancels->to_retry, CANCEL_RETRY);
 	MUST(n <= n_ring + n_held, "cancels");
 }
 #endif
@@ -3058,7 +2999,7 @@ typedef struct backlog_t {
 	uint64_t n;
 	uint64_t n_max;     /* the most there were; not always up to date: see backlog_most() */
 	bool barrier;       /* a drained chain was sent: nothing follows before it has ended */
-	bool sent_cancel;   /* the program has sent a CANCEL of its own, by which any op may end */
+	bool sent_cancel;   /* the program once sent a CANCEL, so that any op may end by it */
 } backlog_t;
 
 enum sent { SENT, NO_ROOM, BARRED };
@@ -3087,17 +3028,20 @@ static op_t *backlog_take(backlog_t *backlog, node_t *node)
 	return op_at(node);
 }
 
-/* The op is to be sent again: to the front, as if it had not been sent. */
+/*
+ * The kernel interrupted the op: put it back to the front, as if it had never been sent. Its CQE
+ * completed nothing, and it is not in the ring any more.
+ */
 static void backlog_put_back(backlog_t *backlog, ring_t *ring, op_t *op)
 {
-	ring_count_own(ring);
+	ring_count_other(ring);
 	ring_count_back(ring);
 	op->state = OP_BACKLOG;
 	list_append(backlog->queue.next, &op->node);
 	backlog->n++;
 }
 
-/* What is queued from now on belongs to another chain. */
+/* Ops queued after this belong to another chain. */
 static void backlog_end_chain(backlog_t *backlog)
 {
 	if (!backlog_empty(backlog) && op_is_linked(op_at(backlog->queue.prev)))
@@ -3262,20 +3206,20 @@ static void backlog_check(const backlog_t *backlog, uint64_t n)
 
 enum bell_state { BELL_CLEAN, BELL_STALE, BELL_DEAF };
 
-/* Why the library itself made the descriptor readable. */
-enum bell_rung {
-	RUNG_NOT,
-	RUNG_FOR_MORE,  /* a poll has something to do */
-	RUNG_FOR_KERNEL /* completions may wait in the kernel unseen: a poll must enter it */
+/* Why iou itself, not the kernel, made the descriptor readable at the last embed_settle(). */
+enum own_signal {
+	OWN_NONE,
+	OWN_FOR_MORE,  /* a poll has something to do */
+	OWN_FOR_KERNEL /* completions may wait in the kernel unseen: a poll must enter it */
 };
 
 typedef struct bell_t {
 	int fd;                 /* the eventfd, or -1 */
 	uint8_t state;          /* enum bell_state */
-	uint8_t rung;           /* enum bell_rung */
+	uint8_t own_signal;     /* enum own_signal */
 	uint64_t seen_activity; /* ring_activity() at the last rest */
-	uint64_t seen_enters;   /* ring_n_enters() when rung was set */
-	uint64_t clock_due_ns;  /* what the timerfd is set to */
+	uint64_t seen_enters;   /* ring_n_enters() when own was set */
+	uint64_t clock_due_ns;  /* the timerfd's setting, or NEVER */
 } bell_t;
 
 static void bell_init(bell_t *bell)
@@ -3311,10 +3255,10 @@ static int bell_register(bell_t *bell, ring_t *ring, bool mute)
 	return ret;
 }
 
-/* True if completions may wait in the kernel, and no enter has looked since. */
+/* True if OWN_FOR_KERNEL holds, and nothing has entered the kernel since. */
 static bool bell_is_blind(const bell_t *bell, const ring_t *ring)
 {
-	return bell->rung == RUNG_FOR_KERNEL && ring_n_enters(ring) == bell->seen_enters;
+	return bell->own_signal == OWN_FOR_KERNEL && ring_n_enters(ring) == bell->seen_enters;
 }
 
 /* Make the descriptor unreadable. True: the kernel has signalled it, or may have. */
@@ -3324,7 +3268,8 @@ static bool bell_read(bell_t *bell, const ring_t *ring)
 	bool news;
 
 	eventfd_read(bell->fd, &n_signals);
-	news = n_signals > (bell->rung != RUNG_NOT) || ring_activity(ring) != bell->seen_activity;
+	news = n_signals > (bell->own_signal != OWN_NONE) ||
+	       ring_activity(ring) != bell->seen_activity;
 	bell->seen_activity = ring_activity(ring);
 	if (news && bell->state == BELL_CLEAN)
 		bell->state = BELL_STALE;
@@ -3348,9 +3293,9 @@ static int bell_renew(bell_t *bell, const ring_t *ring)
 
 static bool bell_is_deaf(const bell_t *bell) { return bell->state == BELL_DEAF; }
 
-static void bell_set_rung(bell_t *bell, const ring_t *ring, enum bell_rung rung)
+static void bell_set_own(bell_t *bell, const ring_t *ring, enum own_signal own)
 {
-	bell->rung = (uint8_t)rung;
+	bell->own_signal = (uint8_t)own;
 	bell->seen_enters = ring_n_enters(ring);
 }
 
@@ -3362,36 +3307,38 @@ static void bell_set_clock(bell_t *bell, const ring_t *ring, uint64_t due_ns)
 }
 
 /*
- * ==== state =====================================================================================
+ * ==== loop ======================================================================================
  *
- * What the loop knows of itself: runs, holds, quit, the rest of a round, errors to be told.
+ * The loop's own data: active runs, an unfinished round, a refusal to report, holds, the quit flag.
+ * Loop thread only, but for the last two, which any thread changes.
  */
 
 enum stage { AT_NONE, AT_TIMERS, AT_INBOX, AT_ENDED, AT_CQES };
 
-/* [open] The room loop fills it. What a round may deliver: bounds of the counts of its sources. */
+/* [open] The room rounds fills it. What a round may deliver, as bounds of its sources' counts. */
 typedef struct round_t {
 	bool quits;          /* iou_quit() ends it: it is iou_run()'s */
 	uint8_t stage;       /* enum stage: what it delivers now; AT_NONE: all done */
 	int n_calls;         /* callbacks called */
 	uint64_t at_ns;      /* timers due by then */
-	uint64_t timer_seq;  /* timers started before this one */
+	uint64_t timer_seq;  /* timers with a smaller seq */
 	uint64_t entry_bound, ended_bound, cqe_bound;
 	unsigned n_deadlines, n_timers, n_entries; /* how many more of these it may take */
 } round_t;
 
 typedef struct loop_t {
-	round_t rest;         /* of a round that ended early: the next one delivers it first */
+	round_t unfinished;   /* a round that ended early: the next one starts with it */
 	unsigned n_runs;      /* active iou_run() calls */
 	unsigned n_shortages; /* fruitless enters in a row */
 	int refusal;          /* error of the library's own poll or cancel, to be told; or 0 */
 	bool ending;          /* iou_free(): nothing is called back */
 	uint64_t spin_ns, spin_max_ns; /* look for completions so long before sleeping; 0: not */
-	atomic_bool quit;
+	/* Written by any thread: */
+	_Alignas(64) atomic_bool quit;
 	atomic_llong n_holds;
 } loop_t;
 
-#define SHORTAGES_MAX 8 /* fruitless enters, and pauses of 1 to 64 ms, until the program is told */
+#define SHORTAGES_MAX 8 /* enters in vain, with pauses of 2 to 64 ms, until the program is told */
 #define SPIN_MIN_NS   2000
 
 static void loop_init(loop_t *loop, uint64_t spin_ns)
@@ -3400,7 +3347,7 @@ static void loop_init(loop_t *loop, uint64_t spin_ns)
 	loop->spin_ns = min_u64(spin_ns, SPIN_MIN_NS);
 }
 
-/* A CQE of the library's own says that the kernel will not do what the loop needs. */
+/* The kernel refused a request of iou's own (watch, cancel, eventfd): the program must be told. */
 static void loop_refuse(loop_t *loop, int error) { loop->refusal = error; }
 
 static int loop_refusal(const loop_t *loop) { return loop->refusal; }
@@ -3415,14 +3362,14 @@ static int loop_take_refusal(loop_t *loop)
 
 static bool loop_is_ending(const loop_t *loop) { return unlikely(loop->ending); }
 
-static void loop_end(loop_t *loop)
+static void loop_set_ending(loop_t *loop)
 {
 	loop->ending = true;
 	loop->refusal = 0; /* of a watch, which is not needed any more */
 }
 
-/* An enter was fruitless. False: so many were that the program must be told. */
-static bool loop_bears_shortage(loop_t *loop) { return loop->n_shortages++ < SHORTAGES_MAX; }
+/* After an enter in vain: true if it may be tried again, false if the program must be told. */
+static bool loop_may_retry(loop_t *loop) { return loop->n_shortages++ < SHORTAGES_MAX; }
 
 static void loop_forget_shortages(loop_t *loop) { loop->n_shortages = 0; }
 
@@ -3432,7 +3379,6 @@ static uint64_t loop_pause_ns(const loop_t *loop)
 	return NS_PER_MS << (loop->n_shortages < 6 ? loop->n_shortages : 6);
 }
 
-static bool loop_spins(const loop_t *loop) { return loop->spin_max_ns; }
 static uint64_t loop_spin_ns(const loop_t *loop) { return loop->spin_ns; }
 
 /* Twice as long the next time if a completion came while it looked, else half. */
@@ -3462,7 +3408,7 @@ static void loop_end_run(loop_t *loop)
 static inline bool loop_goes_on(loop_t *loop, const round_t *round, int ret)
 {
 	return likely(ret >= 0) &&
-	       !(unlikely(atomic_load_explicit(&loop->quit, memory_order_relaxed)) && round->quits);
+	       !(unlikely(RELAXED(loop->quit)) && round->quits);
 }
 
 /* Any thread, as the next one. */
@@ -3473,16 +3419,16 @@ static long long loop_unhold(loop_t *loop) { return atomic_fetch_sub(&loop->n_ho
 
 static long long loop_n_holds(loop_t *loop) { return atomic_load(&loop->n_holds); }
 
-/* The round ended early: what is left of it comes first in the next. */
-static void loop_put_rest(loop_t *loop, const round_t *round) { loop->rest = *round; }
+/* The round ended early: the next one goes on where it stopped. */
+static void loop_keep_unfinished(loop_t *loop, const round_t *round) { loop->unfinished = *round; }
 
 /* False: nothing was left. */
-static bool loop_take_rest(loop_t *loop, round_t *round)
+static bool loop_take_unfinished(loop_t *loop, round_t *round)
 {
-	if (likely(!loop->rest.stage))
+	if (likely(!loop->unfinished.stage))
 		return false;
-	*round = loop->rest;
-	loop->rest.stage = AT_NONE;
+	*round = loop->unfinished;
+	loop->unfinished.stage = AT_NONE;
 	return true;
 }
 
@@ -3502,7 +3448,7 @@ struct iou_t {
 	cancels_t cancels;
 	timers_t timers;
 	bell_t bell;
-	pool_t pool;
+	workers_t workers;
 	inbox_t inbox;
 };
 
@@ -3552,22 +3498,9 @@ static uint64_t n_pending(const iou_t *iou)
 }
 
 /* True if another thread has published something that the loop has not taken. */
-static inline bool has_mail(iou_t *iou)
+static inline bool others_ready(iou_t *iou)
 {
-	return mail_ready(&iou->inbox) || pool_ready(&iou->pool);
-}
-
-/* Jobs that workers gave back, `most` at most, have ended. */
-static void jobs_collect(iou_t *iou, uint64_t most)
-{
-	uint64_t bound = pool_done_bound(&iou->pool);
-	op_t *op;
-	int result;
-
-	for (; most && (op = pool_collect(&iou->pool, bound, &result)); most--) {
-		op->bits &= (uint8_t)~OP_EXPIRED; /* too late: it keeps its result */
-		ops_end(&iou->ops, op, result);
-	}
+	return mail_ready(&iou->inbox) || workers_ready(&iou->workers);
 }
 
 /*
@@ -3582,7 +3515,7 @@ static COLD bool iou_grow(iou_t *iou)
 {
 	size_t n_ops = ops_next_size(&iou->ops);
 
-	return timers_reserve(&iou->timers, n_ops) && pool_reserve(&iou->pool, n_ops) &&
+	return timers_reserve(&iou->timers, n_ops) && workers_reserve(&iou->workers, n_ops) &&
 	       ops_grow(&iou->ops);
 }
 
@@ -3610,7 +3543,7 @@ void iou_op_free(iou_t *iou, iou_op_t *pub)
 		ops_give_back(&iou->ops, op);
 }
 
-/* What few ops need: out of line, so that iou_op_queue() is short. */
+/* The rare cases of iou_op_queue(), out of line. */
 static NOINLINE void op_queued(iou_t *iou, op_t *op, uint64_t after_ns)
 {
 	if (op->bits & OP_DEADLINE)
@@ -3719,7 +3652,7 @@ int iou_op_async(iou_t *iou, iou_op_t *pub, int (*work)(void *work_data), void *
 	was = op->state;
 	after_ns = op->after_ns; /* the job takes its place */
 	op_accept(op, OP_JOB, cb, cb_data);
-	ret = pool_queue(&iou->pool, op, work, work_data);
+	ret = workers_queue(&iou->workers, op, work, work_data);
 	if (ret < 0) {
 		op->state = was;
 		return ret;
@@ -3729,6 +3662,19 @@ int iou_op_async(iou_t *iou, iou_op_t *pub, int (*work)(void *work_data), void *
 		deadline_start(&iou->timers, op, after_ns);
 	inbox_touch(&iou->inbox);
 	return 0;
+}
+
+/* Jobs that workers gave back, `most` at most, have ended. */
+static void jobs_collect(iou_t *iou, uint64_t most)
+{
+	uint64_t bound = workers_done_bound(&iou->workers);
+	op_t *op;
+	int result;
+
+	for (; most && (op = workers_collect(&iou->workers, bound, &result)); most--) {
+		op->bits &= (uint8_t)~OP_EXPIRED; /* too late: it keeps its result */
+		ops_end(&iou->ops, op, result);
+	}
 }
 
 /* What iou_async() keeps in its op's environment. */
@@ -3805,7 +3751,7 @@ void iou_op_timer(iou_t *iou, iou_op_t *pub, uint64_t after_ns, uint64_t period_
 		ops_count_elsewhere(&iou->ops);
 	}
 	op_accept(op, op->state, cb, cb_data);
-	if (op->state != OP_TIMER) /* cancelled, and not yet delivered: it stays so */
+	if (op->state != OP_TIMER) /* cancelled, and not yet delivered: only the callback changes */
 		return;
 	timer_start(&iou->timers, op, after_ns, period_ns);
 	inbox_touch(&iou->inbox);
@@ -3826,7 +3772,7 @@ static int op_cancel(iou_t *iou, op_t *op)
 	case OP_RING:
 		return cancel_in_ring(&iou->cancels, op);
 	case OP_JOB:
-		if (!job_withdraw(&iou->pool, op))
+		if (!job_withdraw(&iou->workers, op))
 			return -EALREADY;
 		ops_end(&iou->ops, op, -ECANCELED);
 		return 0;
@@ -3863,7 +3809,7 @@ int iou_op_cancel(iou_t *iou, iou_op_t *pub)
 
 	CHECK_OWN(iou, op);
 	MUST(op->iou == iou, "op of another iou");
-	jobs_collect(iou, UINT64_MAX); /* those that ended before come before it */
+	jobs_collect(iou, UINT64_MAX); /* jobs that finished before come before it */
 	ret = op_cancel(iou, op);
 	inbox_touch(&iou->inbox);
 	return ret;
@@ -3931,8 +3877,9 @@ void iou_bh_schedule_idle(iou_bh_t *bh)
 }
 
 /*
- * The loop thread takes it off the line. Another thread leaves it there. If no thread owns the iou
- * yet, or it is handed on, the lock tells which: no loop begins while it is held.
+ * On the loop thread: off the line. On another thread: only marked. If no thread owns the iou (it
+ * has not run, or is handed), the lock keeps a loop from starting, and depth tells whether one
+ * runs.
  */
 void iou_bh_cancel(iou_bh_t *bh)
 {
@@ -4009,7 +3956,7 @@ static bool is_shortage(int error)
 	return error == -EAGAIN || error == -EBUSY || error == -ENOMEM;
 }
 
-/* True if the watches are to be armed: the loop may sleep, or the program waits for iou_fd(). */
+/* True if the watches must be armed: the loop may sleep, or the program waits for iou_fd(). */
 static bool watches_needed(const iou_t *iou, bool may_sleep)
 {
 	return watches_lack_poll(&iou->ring) && (may_sleep || inbox_has_fd(&iou->inbox)) &&
@@ -4023,7 +3970,7 @@ static bool submit_fill(iou_t *iou, bool may_sleep, bool cancels)
 	cancels_retry(&iou->cancels);
 	if (unlikely(watches_needed(iou, may_sleep)) && !watches_send(&iou->ring))
 		return true;
-	if (cancels_wait(&iou->cancels) && cancels && !cancels_send(&iou->cancels, &iou->ring))
+	if (cancels_ready(&iou->cancels) && cancels && !cancels_send(&iou->cancels, &iou->ring))
 		return true;
 	return backlog_send(&iou->backlog, &iou->ring, &iou->ops);
 }
@@ -4031,7 +3978,7 @@ static bool submit_fill(iou_t *iou, bool may_sleep, bool cancels)
 /* True if there is something that submit_fill() could put into an empty SQ. */
 static bool submit_has_more(const iou_t *iou)
 {
-	return cancels_wait(&iou->cancels) || watches_lack_poll(&iou->ring) ||
+	return cancels_ready(&iou->cancels) || watches_lack_poll(&iou->ring) ||
 	       backlog_ready(&iou->backlog, &iou->ring);
 }
 
@@ -4054,17 +4001,17 @@ static int submit_enter(iou_t *iou, unsigned what, uint64_t until_ns)
 {
 	int ret = ring_enter(&iou->ring, what, until_ns);
 
-	if (ring_is_cut(&iou->ring))
+	if (ring_cut_chain(&iou->ring))
 		submit_cut_chain(iou);
 	return ret;
 }
 
-/* The kernel could not take or give anything now. Pause, which a completion ends. 0: try again. */
-static COLD int submit_bear(iou_t *iou, int error)
+/* After a shortage: pause, until a completion or the next try. 0: try again. */
+static COLD int submit_pause(iou_t *iou, int error)
 {
 	int ret;
 
-	if (!loop_bears_shortage(&iou->loop)) {
+	if (!loop_may_retry(&iou->loop)) {
 		loop_forget_shortages(&iou->loop);
 		return error;
 	}
@@ -4087,7 +4034,7 @@ static inline bool wait_is_pending(iou_t *iou)
 /* When the clock has something for the loop. */
 static uint64_t wait_due_ns(const iou_t *iou)
 {
-	uint64_t due_ns = timers_run(&iou->timers) ? timers_due_ns(&iou->timers) : NEVER;
+	uint64_t due_ns = timers_any(&iou->timers) ? timers_due_ns(&iou->timers) : NEVER;
 
 	return min_u64(due_ns, cancels_due_ns(&iou->cancels));
 }
@@ -4096,8 +4043,8 @@ static uint64_t wait_due_ns(const iou_t *iou)
 static bool wait_is_ready(iou_t *iou)
 {
 	return cq_ready(&iou->ring) || ops_ended_ready(&iou->ops) || line_ready(&iou->inbox) ||
-	       has_mail(iou) ||
-	       (timers_run(&iou->timers) && timers_due_ns(&iou->timers) <= now_ns());
+	       others_ready(iou) ||
+	       (timers_any(&iou->timers) && timers_due_ns(&iou->timers) <= now_ns());
 }
 
 /* True if something is pending, no quit was asked for, and no error is to be told. */
@@ -4107,11 +4054,11 @@ static bool wait_may_sleep(iou_t *iou, bool quits)
 	       !loop_refusal(&iou->loop);
 }
 
-/* Say how to wake the loop, then look. False: something came meanwhile. The caller sets it back. */
+/* Announce how to wake the loop, then look for mail. False: some came. The caller sets it back. */
 static bool wait_doze(iou_t *iou, enum sleep sleep)
 {
 	inbox_set_sleep(&iou->inbox, sleep);
-	return !has_mail(iou);
+	return !others_ready(iou);
 }
 
 /* Look for completions for a while, before sleeping. */
@@ -4122,7 +4069,7 @@ static COLD void wait_spin(iou_t *iou, bool quits, uint64_t until_ns)
 	until_ns = min_u64(until_ns, add_ns(now_ns(), loop_spin_ns(&iou->loop)));
 	do {
 		cpu_pause();
-		found = cq_ready(&iou->ring) || has_mail(iou) || sq_flags_tell(&iou->ring);
+		found = cq_ready(&iou->ring) || others_ready(iou) || sq_flags_tell(&iou->ring);
 	} while (!found && wait_may_sleep(iou, quits) && now_ns() < until_ns);
 	loop_adapt_spin(&iou->loop, found);
 }
@@ -4145,13 +4092,13 @@ static int wait_sleep(iou_t *iou, bool quits, uint64_t until_ns)
 static int wait_submit(iou_t *iou, bool quits, uint64_t until_ns)
 {
 	const uint64_t n_sent = ring_n_sent(&iou->ring);
-	bool may_spin = loop_spins(&iou->loop), cancels = true;
+	bool may_spin = loop_spin_ns(&iou->loop), cancels = true;
 
 	for (;;) {
-		uint64_t began_ns = cancels_wait(&iou->cancels) && cancels ? now_ns() : 0;
+		uint64_t began_ns = cancels_ready(&iou->cancels) && cancels ? now_ns() : 0;
 		bool left = submit_fill(iou, until_ns, cancels);
-		bool more = left || cancels_wait(&iou->cancels);
-		bool wait = until_ns && !more && !wait_is_ready(iou) && !inbox_idles(&iou->inbox);
+		bool more = left || cancels_ready(&iou->cancels);
+		bool wait = until_ns && !more && !wait_is_ready(iou) && !idle_ready(&iou->inbox);
 		uint64_t due_ns = wait ? min_u64(until_ns, wait_due_ns(iou)) : 0;
 		int ret;
 
@@ -4167,16 +4114,17 @@ static int wait_submit(iou_t *iou, bool quits, uint64_t until_ns)
 			loop_forget_shortages(&iou->loop);
 		else if (!is_shortage(ret))
 			return ret;
-		else if (wait_is_ready(iou) || (!until_ns && loop_bears_shortage(&iou->loop)))
+		else if (wait_is_ready(iou) || (!until_ns && loop_may_retry(&iou->loop)))
 			return 0;
-		else if ((ret = submit_bear(iou, ret)))
+		else if ((ret = submit_pause(iou, ret)))
 			return ret;
 		else
 			continue;
-		more |= sq_was_cut(&iou->ring);
-		if (!more || ring_n_sent(&iou->ring) - n_sent >= ROUND_MAX || cq_fills(&iou->ring))
+		more |= !ring_is_sqpoll(&iou->ring) && !sq_empty(&iou->ring); /* one was bad */
+		if (!more || cq_half_full(&iou->ring) ||
+		    ring_n_sent(&iou->ring) >= n_sent + ROUND_MAX)
 			return 0;
-		if (cancels_wait(&iou->cancels)) { /* a share was sent: they hold up nothing else */
+		if (cancels_ready(&iou->cancels)) { /* a share was sent: now the rest */
 			if (cancels ? backlog_empty(&iou->backlog) : !left)
 				return 0;
 			cancels = false;
@@ -4200,10 +4148,10 @@ static void embed_wake(iou_t *iou)
 	ring_mute_eventfd(&iou->ring, true);
 }
 
-/* True if a poll has something to do that nothing will tell of later. */
+/* True if a poll has work that no later event will announce. */
 static bool embed_has_more(iou_t *iou)
 {
-	return submit_has_more(iou) || sq_needs_enter(&iou->ring) || inbox_idles(&iou->inbox) ||
+	return submit_has_more(iou) || sq_needs_enter(&iou->ring) || idle_ready(&iou->inbox) ||
 	       wait_is_ready(iou) || sq_flags_tell(&iou->ring);
 }
 
@@ -4223,9 +4171,9 @@ static bool embed_renew(iou_t *iou)
  * At the end of each call that may have found or left something to do: submit what callbacks
  * queued (an error is told by the next poll), and bring about one of the two states above.
  */
-static void embed_rest(iou_t *iou)
+static NOINLINE void embed_settle(iou_t *iou)
 {
-	enum bell_rung rung = RUNG_NOT;
+	enum own_signal own = OWN_NONE;
 	bool news;
 
 	if (submit_has_more(iou))
@@ -4238,12 +4186,12 @@ static void embed_rest(iou_t *iou)
 	bell_set_clock(&iou->bell, &iou->ring, wait_due_ns(iou));
 	ring_mute_eventfd(&iou->ring, false); /* before wait_doze(), which is a fence */
 	if (news && ring_must_get(&iou->ring))
-		rung = RUNG_FOR_KERNEL;
+		own = OWN_FOR_KERNEL;
 	else if (bell_is_deaf(&iou->bell) || !wait_doze(iou, RESTING) || embed_has_more(iou))
-		rung = RUNG_FOR_MORE;
-	bell_set_rung(&iou->bell, &iou->ring, rung);
-	if (rung != RUNG_NOT)
-		inbox_ring(&iou->inbox);
+		own = OWN_FOR_MORE;
+	bell_set_own(&iou->bell, &iou->ring, own);
+	if (own != OWN_NONE)
+		inbox_signal_fd(&iou->inbox);
 }
 
 int iou_fd(iou_t *iou)
@@ -4264,7 +4212,7 @@ int iou_fd(iou_t *iou)
 }
 
 /*
- * ==== loop ======================================================================================
+ * ==== rounds ====================================================================================
  *
  * Rounds: submit, sleep if nothing is ready, deliver. The order of a round is the contract's:
  * timers, posts and bottom halves, ops that ended inside iou (jobs are among these), CQEs.
@@ -4377,7 +4325,7 @@ static int program_result(const op_t *op, int result)
 {
 	if (likely(result >= 0))
 		return result;
-	if ((result <= -512 && result >= -516) || (result == -EINTR && cancel_was_asked(op)))
+	if ((result <= -512 && result >= -516) || (result == -EINTR && cancel_is_under_way(op)))
 		result = -ECANCELED;
 	return result == -ECANCELED && op->bits & OP_EXPIRED ? -ETIME : result;
 }
@@ -4407,7 +4355,7 @@ static op_t *reap_own(iou_t *iou, uint64_t user_data, int result, unsigned flags
 	op_t *op = NULL;
 	int error = 0;
 
-	ring_count_own(&iou->ring);
+	ring_count_other(&iou->ring);
 	if (user_data == UD_WAKE || user_data == UD_CLOCK)
 		error = watch_reap(&iou->ring, user_data, result, flags);
 	else if (user_data > UD_VOID)
@@ -4429,9 +4377,57 @@ static bool reap_last(iou_t *iou, op_t *op, int result, unsigned flags)
 	cancels_forget(&iou->cancels, op);
 	if (likely(!notifies && cancel_of(op) != CANCEL_SENT))
 		return true;
-	ops_hold(&iou->ops, op, result, flags, notifies ? HOLD_FOR_FENCE : HOLD_FOR_CQE);
+	ops_hold(&iou->ops, op, result, flags, notifies);
 	cancels_hold(&iou->cancels, op);
 	return false;
+}
+
+/* musl's CMSG_NXTHDR() compares a size with a difference of pointers; clang warns of it. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-compare"
+static void close_messages(const struct msghdr *message)
+{
+	struct msghdr *m = (struct msghdr *)message;
+
+	for (struct cmsghdr *part = CMSG_FIRSTHDR(m); part; part = CMSG_NXTHDR(m, part)) {
+		size_t size = part->cmsg_len > CMSG_LEN(0) ? part->cmsg_len - CMSG_LEN(0) : 0;
+		int fd;
+
+		if (part->cmsg_level != SOL_SOCKET ||
+		    (part->cmsg_type != SCM_RIGHTS && part->cmsg_type != SCM_PIDFD))
+			continue;
+		for (size_t i = 0; i < size / sizeof(fd); i++) {
+			memcpy(&fd, CMSG_DATA(part) + i * sizeof(fd), sizeof(fd));
+			close(fd);
+		}
+	}
+}
+#pragma GCC diagnostic pop
+
+/*
+ * In iou_free(): nobody else will close the descriptors that an op returns. (Those of a multishot
+ * RECVMSG lie in a buffer that only the program and the kernel know.)
+ */
+static void op_close_result(const op_t *op, int result)
+{
+	if (result < 0 || op->sqe.file_index)
+		return;
+	switch (op->sqe.opcode) {
+	case OPCODE_PIPE:
+		close(((const int *)(uintptr_t)op->sqe.addr)[0]);
+		close(((const int *)(uintptr_t)op->sqe.addr)[1]);
+		break;
+	case IORING_OP_OPENAT:
+	case IORING_OP_OPENAT2:
+	case IORING_OP_ACCEPT:
+	case IORING_OP_SOCKET:
+	case OPCODE_FIXED_FD_INSTALL:
+		close(result);
+		break;
+	case IORING_OP_RECVMSG:
+		if (!(op->sqe.ioprio & IORING_RECV_MULTISHOT))
+			close_messages((const struct msghdr *)(uintptr_t)op->sqe.addr);
+	}
 }
 
 /* A CQE that is not the plain case of deliver_cqes(). */
@@ -4447,7 +4443,7 @@ static NOINLINE int deliver_other(iou_t *iou, round_t *round, uint64_t user_data
 		result = op_extra(op)->held.result;
 		flags = op_extra(op)->held.flags;
 	} else if (op->state == OP_HELD) { /* the notification */
-		ring_count_own(&iou->ring);
+		ring_count_other(&iou->ring);
 		return 0;
 	} else if (!(flags & IORING_CQE_F_MORE)) {
 		if (!reap_last(iou, op, result, flags))
@@ -4466,9 +4462,9 @@ static NOINLINE int deliver_other(iou_t *iou, round_t *round, uint64_t user_data
 }
 
 /*
- * Most CQEs end a plain op. That is done here, with as few stores as possible: they are most of
- * what an op costs. The kernel gets the CQ's slots back at the end and before each enter; or one by
- * one if it may post CQEs meanwhile.
+ * Most CQEs end a plain op. This path stores as little as possible: stores are most of its cost.
+ * The kernel gets the CQ's slots back at the end and before each enter; or one by one if it may
+ * post CQEs meanwhile.
  */
 static int deliver_cqes(iou_t *iou, round_t *round)
 {
@@ -4498,19 +4494,19 @@ static int deliver_cqes(iou_t *iou, round_t *round)
 	return ret;
 }
 
-/* What is ready now is this round's, up to its share. What comes later is the next one's. */
+/* Bound the round: what is ready now, at most ROUND_MAX of each source. */
 static void round_begin(iou_t *iou, round_t *round)
 {
-	if (has_mail(iou)) {
+	if (others_ready(iou)) {
 		inbox_take(&iou->inbox, ROUND_MAX);
 		jobs_collect(iou, ROUND_MAX);
 	}
-	if (inbox_idles(&iou->inbox) && !wait_is_ready(iou))
+	if (idle_ready(&iou->inbox) && !wait_is_ready(iou))
 		inbox_take_idle(&iou->inbox);
 	round->stage = AT_CQES;
-	if (timers_run(&iou->timers) || line_ready(&iou->inbox) || ops_ended_ready(&iou->ops)) {
+	if (timers_any(&iou->timers) || line_ready(&iou->inbox) || ops_ended_ready(&iou->ops)) {
 		round->stage = AT_TIMERS;
-		round->at_ns = timers_run(&iou->timers) ? now_ns() : 0;
+		round->at_ns = timers_any(&iou->timers) ? now_ns() : 0;
 		round->timer_seq = timers_next_seq(&iou->timers);
 		round->entry_bound = line_bound(&iou->inbox);
 		round->n_deadlines = round->n_timers = round->n_entries = ROUND_MAX;
@@ -4519,14 +4515,14 @@ static void round_begin(iou_t *iou, round_t *round)
 	round->cqe_bound = cq_bound(&iou->ring, ROUND_MAX);
 }
 
-/* Enter that stage's end: true if the round ends there, so that the next one goes on there. */
+/* A stage is over. True: the round ends early, and the next one goes on there. */
 static inline bool round_stops(iou_t *iou, round_t *round, int ret, enum stage stage)
 {
 	round->stage = stage;
 	return unlikely(!loop_goes_on(&iou->loop, round, ret));
 }
 
-/* Deliver what is left of the round. */
+/* Deliver what is left of the round. (Not as a loop: that costs 12 instructions more.) */
 static int round_deliver(iou_t *iou, round_t *round)
 {
 	enum stage from = round->stage;
@@ -4554,12 +4550,12 @@ static int round_deliver(iou_t *iou, round_t *round)
 }
 
 /*
- * First what an earlier round left, if that calls anything; else a new round. So a callback that
- * ends each round at itself holds up no other source.
+ * First the rest of an earlier round. If that called nothing, a new round. So a callback that ends
+ * each round at itself holds up no other source.
  */
 static int round_deliver_all(iou_t *iou, round_t *round, bool quits)
 {
-	if (loop_take_rest(&iou->loop, round)) {
+	if (loop_take_unfinished(&iou->loop, round)) {
 		int ret;
 
 		round->quits = quits;
@@ -4585,7 +4581,7 @@ static int round_run(iou_t *iou, bool quits, uint64_t until_ns)
 	int ret;
 
 	iou_check(iou);
-	pool_begin_round(&iou->pool);
+	workers_begin_round(&iou->workers);
 	ret = wait_submit(iou, quits, ring_is_broken(&iou->ring) ? 0 : until_ns);
 	if (unlikely(ring_is_broken(&iou->ring)))
 		ret = -EBADR;
@@ -4595,7 +4591,7 @@ static int round_run(iou_t *iou, bool quits, uint64_t until_ns)
 		current_iou = iou;
 		ret = round_deliver_all(iou, &round, quits);
 		if (unlikely(round.stage))
-			loop_put_rest(&iou->loop, &round);
+			loop_keep_unfinished(&iou->loop, &round);
 		current_iou = outer;
 		if (ret >= 0)
 			ret = round.n_calls;
@@ -4605,20 +4601,19 @@ static int round_run(iou_t *iou, bool quits, uint64_t until_ns)
 }
 
 /*
- * Tell the program what the kernel refused of the library's own: by a call that did nothing, and
- * if the loop would sleep now. Until then it is not tried again, and the loop does not sleep.
+ * Return a noted refusal to the program: from a run or poll that did nothing and would sleep now.
  */
-static COLD int loop_tell_refusal(iou_t *iou, int ret, bool may_sleep)
+static COLD int iou_tell_refusal(iou_t *iou, int ret, bool may_sleep)
 {
 	bool waits = inbox_has_fd(&iou->inbox) || (may_sleep && wait_is_pending(iou));
 
-	if (ret || wait_is_ready(iou) || inbox_idles(&iou->inbox) || !waits)
+	if (ret || wait_is_ready(iou) || idle_ready(&iou->inbox) || !waits)
 		return ret;
 	return loop_take_refusal(&iou->loop);
 }
 
 /* The first flush, run or poll: the ring is enabled, and becomes this thread's. */
-static COLD int loop_bind(iou_t *iou)
+static COLD int iou_bind(iou_t *iou)
 {
 	int ret = ring_bind(&iou->ring, owner_is_handed(&iou->owner));
 
@@ -4630,37 +4625,26 @@ static COLD int loop_bind(iou_t *iou)
 	return 0;
 }
 
-static inline int loop_own(iou_t *iou)
+static inline int iou_own(iou_t *iou)
 {
-	return likely(owner_is_bound(&iou->owner)) ? 0 : loop_bind(iou);
+	return likely(owner_is_bound(&iou->owner)) ? 0 : iou_bind(iou);
 }
 
-static NOINLINE void loop_enter_handed(iou_t *iou)
+static void iou_enter(iou_t *iou)
 {
-	inbox_lock(&iou->inbox); /* see iou_bh_cancel() */
-	owner_enter_handed(&iou->owner);
-	inbox_unlock(&iou->inbox);
+	bool locked = owner_enters_locked(&iou->owner);
+
+	if (locked)
+		inbox_lock(&iou->inbox); /* see iou_bh_cancel() */
+	owner_enter(&iou->owner);
+	if (locked)
+		inbox_unlock(&iou->inbox);
 }
 
-static void loop_enter(iou_t *iou)
-{
-	if (owner_enters_locked(&iou->owner))
-		loop_enter_handed(iou);
-	else
-		owner_enter(&iou->owner);
-}
-
-static NOINLINE void loop_leave_special(iou_t *iou)
+static void iou_leave(iou_t *iou)
 {
 	if (inbox_has_fd(&iou->inbox) && is_here(iou))
-		embed_rest(iou);
-	owner_leave_handed(&iou->owner);
-}
-
-static void loop_leave(iou_t *iou)
-{
-	if (inbox_has_fd(&iou->inbox) || owner_is_handed(&iou->owner))
-		loop_leave_special(iou);
+		embed_settle(iou);
 	owner_leave(&iou->owner);
 }
 
@@ -4670,21 +4654,21 @@ int iou_flush(iou_t *iou)
 	int ret;
 
 	CHECK_OWN(iou, true);
-	ret = loop_own(iou);
+	ret = iou_own(iou);
 	if (ret < 0)
 		return ret;
 	do {
 		more = submit_fill(iou, false, true);
 		ret = submit_enter(iou, SUBMIT, 0);
 		if (is_shortage(ret))
-			ret = submit_bear(iou, ret);
+			ret = submit_pause(iou, ret);
 		else if (ret == 0)
 			loop_forget_shortages(&iou->loop);
 		ring_wait_for_sqpoll(&iou->ring);
 	} while (ret == 0 && (more || !sq_empty(&iou->ring)));
 	if (inbox_has_fd(&iou->inbox)) {
-		loop_enter(iou); /* embed_rest() looks into the inbox: see iou_bh_cancel() */
-		loop_leave(iou);
+		iou_enter(iou); /* embed_settle() looks into the inbox: see iou_bh_cancel() */
+		iou_leave(iou);
 	}
 	return ret;
 }
@@ -4694,22 +4678,22 @@ int iou_run(iou_t *iou)
 	int ret;
 
 	CHECK_OWN(iou, true);
-	ret = loop_own(iou);
+	ret = iou_own(iou);
 	if (ret < 0)
 		return ret;
 	if (!owner_is_handed(&iou->owner))
 		ring_register_fd(&iou->ring);
 	loop_begin_run(&iou->loop);
-	loop_enter(iou);
+	iou_enter(iou);
 	while (!loop_must_quit(&iou->loop) && wait_is_pending(iou)) {
 		ret = round_run(iou, true, NEVER);
 		if (unlikely(loop_refusal(&iou->loop)))
-			ret = loop_tell_refusal(iou, ret, true);
+			ret = iou_tell_refusal(iou, ret, true);
 		if (ret < 0)
 			break;
 	}
 	loop_end_run(&iou->loop);
-	loop_leave(iou);
+	iou_leave(iou);
 	return ret < 0 ? ret : 0;
 }
 
@@ -4719,25 +4703,25 @@ int iou_poll(iou_t *iou, int64_t timeout_ns)
 	int ret;
 
 	CHECK_OWN(iou, true);
-	ret = loop_own(iou);
+	ret = iou_own(iou);
 	if (ret < 0)
 		return ret;
 	if (timeout_ns > 0)
 		until_ns = add_ns(now_ns(), (uint64_t)timeout_ns);
-	loop_enter(iou);
+	iou_enter(iou);
 	do {
 		ret = round_run(iou, false, until_ns);
 		if (unlikely(loop_refusal(&iou->loop)))
-			ret = loop_tell_refusal(iou, ret, until_ns);
+			ret = iou_tell_refusal(iou, ret, until_ns);
 	} while (ret == 0 && until_ns && wait_is_pending(iou) &&
 		 (until_ns == NEVER || now_ns() < until_ns));
 	if (inbox_has_fd(&iou->inbox) && ret > 0 && submit_has_more(iou)) {
-		/* What callbacks queued, and what ends at once: saves the foreign loop a turn. */
+		/* Submit ops that callbacks queued, and deliver those that end at once. */
 		int more = round_run(iou, false, 0);
 
 		ret = more < 0 ? more : ret + more;
 	}
-	loop_leave(iou);
+	iou_leave(iou);
 	return ret;
 }
 
@@ -4765,7 +4749,10 @@ static bool config_is_valid(const iou_config_t *config)
 }
 
 /* A worker gave back a job. */
-static void wake_by_worker(pool_t *pool) { inbox_wake(&container_of(pool, iou_t, pool)->inbox); }
+static void wake_by_worker(workers_t *workers)
+{
+	inbox_wake(&container_of(workers, iou_t, workers)->inbox);
+}
 
 static iou_t *iou_alloc(const iou_config_t *config)
 {
@@ -4784,7 +4771,7 @@ static iou_t *iou_alloc(const iou_config_t *config)
 	cancels_init(&iou->cancels);
 	timers_init(&iou->timers);
 	bell_init(&iou->bell);
-	if (pool_init(&iou->pool, config->workers, config->spin_ns, wake_by_worker) < 0) {
+	if (workers_init(&iou->workers, config->workers, config->spin_ns, wake_by_worker) < 0) {
 		free(iou);
 		return NULL;
 	}
@@ -4798,7 +4785,7 @@ static iou_t *iou_alloc(const iou_config_t *config)
  */
 static void iou_dealloc(iou_t *iou, bool ops, bool is_copy)
 {
-	pool_free(&iou->pool, is_copy);
+	workers_free(&iou->workers, is_copy);
 	inbox_drop(&iou->inbox);
 	inbox_free(&iou->inbox, is_copy);
 	timers_free(&iou->timers);
@@ -4831,7 +4818,7 @@ static iou_t *iou_make(const iou_config_t *config)
 		iou_dealloc(iou, true, false);
 		return null_with_errno(-ret);
 	}
-	cq_start(&iou->ring, 0);
+	ring_start(&iou->ring, 0);
 	inbox_set_wake_fd(&iou->inbox, watch_wake_fd(&iou->ring));
 	if (!ring_takes_eventfd_late(&iou->ring))
 		bell_register(&iou->bell, &iou->ring, true);
@@ -4840,10 +4827,10 @@ static iou_t *iou_make(const iou_config_t *config)
 
 iou_t *iou_new_with(const iou_config_t *config)
 {
-	int state = cancel_defer();
+	int state = thread_cancel_off();
 	iou_t *iou = iou_make(config);
 
-	cancel_allow(state);
+	thread_cancel_restore(state);
 	return iou;
 }
 
@@ -4862,6 +4849,12 @@ static int on_nothing(void *cb_data)
 	return 0;
 }
 
+/* True if the kernel may still use an op. */
+static bool iou_is_in_flight(const iou_t *iou)
+{
+	return ring_in_flight(&iou->ring) || cancels_in_flight(&iou->cancels);
+}
+
 /* The ring is broken, and a round did nothing. True: wait a little for further CQEs. */
 static bool iou_awaits_lost(iou_t *iou)
 {
@@ -4872,7 +4865,7 @@ static bool iou_awaits_lost(iou_t *iou)
 /* Wait until the kernel has let go of every op. False: it is out of reach, or has lost one. */
 static bool iou_drain(iou_t *iou)
 {
-	for (unsigned n_errors = 0; ring_in_flight(&iou->ring) || cancels_out(&iou->cancels);) {
+	for (unsigned n_errors = 0; iou_is_in_flight(iou);) {
 		int ret = round_run(iou, false, NEVER), refusal = loop_take_refusal(&iou->loop);
 
 		if (refusal && ring_in_flight(&iou->ring) && ring_cancel_all(&iou->ring) < 0 &&
@@ -4891,14 +4884,14 @@ static void iou_destroy(iou_t *iou)
 	bool by_owner = owner_allows(&iou->owner), drained;
 
 	visitors_wait(&iou->owner);
-	loop_end(&iou->loop);
+	loop_set_ending(&iou->loop);
 	FOR_EACH_OP(&iou->ops, chunk, op) {
 		op->cb = on_nothing;
 		op_cancel(iou, op); /* so its CQE is no plain one: op_close_result() sees it */
 	}
 	submit_fill(iou, false, true);
 	submit_enter(iou, SUBMIT, 0); /* the cancels, before waiting for jobs */
-	pool_stop(&iou->pool);
+	workers_stop(&iou->workers);
 	inbox_drop(&iou->inbox);
 	drained = iou_drain(iou);
 	ring_close(&iou->ring, by_owner, drained);
@@ -4925,19 +4918,18 @@ iou_t *iou_free(iou_t *iou)
 	if (!iou)
 		return NULL;
 	if (is_here(iou)) {
-		bool in_flight = ring_in_flight(&iou->ring) || cancels_out(&iou->cancels);
-		unsigned depth = owner_depth(&iou->owner); /* it may be asleep in iou_run() */
+		unsigned depth = owner_depth(&iou->owner); /* first: the others are the loop's */
 
 		MUST(!depth || !owner_is_looping(&iou->owner), "not within a callback");
-		if (depth || (!owner_allows(&iou->owner) && in_flight))
+		if (depth || (!owner_allows(&iou->owner) && iou_is_in_flight(iou)))
 			return null_with_errno(EEXIST);
 	}
-	state = cancel_defer();
+	state = thread_cancel_off();
 	if (is_here(iou))
 		iou_destroy(iou);
 	else
 		iou_destroy_copy(iou);
-	cancel_allow(state);
+	thread_cancel_restore(state);
 	return NULL;
 }
 
@@ -4957,7 +4949,7 @@ static int iou_replace_ring(iou_t *iou, unsigned entries)
 		ring_close(&fresh, true, true);
 		return ret;
 	}
-	ring_start_anew(&fresh, cq_ready(&old));
+	ring_start(&fresh, cq_ready(&old));
 	iou->ring = fresh; /* before the old one is closed: a forked child closes this one */
 	ring_close(&old, true, true);
 	loop_take_refusal(&iou->loop); /* restrictions are the old ring's */
@@ -4970,11 +4962,11 @@ int iou_resize(iou_t *iou, unsigned entries)
 	int ret, state;
 
 	CHECK_OWN(iou, entries);
-	if (ring_in_flight(&iou->ring) || cancels_out(&iou->cancels))
+	if (iou_is_in_flight(iou))
 		return -EBUSY;
-	state = cancel_defer();
+	state = thread_cancel_off();
 	ret = iou_replace_ring(iou, entries);
-	cancel_allow(state);
+	thread_cancel_restore(state);
 	return ret;
 }
 
@@ -4985,21 +4977,17 @@ struct io_uring *iou_ring(iou_t *iou)
 	return ring_io(&iou->ring);
 }
 
-/*
- * ==== inspect ===================================================================================
- *
- * Looking inside.
- */
+/* iou_stats() and iou_dump(). Loop thread only. */
 
 void iou_stats(const iou_t *iou, iou_stats_t *stats)
 {
 	MUST_OWN(iou);
 	MUST(stats, "stats is NULL");
 	memset(stats, 0, sizeof(*stats));
-	ring_tell(&iou->ring, stats);
-	timers_tell(&iou->timers, stats);
-	inbox_tell(&iou->inbox, stats);
-	ops_tell(&iou->ops, stats);
+	ring_stats(&iou->ring, stats);
+	timers_stats(&iou->timers, stats);
+	inbox_stats(&iou->inbox, stats);
+	ops_stats(&iou->ops, stats);
 	stats->pending = n_pending(iou);
 	stats->backlog = backlog_length(&iou->backlog);
 	stats->backlog_max = backlog_most(&iou->backlog);
@@ -5017,7 +5005,8 @@ static void dump_op(iou_t *iou, op_t *op, FILE *out)
 	if (op_is_programs(op) || op->state == OP_FREE)
 		return;
 	if (op->state == OP_JOB) {
-		fprintf(out, "%s: work %p", job_runs(&iou->pool, op) ? "worker" : "job queue",
+		fprintf(out, "%s: work %p",
+			job_is_taken(&iou->workers, op) ? "worker" : "job queue",
 			op_function(op, true));
 	} else {
 		fprintf(out, "%s:", where[op->state]);
