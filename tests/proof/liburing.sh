@@ -88,9 +88,9 @@ suite() {
 	read -r passed failed skipped <<-END
 		${sum:-0 1 0}
 	END
-	for more in "check-sim-part RUNS=$RUNS" 'check-mutants T=newer-own-sqe-over-dirt'; do
-		# shellcheck disable=SC2086 # two words each
-		if WITH=sim run $more; then
+	for more in "check-sim-part RUNS=$RUNS" 'check-mutants WITH=sim T=newer-own-sqe-over-dirt'; do
+		# shellcheck disable=SC2086 # words
+		if run $more; then
 			passed=$((passed + 1))
 		else
 			failed=$((failed + 1))
