@@ -3,7 +3,8 @@
 #
 # mutants.sh [NAME...]: does a fault in iou.c make a test fail? Each line of mutants.txt is one, made in a copy. Then
 # the simulation is tried (for a second), the Check program, the faults, and the simulation for longer, until one fails.
-# B has what `make` built of the tests; JOBS at once. WITH="check" leaves the others out.
+# B has what `make` built of the tests; JOBS at once. WITH="check" leaves the others out. What newer-* does only shows
+# with a liburing newer than 2.3: such a fault is left out unless it is named; liburing.sh does.
 # Words are split on purpose.
 # shellcheck disable=SC2086
 set -u
@@ -13,6 +14,7 @@ top=$B/mutants
 rm -rf "$top"
 mkdir -p "$top"
 top=$(cd "$top" && pwd)
+: >"$top/results"
 trap 'kill $(jobs -p) 2>/dev/null' EXIT
 
 # Run it for so many seconds at most; 0 where it went well. A hang is a failure; the simulation looks for those itself,
@@ -130,7 +132,11 @@ fi
 
 while IFS='	' read -r name script; do
 	case $name in '' | '#'*) continue ;; esac
-	[ $# = 0 ] || [[ " $* " = *" $name "* ]] || continue
+	if [ $# != 0 ]; then
+		[[ " $* " = *" $name "* ]] || continue
+	elif [[ $name = newer-* ]]; then
+		continue
+	fi
 	while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n; done
 	one "$name" "$script" </dev/null | tee -a "$top/results" &
 done <tests/proof/mutants.txt
@@ -138,4 +144,4 @@ wait
 n=$(wc -l <"$top/results") caught=$(grep -c '^caught' "$top/results")
 grep -v '^caught' "$top/results" | sort
 echo "check-mutants: $n faults put in, $caught caught, $((n - caught)) not"
-[ "$n" = "$caught" ]
+[ "$n" != 0 ] && [ "$n" = "$caught" ]
