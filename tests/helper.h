@@ -237,6 +237,12 @@ void join_thread(pthread_t thread);
 /* Run func(data) on a thread of its own and wait for its end. */
 void in_thread(void (*func)(void *data), void *data);
 
+/* fork(). A child that hangs ends by SIGALRM. */
+pid_t fork_child(void);
+
+/* waitpid(). Returns the child's wait status. */
+int wait_child(pid_t pid);
+
 /* Run func(data) in a forked child. Returns its wait status; what it wrote to stdout and stderr is
  * in said[size]. */
 int in_child(void (*func)(void *data), void *data, char *said, size_t size);

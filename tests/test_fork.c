@@ -346,18 +346,15 @@ static busy_t *the_busy;
 
 static int on_fork_and_free(void *data)
 {
-	int status;
-	pid_t pid = fork();
+	pid_t pid = fork_child();
 
-	ck_assert_int_ge(pid, 0);
 	if (pid == 0) {
 		EXPECT(iou_current() == the_busy->iou || iou_current() == NULL);
 		call_all(the_busy);
 		EXPECT(iou_free(the_busy->iou) == NULL); /* here too it is harmless */
 		_exit(EXIT_SUCCESS);
 	}
-	ck_assert_int_eq(waitpid(pid, &status, 0), pid);
-	ck_assert_int_eq(status, 0);
+	ck_assert_int_eq(wait_child(pid), 0);
 	return on_call(data);
 }
 
@@ -425,7 +422,7 @@ END_TEST
 START_TEST(a_child_outlives_the_parents_free)
 {
 	iou_t *iou = new_iou(4);
-	int fds[2], go[2], ready[2], status;
+	int fds[2], go[2], ready[2];
 	call_t call;
 	pid_t pid;
 	char c;
@@ -435,8 +432,7 @@ START_TEST(a_child_outlives_the_parents_free)
 	new_pipe(ready);
 	call_read(iou, &call, 0, fds[0]);
 	flush(iou);
-	pid = fork();
-	ck_assert_int_ge(pid, 0);
+	pid = fork_child();
 	if (pid == 0) {
 		close_pair(fds);
 		close(go[1]);
@@ -453,8 +449,7 @@ START_TEST(a_child_outlives_the_parents_free)
 	ck_assert_int_eq(call.n, 0);
 	ck_assert_int_eq(recv(fds[1], &c, 1, MSG_DONTWAIT), 0);
 	close_pair(go);
-	ck_assert_int_eq(waitpid(pid, &status, 0), pid);
-	ck_assert_int_eq(status, 0);
+	ck_assert_int_eq(wait_child(pid), 0);
 	close(fds[1]);
 }
 END_TEST
@@ -483,27 +478,17 @@ static void end_forking(void)
 	munmap(n_in_child, sizeof(int));
 }
 
-/* Returns the child's wait status, or in the child -1. One that hangs ends by a signal. */
+/* Returns the child's wait status, or in the child -1. */
 static int fork_here(void)
 {
-	int status;
-	sigset_t set;
-	pid_t pid = fork();
+	pid_t pid = fork_child();
 
-	EXPECT(pid >= 0);
-	if (pid == 0) {
-		is_child = true;
-		sigemptyset(&set);
-		sigaddset(&set, SIGALRM);
-		signal(SIGALRM, SIG_DFL);
-		pthread_sigmask(SIG_UNBLOCK, &set, NULL); /* workers block it */
-		alarm(20);
-		if (in_the_child)
-			in_the_child();
-		return -1;
-	}
-	EXPECT(waitpid(pid, &status, 0) == pid);
-	return status;
+	if (pid > 0)
+		return wait_child(pid);
+	is_child = true;
+	if (in_the_child)
+		in_the_child();
+	return -1;
 }
 
 /* A callback of the parent's. */
@@ -665,12 +650,10 @@ static void make_another(void)
 
 static void fork_again(void)
 {
-	int status;
-	pid_t pid = fork();
+	pid_t pid = fork_child();
 
-	EXPECT(pid >= 0);
 	if (pid > 0)
-		EXPECT(waitpid(pid, &status, 0) == pid && status == 0);
+		EXPECT(wait_child(pid) == 0);
 }
 
 static _Noreturn void free_and_exit(void)
