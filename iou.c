@@ -28,9 +28,9 @@
  *
  * Counts. Each pending op is counted once: in backlog.n, in ring_in_flight() or in ops.n_elsewhere.
  *
- * Rounds. Each source is a FIFO. A round takes what was there when it began, at most ROUND_MAX of
- * each source. It takes one item off, then calls its callback. So if a callback fails, quits or
- * runs a nested loop, nothing is lost and nothing happens twice.
+ * Rounds. Each source is a FIFO. A round takes the items that are there when it begins, at most
+ * ROUND_MAX of each source. It takes one item off, then calls its callback. So if a callback fails,
+ * quits or runs a nested loop, nothing is lost and nothing happens twice.
  *
  * Sleeping. The loop sleeps only in ring_enter(). Before it does, it sets `sleeping` and then looks
  * at all that another thread can change. A waker publishes its item and then looks at `sleeping`.
@@ -44,8 +44,8 @@
  * (tests/programs/rooms.sh checks it). A room calls only the rooms above it.
  *   Parts, which never look inside iou_t: base, owner, op, timers, workers, ring, inbox, cancels,
  *     backlog, bell, loop
- *   The whole, and what uses more than one part: iou, ops, jobs, cancelling, posts, submit, wait,
- *     embed, rounds, life, inspect
+ *   The whole, and the rooms that use more than one part: iou, ops, jobs, cancelling, posts,
+ *     submit, wait, embed, rounds, life, inspect
  */
 
 #ifndef _GNU_SOURCE
@@ -268,8 +268,12 @@ static void list_splice(node_t *list, node_t *from)
  * A thread has a number, given when it first asks. A process has one too: it stands in a page
  * that fork() wipes, so that a child does not have its parent's number. The owner's key is the
  * sum of both, so one comparison tells another thread and a forked child. The owner is the thread
- * that first flushes, runs or polls. An iou that is "handed" goes from thread to thread, as the
- * program sees to it, and never has an owner.
+ * that first flushes, runs or polls. An iou whose program chose no SINGLE_ISSUER is "handed": it
+ * passes from thread to thread and has no owner.
+ *
+ * depth and runner tell whether a loop is active, for iou_bh_cancel() and iou_free(). Visitors are
+ * threads inside iou_quit() or iou_unhold(), for which iou_free() waits. Any thread reads; only the
+ * loop thread writes, but for n_visitors.
  */
 
 #define NOBODY UINT64_MAX
@@ -446,7 +450,7 @@ static void visitors_wait(owner_t *owner)
  * ==== op ========================================================================================
  *
  * The record that the rooms pass to each other, and the pool that it comes from. The essay has its
- * states. Any room may read an op. Who writes what:
+ * states. Any room may read an op. These rooms write it:
  *
  *   pub.sqe, iou, index          this room, once
  *   pub.result, pub.flags        loop, before the callback
@@ -459,7 +463,8 @@ static void visitors_wait(owner_t *owner)
  *   sqe                          the program; zeroed here
  *
  * A job and a timer keep their fields in the place of the node. So most ops come and go by the two
- * cache lines of op_t. Those lines, and stores, are what an op costs, more than instructions.
+ * cache lines of op_t. Cache misses and stores cost more here than
+ * instructions.
  *
  * An op carries its own SQE, which is copied into the SQ once there is room. So for the program
  * the SQ is never full, an op may be prepared early or given up, and a chain enters whole.
@@ -534,7 +539,7 @@ typedef struct extra_t {
 		struct {
 			int result;
 			unsigned flags;
-		} held; /* of an op that is HELD: what it ended with */
+		} held; /* of an op that is HELD: its result */
 	};
 	bool needs_fence; /* of an op that is HELD: see cancel_fence() */
 	op_t *op;     /* right before small_env: env_op() */
@@ -1186,14 +1191,14 @@ static uint64_t timers_check(const timers_t *timers)
 /*
  * ==== workers ===================================================================================
  *
- * The worker pool. It knows nothing of the ring: it takes jobs, and gives back what they returned.
+ * The worker pool. It knows nothing of the ring: it takes jobs, and gives back their results.
  *
  * Two circular arrays of `size` places, whose numbers only grow:
  *
  *   jobs[n_taken .. n_queued)     wait for a worker
  *   done[n_collected .. n_done)   wait for the loop
  *
- * Without the lock, the loop writes places from n_queued up to `limit` and reads what is done.
+ * Without the lock, the loop writes places from n_queued up to `limit` and reads those of `done`.
  * Workers read and write both arrays under the lock.
  *
  * Sleep. An idle worker counts itself in n_idle, looks for a job once more, and sleeps on n_calls.
@@ -2003,7 +2008,7 @@ static int ring_call(const ring_t *ring, unsigned n, bool wait, unsigned flags, 
 }
 
 /*
- * The one place that enters the kernel. Submits the SQ, fetches what waits in the kernel, and
+ * The one place that enters the kernel. Submits the SQ, fetches completions, and
  * sleeps until there is a CQE or it is until_ns. Returns 0 or -errno; an error loses nothing.
  * If the kernel takes the first SQEs only, a chain may be cut in two: see ring_cut_chain().
  */
@@ -2185,7 +2190,8 @@ static void ring_stats(const ring_t *ring, iou_stats_t *stats)
 /*
  * ==== inbox =====================================================================================
  *
- * What other threads send to the loop: posts and bottom halves. And how they wake it.
+ * Posts and bottom halves from other threads, and how these threads wake the loop. Any thread
+ * posts, schedules and wakes; the loop takes.
  *
  *   mail   a queue that any thread appends to. The loop takes from it, the oldest first
  *   line   entries taken from the mail, in the order in which they will be called
@@ -2247,8 +2253,8 @@ typedef struct inbox_t {
 	atomic_int sleeping; /* enum sleep; pairs with last, workers.n_done, loop.quit, .n_holds */
 	/*
 	 * The slab that posts are taken from, + how many were. Its exchanges pair with each
-	 * other: who takes an entry sees what whoever renewed the slab saw. The same word again
-	 * is the same state, so ABA does no harm.
+	 * other: taking an entry acquires the contents of the slab. ABA is harmless: an equal word
+	 * is an equal state.
 	 */
 	atomic_uintptr_t post_cursor;
 	_Atomic(slab_t *) spare_slab; /* exchanged, so who takes it out is its only owner */
@@ -2273,8 +2279,8 @@ _Static_assert(__atomic_always_lock_free(sizeof(uint64_t), 0), "signal handlers 
 /* ---- Waking ---- */
 
 /*
- * After publishing something for the loop. The seq_cst load pairs with inbox_set_sleep(): either
- * the loop sees what was published, or this sees it asleep.
+ * After publishing an item for the loop. The seq_cst load pairs with inbox_set_sleep(): either the
+ * loop sees the item, or this thread sees the loop asleep.
  */
 static void inbox_wake(inbox_t *inbox)
 {
@@ -2348,9 +2354,9 @@ static void inbox_end_sleep(inbox_t *inbox, enum sleep before)
 /* ---- Mail ---- */
 
 /*
- * A queue without locks (Vyukov's). Whoever pushes takes the place of `last`, then links its node
- * to the one before. In between, nothing behind that gap can be taken. The loop does not wait for
- * it: whoever closes the gap wakes the loop.
+ * A queue without locks (Vyukov's). A push first exchanges `last`, then links the node before.
+ * Between both steps the nodes behind cannot be reached. The loop does not wait for that: the
+ * pushing thread wakes it afterwards.
  */
 static void mail_push(inbox_t *inbox, node_t *node)
 {
@@ -2525,7 +2531,7 @@ static bool bh_will_idle(iou_bh_t *bh)
 	return false;
 }
 
-/* Any thread. Whoever sets BH_QUEUED pushes the entry. False: it was deleted before. */
+/* Any thread. The one that sets BH_QUEUED pushes the entry. False: it was deleted before. */
 static bool bh_set(inbox_t *inbox, iou_bh_t *bh, unsigned bits)
 {
 	unsigned was = atomic_fetch_or(&bh->bits, bits | BH_QUEUED);
@@ -3193,15 +3199,11 @@ static void backlog_check(const backlog_t *backlog, uint64_t n)
  *
  * The eventfd behind iou_fd(), which the ring signals with each CQE. Loop thread only.
  *
- *   state   meaning                                        next
- *   CLEAN   registered; the kernel will signal the next    STALE when it may have signalled
- *           completion
- *   STALE   it may have signalled: of completions that     CLEAN or DEAF, when it is registered
- *           another eventfd's write (6.18) or a timerfd    anew
- *           (6.12) brings about, only the first one after
- *           registering makes the ring signal
- *   DEAF    registering failed: iou_fd() stays readable,   CLEAN, when registering works
- *           and each rest tries again
+ *   CLEAN   registered; the kernel signals the next completion. STALE once it may have done so
+ *   STALE   the signal may have been used up: on some kernels a completion that an eventfd (6.18)
+ *           or a timerfd (6.12) causes is signalled only once for each registration. CLEAN or DEAF
+ *           when embed_settle() has registered it again
+ *   DEAF    registering failed: iou_fd() stays readable, and each embed_settle() tries again
  */
 
 enum bell_state { BELL_CLEAN, BELL_STALE, BELL_DEAF };
@@ -3315,10 +3317,10 @@ static void bell_set_clock(bell_t *bell, const ring_t *ring, uint64_t due_ns)
 
 enum stage { AT_NONE, AT_TIMERS, AT_INBOX, AT_ENDED, AT_CQES };
 
-/* [open] The room rounds fills it. What a round may deliver, as bounds of its sources' counts. */
+/* [open] The room rounds fills it. The bounds of a round: counts of its sources. */
 typedef struct round_t {
 	bool quits;          /* iou_quit() ends it: it is iou_run()'s */
-	uint8_t stage;       /* enum stage: what it delivers now; AT_NONE: all done */
+	uint8_t stage;       /* enum stage: the source that it delivers now; AT_NONE: done */
 	int n_calls;         /* callbacks called */
 	uint64_t at_ns;      /* timers due by then */
 	uint64_t timer_seq;  /* timers with a smaller seq */
@@ -3419,7 +3421,7 @@ static long long loop_unhold(loop_t *loop) { return atomic_fetch_sub(&loop->n_ho
 
 static long long loop_n_holds(loop_t *loop) { return atomic_load(&loop->n_holds); }
 
-/* The round ended early: the next one goes on where it stopped. */
+/* The round ended early: the next one continues it. */
 static void loop_keep_unfinished(loop_t *loop, const round_t *round) { loop->unfinished = *round; }
 
 /* False: nothing was left. */
@@ -3507,7 +3509,7 @@ static inline bool others_ready(iou_t *iou)
  * ==== ops =======================================================================================
  *
  * Ops as the program has them: taking one, giving it back, its environment, queueing it for the
- * ring.
+ * ring. Loop thread only, but for the environment of a job's op.
  */
 
 /* Room for more ops, also in the heaps and the pool: so nothing later needs memory. */
@@ -3636,7 +3638,7 @@ int iou_add_sqe(iou_t *iou, void (*prep_sqe)(struct io_uring_sqe *sqe, void *opa
 /*
  * ==== jobs ======================================================================================
  *
- * The other doors that an op may leave by: workers and the clock.
+ * The other doors that an op may leave by: the workers and the clock. Loop thread only.
  */
 
 int iou_op_async(iou_t *iou, iou_op_t *pub, int (*work)(void *work_data), void *work_data,
@@ -3677,7 +3679,7 @@ static void jobs_collect(iou_t *iou, uint64_t most)
 	}
 }
 
-/* What iou_async() keeps in its op's environment. */
+/* The environment of an op of iou_async(). */
 typedef struct short_job_t {
 	int (*async_cb)(void *async_cb_data);
 	void *async_cb_data;
@@ -3760,7 +3762,7 @@ void iou_op_timer(iou_t *iou, iou_op_t *pub, uint64_t after_ns, uint64_t period_
 /*
  * ==== cancelling ================================================================================
  *
- * Cancelling an op, whatever state it is in, and expired deadlines, which do the same.
+ * Cancelling an op in any state; a deadline that expires cancels too. Loop thread only.
  */
 
 static int op_cancel(iou_t *iou, op_t *op)
@@ -3830,7 +3832,7 @@ int iou_cancel_all(iou_t *iou)
 /*
  * ==== posts =====================================================================================
  *
- * The calls of other threads: posts, bottom halves, quit, holds.
+ * Calls for any thread: posts, bottom halves, quit, holds.
  */
 
 int iou_post(iou_t *iou, int (*cb)(void *cb_data), void *cb_data)
@@ -3948,7 +3950,8 @@ void iou_unhold(iou_t *iou)
 /*
  * ==== submit ====================================================================================
  *
- * Filling the SQ and entering the kernel: the library's polls, then cancels, then the backlog.
+ * Filling the SQ and entering the kernel: the library's polls, then cancels, then the backlog. Loop
+ * thread only.
  */
 
 static bool is_shortage(int error)
@@ -4022,7 +4025,8 @@ static COLD int submit_pause(iou_t *iou, int error)
 /*
  * ==== wait ======================================================================================
  *
- * What the loop waits for, and the one loop that submits and sleeps.
+ * Is anything pending, is anything ready, when is the next time; and the one function that submits
+ * and sleeps. Loop thread only.
  */
 
 /* True if something will be called some time: iou_run() goes on. */
@@ -4047,7 +4051,7 @@ static bool wait_is_ready(iou_t *iou)
 	       (timers_any(&iou->timers) && timers_due_ns(&iou->timers) <= now_ns());
 }
 
-/* True if something is pending, no quit was asked for, and no error is to be told. */
+/* True if something is pending, no quit was asked for, and there is no error to tell. */
 static bool wait_may_sleep(iou_t *iou, bool quits)
 {
 	return wait_is_pending(iou) && !(quits && loop_must_quit(&iou->loop)) &&
@@ -4086,7 +4090,7 @@ static int wait_sleep(iou_t *iou, bool quits, uint64_t until_ns)
 }
 
 /*
- * Submit what is queued: all of it, or a round's share. If nothing is ready then, sleep until
+ * Submit queued ops: all of them, or a round's share. If nothing is ready then, sleep until
  * something is, or until until_ns (0: do not sleep). Returns 0 or -errno.
  */
 static int wait_submit(iou_t *iou, bool quits, uint64_t until_ns)
@@ -4137,8 +4141,14 @@ static int wait_submit(iou_t *iou, bool quits, uint64_t until_ns)
  * ==== embed =====================================================================================
  *
  * iou_fd(): an iou in a foreign loop. Whenever a call of iou returns, and while callbacks run, one
- * of two holds: the descriptor is readable (inbox.sleeping is AWAKE), or a poll has nothing to do
- * and whoever changes that makes it readable (RESTING).
+ * of two holds:
+ *
+ *   AWAKE     (inbox.sleeping) the descriptor is readable
+ *   RESTING   a poll has nothing to do. These make the descriptor readable: the kernel, for each
+ *             CQE; the timerfd, through a CQE of its watch; another thread, by inbox_wake(); the
+ *             loop thread, by inbox_touch()
+ *
+ * Loop thread only.
  */
 
 /* The round has CQEs, so the descriptor is readable: the kernel need not signal it again. */
@@ -4168,8 +4178,9 @@ static bool embed_renew(iou_t *iou)
 }
 
 /*
- * At the end of each call that may have found or left something to do: submit what callbacks
- * queued (an error is told by the next poll), and bring about one of the two states above.
+ * At the end of each call that may have found or left work: submit ops that callbacks queued (an
+ * error is told by the next poll), then make iou_fd() readable if a poll has work, else set
+ * RESTING.
  */
 static NOINLINE void embed_settle(iou_t *iou)
 {
@@ -4215,7 +4226,8 @@ int iou_fd(iou_t *iou)
  * ==== rounds ====================================================================================
  *
  * Rounds: submit, sleep if nothing is ready, deliver. The order of a round is the contract's:
- * timers, posts and bottom halves, ops that ended inside iou (jobs are among these), CQEs.
+ * timers, posts and bottom halves, ops that ended inside iou (jobs are among these), CQEs. Loop
+ * thread only.
  */
 
 /*
@@ -4494,7 +4506,7 @@ static int deliver_cqes(iou_t *iou, round_t *round)
 	return ret;
 }
 
-/* Bound the round: what is ready now, at most ROUND_MAX of each source. */
+/* Bound the round: the items that are ready now, at most ROUND_MAX of each source. */
 static void round_begin(iou_t *iou, round_t *round)
 {
 	if (others_ready(iou)) {
@@ -4522,7 +4534,7 @@ static inline bool round_stops(iou_t *iou, round_t *round, int ret, enum stage s
 	return unlikely(!loop_goes_on(&iou->loop, round, ret));
 }
 
-/* Deliver what is left of the round. (Not as a loop: that costs 12 instructions more.) */
+/* Deliver the rest of the round. (As a loop over the stages it costs 12 instructions more.) */
 static int round_deliver(iou_t *iou, round_t *round)
 {
 	enum stage from = round->stage;
@@ -4733,7 +4745,8 @@ iou_t *iou_current(void)
 /*
  * ==== life ======================================================================================
  *
- * Making an iou, resizing its ring, freeing it; also the copy of one in a forked child.
+ * Making an iou, resizing its ring, freeing it; also the copy of one in a forked child. iou.h says
+ * which thread may.
  */
 
 static bool config_is_valid(const iou_config_t *config)
