@@ -1,0 +1,1723 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The same small questions to the kernel's ring and to the fallback engine, below iou: prints every
+ * answer that differs, and exits with 1 if there is one. Each case runs in a child, once for each.
+ *
+ *     cc -I. -o /tmp/engine tests/proof/engine.c iou_fallback.c -luring -pthread && /tmp/engine
+ *
+ *     engine            all cases, both engines
+ *     engine -v         show all answers
+ *     engine NAME...    only the cases whose name contains one of these
+ *     engine -f ...     the fallback alone (answers are shown)
+ */
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#define IOU_BACKEND
+#include "iou.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/inotify.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/timerfd.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef IOU_BACKEND_DEFINED
+typedef struct iou_backend_t {
+	const char *name;
+	int (*open)(unsigned entries, struct io_uring *io, struct io_uring_params *params);
+	void (*close)(struct io_uring *io);
+	int (*enter)(struct io_uring *io, unsigned n, unsigned min, unsigned flags, void *arg,
+		     size_t size);
+	int (*reg)(struct io_uring *io, unsigned opcode, const void *arg, unsigned n);
+} iou_backend_t;
+extern const iou_backend_t iou_fallback;
+#endif
+
+#define SOON_MS 30   /* how long to look for what should not come */
+#define MUCH    (16 << 20)
+
+/* ---- The kernel's ring, behind the same functions ---- */
+
+static int ring_open(unsigned entries, struct io_uring *io, struct io_uring_params *params)
+{
+	return io_uring_queue_init_params(entries, io, params);
+}
+
+static void ring_close(struct io_uring *io) { io_uring_queue_exit(io); }
+
+static int ring_enter(struct io_uring *io, unsigned n, unsigned min, unsigned flags, void *arg,
+		      size_t size)
+{
+	return io_uring_enter2((unsigned)io->ring_fd, n, min, flags, arg, size);
+}
+
+static int ring_reg(struct io_uring *io, unsigned opcode, const void *arg, unsigned n)
+{
+	return io_uring_register((unsigned)io->ring_fd, opcode, arg, n);
+}
+
+static const iou_backend_t ring = {"ring", ring_open, ring_close, ring_enter, ring_reg};
+
+/* ---- Asking ---- */
+
+static const iou_backend_t *backend;
+static struct io_uring io;
+static unsigned n_queued, entries = 64, setup_flags = IORING_SETUP_SUBMIT_ALL;
+static int last[2048];    /* the last result by user_data */
+static unsigned n_cqes[2048];
+static bool hide_fds;     /* results >= 0 are descriptors: their numbers differ */
+static bool sort_answers; /* no order is promised */
+static char folder[] = "/tmp/iou-engine-XXXXXX";
+
+static void die(const char *what)
+{
+	printf("%s: %s\n", what, strerror(errno));
+	fflush(stdout);
+	_exit(3);
+}
+
+static void start(void)
+{
+	struct io_uring_params params = {.flags = setup_flags};
+	int ret = backend->open(entries, &io, &params);
+
+	if (ret < 0) {
+		errno = -ret;
+		die("open");
+	}
+}
+
+static struct io_uring_sqe *sqe_next(unsigned user_data)
+{
+	struct io_uring_sqe *sqe = &io.sq.sqes[io.sq.sqe_tail++ & io.sq.ring_mask];
+
+	memset(sqe, 0, sizeof(*sqe));
+	sqe->user_data = user_data;
+	n_queued++;
+	return sqe;
+}
+
+/* prep NAME with user_data, then flags: Q(1, 0, read, fd, buf, 8, 0) */
+#define Q(ud, flag, prep, ...) \
+	do { \
+		struct io_uring_sqe *sqe_ = sqe_next(ud); \
+		io_uring_prep_##prep(sqe_, __VA_ARGS__); \
+		sqe_->flags |= (unsigned char)(flag); \
+		sqe_->user_data = (ud); \
+	} while (0)
+#define LAST (&io.sq.sqes[(io.sq.sqe_tail - 1) & io.sq.ring_mask])
+
+static void nop(unsigned user_data, unsigned flags)
+{
+	sqe_next(user_data)->flags = (unsigned char)flags;
+}
+
+static uint64_t now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+static const char *name_of(int res)
+{
+	static char text[64];
+
+	if (res == -512)
+		res = -EINTR;
+	if (res < 0 && res > -200)
+		snprintf(text, sizeof(text), "-%s", strerrorname_np(-res));
+	else if (res >= 0 && hide_fds)
+		snprintf(text, sizeof(text), "fd");
+	else
+		snprintf(text, sizeof(text), "%d", res);
+	return text;
+}
+
+static int by_value(const void *a, const void *b) { return strcmp(a, b); }
+
+/*
+ * Submit what is queued; wait until there are n completions, or SOON_MS where n is 0. Print them.
+ */
+static void look(const char *label, unsigned n)
+{
+	static char text[512][96];
+	unsigned n_text = 0;
+	uint64_t until = now_ms() + (n ? 3000 : SOON_MS);
+
+	for (;;) {
+		struct __kernel_timespec ts = {.tv_nsec = 2000000};
+		struct io_uring_getevents_arg arg = {.ts = (uintptr_t)&ts};
+		struct io_uring_cqe *cqe;
+		unsigned head;
+		int ret;
+
+		__atomic_store_n(io.sq.ktail, io.sq.sqe_tail, __ATOMIC_RELEASE);
+		ret = backend->enter(&io, n_queued, 1,
+				     IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG, &arg,
+				     sizeof(arg));
+		if (ret > 0)
+			n_queued -= (unsigned)ret;
+		else if (ret < 0 && ret != -ETIME && ret != -EINTR) {
+			printf("    enter: %s\n", name_of(ret));
+			return;
+		}
+		head = *io.cq.khead;
+		for (; head != __atomic_load_n(io.cq.ktail, __ATOMIC_ACQUIRE) && n_text < 512; head++) {
+			cqe = &io.cq.cqes[head & io.cq.ring_mask];
+			if (cqe->user_data < 2048) {
+				last[cqe->user_data] = cqe->res;
+				n_cqes[cqe->user_data]++;
+			}
+			snprintf(text[n_text++], sizeof(text[0]), " [%llu] %s%s",
+				 (unsigned long long)cqe->user_data, name_of(cqe->res),
+				 cqe->flags & IORING_CQE_F_MORE ? "+MORE" : "");
+		}
+		__atomic_store_n(io.cq.khead, head, __ATOMIC_RELEASE);
+		if ((n && n_text >= n) || now_ms() >= until)
+			break;
+	}
+	if (sort_answers)
+		qsort(text, n_text, sizeof(text[0]), by_value);
+	printf("    %-32s", label);
+	for (unsigned i = 0; i < n_text; i++)
+		printf("%s", text[i]);
+	printf("%s\n", n_text ? "" : " (pending)");
+}
+
+static void say(const char *format, ...)
+{
+	va_list args;
+
+	printf("    ");
+	va_start(args, format);
+	vprintf(format, args);
+	va_end(args);
+	printf("\n");
+}
+
+/* ---- Things to ask about ---- */
+
+static void pipe_new(int fds[2], int flags)
+{
+	if (pipe2(fds, flags))
+		die("pipe");
+}
+
+static void pair_new(int fds[2], int type)
+{
+	if (socketpair(AF_UNIX, type, 0, fds))
+		die("socketpair");
+}
+
+static int listener_new(struct sockaddr_in *to, int backlog, int flags)
+{
+	int fd = socket(AF_INET, SOCK_STREAM | flags, 0);
+	socklen_t size = sizeof(*to);
+
+	*to = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+	if (fd < 0 || bind(fd, (struct sockaddr *)to, size) || listen(fd, backlog) ||
+	    getsockname(fd, (struct sockaddr *)to, &size))
+		die("listen");
+	return fd;
+}
+
+static void tcp_new(int fds[2])
+{
+	struct sockaddr_in to;
+	int listener = listener_new(&to, 4, 0);
+
+	fds[0] = socket(AF_INET, SOCK_STREAM, 0);
+	if (connect(fds[0], (struct sockaddr *)&to, sizeof(to)))
+		die("connect");
+	fds[1] = accept(listener, NULL, NULL);
+	close(listener);
+}
+
+static const char *path_of(const char *name)
+{
+	static char paths[8][128];
+	static unsigned next;
+	char *path = paths[next++ % 8];
+
+	snprintf(path, 128, "%s/%s", folder, name);
+	return path;
+}
+
+static int file_new(const char *name, size_t size, int flags)
+{
+	int fd = open(path_of(name), O_CREAT | O_RDWR | O_TRUNC | flags, 0600);
+
+	for (size_t i = 0; i < size; i++) {
+		char c = (char)('a' + i % 26);
+
+		if (write(fd, &c, 1) != 1)
+			die("write");
+	}
+	lseek(fd, 0, SEEK_SET);
+	return fd;
+}
+
+static void put(int fd, size_t n)
+{
+	static char bytes[4096];
+
+	memset(bytes, 'x', sizeof(bytes));
+	if (write(fd, bytes, n) != (ssize_t)n)
+		die("put");
+}
+
+static size_t fill(int fd)
+{
+	static char bytes[65536];
+	size_t n = 0;
+	ssize_t ret;
+	int flags = fcntl(fd, F_GETFL);
+
+	fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+	while ((ret = write(fd, bytes, sizeof(bytes))) > 0)
+		n += (size_t)ret;
+	while ((ret = write(fd, bytes, 1)) > 0)
+		n += (size_t)ret;
+	fcntl(fd, F_SETFL, flags);
+	return n;
+}
+
+static void drain_fd(int fd, size_t n)
+{
+	static char bytes[65536];
+	int flags = fcntl(fd, F_GETFL);
+
+	fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+	while (n) {
+		ssize_t ret = read(fd, bytes, n < sizeof(bytes) ? n : sizeof(bytes));
+
+		if (ret <= 0)
+			break;
+		n -= (size_t)ret;
+	}
+	fcntl(fd, F_SETFL, flags);
+}
+
+static char buf[MUCH], buf2[65536];
+
+#define L IOSQE_IO_LINK
+#define H IOSQE_IO_HARDLINK
+#define A IOSQE_ASYNC
+
+/* ---- Reads and writes ---- */
+
+static void read_pipe(void)
+{
+	int p[2];
+
+	pipe_new(p, 0);
+	Q(1, 0, read, p[0], buf, 8, 0);
+	look("blocking, empty", 0);
+	put(p[1], 3);
+	look("after 3", 1);
+	pipe_new(p, O_NONBLOCK);
+	Q(2, 0, read, p[0], buf, 8, 0);
+	look("O_NONBLOCK, empty", 0);
+	put(p[1], 3);
+	look("after 3", 1);
+	Q(3, A, read, p[0], buf, 8, -1);
+	look("ASYNC", 0);
+	close(p[1]);
+	look("closed", 1);
+	pipe_new(p, 0);
+	Q(4, 0, read, p[0], buf, 8, 0);
+	LAST->rw_flags = 8;
+	look("NOWAIT", 1);
+	put(p[1], 8);
+	Q(5, 0, read, p[0], buf, 1, 100);
+	look("offset 100", 1);
+	Q(6, 0, read, p[0], buf, 1, -1);
+	look("offset -1", 1);
+	Q(7, 0, read, p[0], buf, 1, (__u64)-2);
+	look("offset -2", 1);
+	struct iovec iov[3] = {{buf, 1}, {buf + 9, 2}, {buf + 20, 9}};
+	Q(8, 0, readv, p[0], iov, 3, 0);
+	look("readv 12 of 6", 1);
+	Q(9, 0, read, p[0], buf, 0, 0);
+	look("0 bytes", 1);
+	Q(10, 0, read, p[1], buf, 1, 0);
+	look("wrong end", 1);
+	Q(11, 0, read, 999, buf, 1, 0);
+	look("bad fd", 1);
+}
+
+static void three_readers(void)
+{
+	int p[2];
+
+	pair_new(p, SOCK_STREAM);
+	for (unsigned i = 1; i <= 3; i++)
+		Q(i, 0, read, p[0], buf, 8, 0);
+	look("three", 0);
+	put(p[1], 3);
+	look("one message", 1);
+	put(p[1], 3);
+	look("another", 1);
+	put(p[1], 3);
+	look("another", 1);
+}
+
+static void kinds(void)
+{
+	int e = eventfd(0, 0), t = timerfd_create(CLOCK_MONOTONIC, 0), n = inotify_init1(0), s, d;
+	int pair[2];
+	struct itimerspec at = {.it_value = {.tv_nsec = 1000000}};
+	sigset_t set;
+	uint64_t one = 1, full = UINT64_MAX - 1;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGUSR1);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	s = signalfd(-1, &set, 0);
+	inotify_add_watch(n, folder, IN_CREATE);
+	Q(1, 0, read, e, buf, 8, 0);
+	Q(2, 0, read, t, buf, 8, 0);
+	Q(3, 0, read, n, buf, 4096, 0);
+	Q(4, 0, read, s, buf, 128, 0);
+	look("all wait", 0);
+	if (write(e, &one, 8) != 8)
+		die("eventfd");
+	look("eventfd", 1);
+	timerfd_settime(t, 0, &at, NULL);
+	look("timerfd", 1);
+	close(file_new("watched", 1, 0));
+	look("inotify", 1);
+	kill(getpid(), SIGUSR1);
+	look("signalfd", 1);
+	Q(5, 0, write, e, &full, 8, 0);
+	look("fill the eventfd", 1);
+	Q(6, 0, write, e, &one, 8, 0);
+	look("one more", 0);
+	Q(7, 0, read, e, buf, 8, 7);
+	sort_answers = true;
+	look("read at 7", 2);
+	Q(8, 0, read, e, buf, 4, 0);
+	look("4 bytes", 1);
+	pair_new(pair, SOCK_STREAM);
+	s = pair[0];
+	Q(9, 0, read, s, buf, 4, 55);
+	look("socket at 55", 1);
+	Q(9, 0, read, s, buf, 4, (__u64)-2);
+	look("socket at -2", 1);
+	d = open("/dev/zero", O_RDWR);
+	Q(10, 0, read, d, buf, 8, 0);
+	look("zero", 1);
+	d = open("/dev/full", O_RDWR);
+	Q(11, 0, write, d, buf, 8, 0);
+	look("full", 1);
+	d = open("/dev/urandom", O_RDONLY);
+	Q(12, 0, read, d, buf, 80000, 0);
+	look("urandom", 1);
+	d = open("/proc/self/comm", O_RDONLY);
+	Q(13, 0, read, d, buf, 80000, 0);
+	look("/proc/self/comm", 1);
+	d = open(folder, O_RDONLY);
+	Q(14, 0, read, d, buf, 8, 0);
+	look("directory", 1);
+	d = open(folder, O_PATH);
+	Q(15, 0, read, d, buf, 8, 0);
+	look("O_PATH", 1);
+	d = epoll_create1(0);
+	Q(16, 0, read, d, buf, 8, 0);
+	look("epoll", 0);
+}
+
+static void tty(void)
+{
+	int m = posix_openpt(O_RDWR | O_NOCTTY), s;
+
+	if (m < 0 || grantpt(m) || unlockpt(m))
+		die("pty");
+	s = open(ptsname(m), O_RDWR | O_NOCTTY);
+	Q(1, 0, read, s, buf, 80, 55);
+	look("blocking", 0);
+	if (write(m, "hi\n", 3) != 3)
+		die("pty");
+	look("a line", 1);
+	Q(2, 0, read, s, buf, 80, 0);
+	look("again", 0);
+	Q(1000, 0, cancel64, 2, 0);
+	look("cancel", 2);
+	Q(3, 0, write, s, "hello\n", 6, 0);
+	look("write", 1);
+	Q(4, 0, read, m, buf, 80, 0);
+	look("the master reads", 1);
+}
+
+static void write_pipe(void)
+{
+	int p[2];
+
+	pipe_new(p, 0);
+	Q(1, 0, write, p[1], buf, 1 << 20, 0);
+	look("1 MiB to an empty pipe", 1);
+	Q(2, 0, write, p[1], buf, 10, 0);
+	look("10 to a full one", 0);
+	drain_fd(p[0], 4096);
+	look("4096 read", 1);
+	drain_fd(p[0], 4096 - 10);
+	drain_fd(p[0], 10);
+	drain_fd(p[0], 1 << 20);
+	fill(p[1]);
+	drain_fd(p[0], 4096);
+	Q(3, 0, write, p[1], buf, 4097, 0);
+	look("4097 into 4096", 1);
+	Q(4, 0, write, p[1], buf, 4096, 0);
+	look("4096 into 0", 0);
+	drain_fd(p[0], 1 << 20);
+	look("drained", 1);
+}
+
+static void sigpipe(void)
+{
+	int p[2];
+
+	pipe_new(p, 0);
+	close(p[0]);
+	Q(1, 0, write, p[1], buf, 10, 0);
+	look("killed by SIGPIPE", 1);
+}
+
+static void no_sigpipe(void)
+{
+	int p[2];
+	struct iovec iov = {buf, 9};
+	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
+
+	pair_new(p, SOCK_STREAM);
+	close(p[0]);
+	Q(1, 0, send, p[1], buf, 10, 0);
+	look("send", 1);
+	Q(2, 0, sendmsg, p[1], &message, 0);
+	look("sendmsg", 1);
+}
+
+static void offsets(void)
+{
+	int fd = file_new("offsets", 100, 0), r;
+
+	Q(1, 0, read, fd, buf, 40, -1);
+	Q(2, 0, read, fd, buf + 40, 40, -1);
+	look("two at -1", 2);
+	say("%.1s %.1s %d", buf, buf + 40, (int)lseek(fd, 0, SEEK_CUR));
+	Q(3, A, read, fd, buf, 10, -1);
+	Q(4, A, read, fd, buf + 40, 10, -1);
+	look("ASYNC", 2);
+	say("%.1s %.1s %d", buf, buf + 40, (int)lseek(fd, 0, SEEK_CUR));
+	Q(5, 0, read, fd, buf, 10, 3);
+	look("at 3", 1);
+	say("%.1s %d", buf, (int)lseek(fd, 0, SEEK_CUR));
+	Q(6, 0, read, fd, buf, 1000, 95);
+	look("1000 at 95", 1);
+	Q(7, 0, read, fd, buf, 10, 100);
+	look("at the end", 1);
+	Q(8, 0, read, fd, buf, 0, 0);
+	look("0 bytes", 1);
+	Q(9, 0, read, fd, buf, 9, 1ULL << 63);
+	look("1 << 63", 1);
+	Q(10, 0, read, fd, buf, 9, (__u64)-2);
+	look("-2", 1);
+	Q(11, 0, read, fd, (void *)8, 10, 0);
+	look("EFAULT", 1);
+	r = open(path_of("offsets"), O_RDONLY);
+	Q(12, 0, write, r, buf, 10, 0);
+	look("write on O_RDONLY", 1);
+	Q(13, 0, read, fd, buf, 0xffffffff, 0);
+	look("4G - 1", 1);
+	Q(14, 0, read, fd, buf, 10, 0);
+	LAST->rw_flags = 0x10000;
+	look("rw_flags", 1);
+	posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+	Q(15, 0, read, fd, buf, 1000, 0);
+	look("not cached", 1);
+	r = memfd_create("m", 0);
+	Q(16, 0, write, r, buf, 5000, 0);
+	look("memfd", 1);
+	Q(17, 0, read, r, buf, 9000, 0);
+	look("memfd", 1);
+}
+
+static void order_of(const char *label, int flags, __u64 offset, unsigned char sqe_flags)
+{
+	int fd = file_new("order", 0, flags);
+	char got[64] = "";
+
+	sort_answers = false;
+	for (unsigned i = 0; i < 16; i++)
+		Q(i, sqe_flags, write, fd, &"abcdefghijklmnop"[i], 1, offset);
+	look(label, 16);
+	if (pread(fd, got, 60, 0) < 0)
+		die("order");
+	say("%s", got);
+	close(fd);
+}
+
+static void write_order(void)
+{
+	order_of("-1", 0, -1, 0);
+	order_of("-1 ASYNC", 0, -1, A);
+	order_of("O_APPEND", O_APPEND, 0, 0);
+	order_of("O_APPEND ASYNC", O_APPEND, 0, A);
+}
+
+/* ---- Sockets ---- */
+
+static void recv_cases(void)
+{
+	int p[2], t[2], pp[2];
+	struct iovec iov = {buf, 9};
+	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
+
+	pair_new(p, SOCK_STREAM);
+	Q(1, 0, recv, p[0], buf, 9, 0);
+	look("empty", 0);
+	put(p[1], 3);
+	look("3", 1);
+	Q(2, 0, recv, p[0], buf, 9, MSG_DONTWAIT);
+	look("DONTWAIT", 1);
+	Q(3, 0, recvmsg, p[0], &message, 0);
+	look("recvmsg", 0);
+	put(p[1], 4);
+	look("4", 1);
+	put(p[1], 4);
+	Q(4, 0, recv, p[0], buf, 9, 0);
+	LAST->ioprio = IORING_RECVSEND_POLL_FIRST;
+	look("POLL_FIRST", 1);
+	Q(5, 0, recv, p[0], buf, 9, 0);
+	LAST->ioprio = 0x4000;
+	look("ioprio", 1);
+	put(p[1], 4);
+	Q(6, 0, recv, p[0], buf, 2, MSG_PEEK);
+	look("PEEK", 1);
+	Q(7, 0, recv, p[0], buf, 9, 0);
+	look("then", 1);
+	pipe_new(pp, 0);
+	Q(8, 0, recv, pp[0], buf, 9, 0);
+	look("a pipe", 1);
+	Q(9, 0, send, pp[1], buf, 9, 0);
+	look("a pipe", 1);
+	Q(10, 0, recv, p[0], buf, 9, 0);
+	Q(11, 0, shutdown, p[0], SHUT_RD);
+	sort_answers = true;
+	look("shutdown", 2);
+	sort_answers = false;
+	t[0] = socket(AF_INET, SOCK_STREAM, 0);
+	Q(12, 0, recv, t[0], buf, 9, 0);
+	look("unconnected", 1);
+	Q(13, 0, send, t[0], buf, 9, 0);
+	look("unconnected", 1);
+	Q(14, 0, shutdown, t[0], SHUT_RD);
+	look("unconnected", 1);
+	Q(15, 0, shutdown, pp[0], SHUT_RD);
+	look("a pipe", 1);
+	Q(16, 0, recv, t[0], buf, 9, 0);
+	LAST->addr2 = 4;
+	look("addr2", 1);
+	tcp_new(t);
+	fcntl(t[0], F_SETFL, O_NONBLOCK);
+	Q(17, 0, recv, t[0], buf, 9, 0);
+	Q(18, 0, read, t[0], buf2, 9, 0);
+	look("TCP O_NONBLOCK", 0);
+	close(t[1]);
+	sort_answers = true;
+	look("closed", 2);
+	say("O_NONBLOCK %d %d", !!(fcntl(t[0], F_GETFL) & O_NONBLOCK),
+	    !!(fcntl(p[0], F_GETFL) & O_NONBLOCK));
+}
+
+static void waitall(void)
+{
+	int p[2], t[2];
+	struct iovec iov[2] = {{buf, 6}, {buf + 50, 50}};
+	struct msghdr message = {.msg_iov = iov, .msg_iovlen = 2};
+	struct linger linger = {1, 0};
+
+	pair_new(p, SOCK_STREAM);
+	put(p[1], 5);
+	Q(1, 0, recv, p[0], buf, 100, MSG_WAITALL);
+	look("5 of 100", 0);
+	put(p[1], 5);
+	look("5 more", 0);
+	shutdown(p[1], SHUT_WR);
+	look("EOF", 1);
+	pair_new(p, SOCK_STREAM);
+	put(p[1], 5);
+	Q(2, 0, recv, p[0], buf, 100, MSG_WAITALL);
+	look("5 of 100", 0);
+	Q(1000, 0, cancel64, 2, 0);
+	look("cancel", 2);
+	put(p[1], 5);
+	Q(3, 0, recv, p[0], buf, 100, MSG_WAITALL | MSG_DONTWAIT);
+	look("DONTWAIT", 1);
+	put(p[1], 5);
+	Q(4, 0, recvmsg, p[0], &message, MSG_WAITALL);
+	look("recvmsg 5 of 56", 0);
+	put(p[1], 5);
+	look("5 more", 0);
+	close(p[1]);
+	look("EOF", 1);
+	tcp_new(t);
+	put(t[1], 5);
+	Q(5, 0, recv, t[0], buf, 100, MSG_WAITALL);
+	look("TCP", 0);
+	setsockopt(t[1], SOL_SOCKET, SO_LINGER, &linger, sizeof(linger));
+	close(t[1]);
+	look("RST", 1);
+	Q(6, 0, recv, t[0], buf, 100, 0);
+	look("next", 1);
+	pair_new(p, SOCK_DGRAM);
+	put(p[1], 5);
+	Q(7, L, recv, p[0], buf, 100, MSG_WAITALL);
+	nop(8, 0);
+	look("datagram", 2);
+}
+
+static void send_much(void)
+{
+	int p[2];
+	size_t n;
+
+	pair_new(p, SOCK_STREAM);
+	Q(1, 0, send, p[0], buf, MUCH, 0);
+	look("short", 1);
+	pair_new(p, SOCK_STREAM);
+	Q(2, 0, write, p[0], buf, MUCH, 0);
+	look("short", 1);
+	pair_new(p, SOCK_STREAM);
+	Q(3, 0, send, p[0], buf, 1 << 20, MSG_WAITALL);
+	look("WAITALL", 0);
+	for (n = 0; n < 40 && !last[3]; n++) {
+		drain_fd(p[1], 65536);
+		if (n == 39)
+			break;
+	}
+	for (n = 0; n < 200 && last[3] == 0; n++) {
+		struct __kernel_timespec ts = {.tv_nsec = 1000000};
+		struct io_uring_getevents_arg arg = {.ts = (uintptr_t)&ts};
+
+		drain_fd(p[1], 1 << 20);
+		backend->enter(&io, 0, 1, IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG, &arg,
+			       sizeof(arg));
+		if (*io.cq.khead != *io.cq.ktail)
+			break;
+	}
+	look("drained", 1);
+	pair_new(p, SOCK_STREAM);
+	Q(4, 0, send, p[0], buf, MUCH, MSG_WAITALL);
+	look("WAITALL", 0);
+	Q(1000, 0, cancel64, 4, 0);
+	look("cancel", 2);
+	Q(5, 0, send, p[0], buf, 100, 0);
+	look("full", 0);
+	close(p[1]);
+	look("closed", 1);
+}
+
+static void messages(void)
+{
+	int u = socket(AF_INET, SOCK_DGRAM, 0), v = socket(AF_INET, SOCK_DGRAM, 0), p[2], got = -1;
+	struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}}, from;
+	socklen_t size = sizeof(to);
+	struct iovec iov = {buf, 9}, iov2 = {buf2, 4};
+	union {
+		struct cmsghdr head;
+		char bytes[CMSG_SPACE(sizeof(int))];
+	} control = {.head = {CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS}}, control2;
+	struct msghdr out = {&to, sizeof(to), &iov, 1, NULL, 0, 0};
+	struct msghdr in = {&from, sizeof(from), &iov2, 1, NULL, 0, 0};
+
+	if (bind(u, (struct sockaddr *)&to, size) || getsockname(u, (struct sockaddr *)&to, &size))
+		die("bind");
+	Q(1, 0, recvmsg, u, &in, 0);
+	look("recvmsg", 0);
+	Q(2, 0, sendmsg, v, &out, 0);
+	sort_answers = true;
+	look("sendmsg", 2);
+	say("namelen %d flags %x family %d", (int)in.msg_namelen, (unsigned)in.msg_flags,
+	    from.sin_family);
+	pair_new(p, SOCK_STREAM);
+	memcpy(CMSG_DATA(&control.head), &u, sizeof(u));
+	out = (struct msghdr){NULL, 0, &iov, 1, &control, sizeof(control), 0};
+	in = (struct msghdr){NULL, 0, &iov2, 1, &control2, sizeof(control2), 0};
+	Q(3, 0, recvmsg, p[0], &in, 0);
+	Q(4, 0, sendmsg, p[1], &out, 0);
+	look("SCM_RIGHTS", 2);
+	memcpy(&got, CMSG_DATA(&control2.head), sizeof(got));
+	say("controllen %d flags %x fd %d", (int)in.msg_controllen, (unsigned)in.msg_flags,
+	    got > 2 && fcntl(got, F_GETFD) >= 0);
+	out.msg_iovlen = 5000;
+	Q(5, 0, sendmsg, p[1], &out, 0);
+	look("too many iovecs", 1);
+}
+
+static void accept_cases(void)
+{
+	struct sockaddr_in to;
+	int l = listener_new(&to, 8, SOCK_NONBLOCK), p[2], c, b;
+
+	Q(1, 0, accept, l, NULL, NULL, 0);
+	look("O_NONBLOCK", 0);
+	c = socket(AF_INET, SOCK_STREAM, 0);
+	Q(2, 0, connect, c, (struct sockaddr *)&to, sizeof(to));
+	hide_fds = sort_answers = true;
+	look("connect", 2);
+	say("NONBLOCK %d CLOEXEC %d", !!(fcntl(last[1], F_GETFL) & O_NONBLOCK),
+	    !!(fcntl(last[1], F_GETFD) & FD_CLOEXEC));
+	Q(3, 0, accept, l, NULL, NULL, SOCK_CLOEXEC);
+	LAST->ioprio = 2;
+	look("ACCEPT_DONTWAIT", 1);
+	Q(4, 0, accept, l, NULL, NULL, SOCK_CLOEXEC);
+	look("pending", 0);
+	shutdown(l, SHUT_RDWR);
+	look("shutdown", 1);
+	pair_new(p, SOCK_STREAM);
+	Q(5, 0, accept, p[0], NULL, NULL, 0);
+	look("a socketpair", 1);
+	Q(6, 0, accept, l, NULL, NULL, 0xffff);
+	look("flags", 1);
+	b = listener_new(&to, 8, 0);
+	Q(7, 0, multishot_accept, b, NULL, NULL, 0);
+	look("multishot", 0);
+	for (unsigned i = 0; i < 2; i++) {
+		c = socket(AF_INET, SOCK_STREAM, 0);
+		if (connect(c, (struct sockaddr *)&to, sizeof(to)))
+			die("connect");
+		look("connect", 1);
+	}
+	shutdown(b, SHUT_RDWR);
+	look("shutdown", 1);
+	Q(8, 0, multishot_accept, b, NULL, NULL, 0);
+	LAST->ioprio |= 2;
+	look("DONTWAIT", 1);
+	b = listener_new(&to, 8, 0);
+	Q(9, 0, multishot_accept, b, NULL, NULL, 0);
+	look("multishot", 0);
+	Q(1000, 0, cancel64, 9, 0);
+	hide_fds = sort_answers = false;
+	look("cancel", 2);
+	say("blocking %d", !(fcntl(b, F_GETFL) & O_NONBLOCK));
+}
+
+static void connect_cases(void)
+{
+	struct sockaddr_in to;
+	struct sockaddr_un un = {.sun_family = AF_UNIX};
+	int l = listener_new(&to, 0, 0), c[4], i;
+
+	close(l);
+	c[0] = socket(AF_INET, SOCK_STREAM, 0);
+	Q(1, 0, connect, c[0], (struct sockaddr *)&to, sizeof(to));
+	look("refused", 1);
+	Q(2, 0, connect, c[0], (struct sockaddr *)&to, sizeof(to));
+	look("again", 1);
+	c[1] = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+	Q(3, 0, connect, c[1], (struct sockaddr *)&to, sizeof(to));
+	look("O_NONBLOCK refused", 1);
+	l = listener_new(&to, 0, 0);
+	for (i = 0; i < 4; i++) {
+		c[i] = socket(AF_INET, SOCK_STREAM | (i & 1 ? SOCK_NONBLOCK : 0), 0);
+		Q((unsigned)(10 + i), 0, connect, c[i], (struct sockaddr *)&to, sizeof(to));
+		look(i ? "TCP, backlog 0" : "TCP", i ? 0 : 1);
+	}
+	snprintf(un.sun_path, sizeof(un.sun_path), "%s/socket", folder);
+	l = socket(AF_UNIX, SOCK_STREAM, 0);
+	if (bind(l, (struct sockaddr *)&un, sizeof(un)) || listen(l, 0))
+		die("unix");
+	for (i = 0; i < 3; i++) {
+		c[i] = socket(AF_UNIX, SOCK_STREAM | (i == 2 ? SOCK_NONBLOCK : 0), 0);
+		Q((unsigned)(20 + i), 0, connect, c[i], (struct sockaddr *)&un, sizeof(un));
+		look(i == 1 ? "AF_UNIX, full" : "AF_UNIX", i == 1 ? 0 : 1);
+	}
+	close(accept(l, NULL, NULL));
+	look("after accept", 1);
+	memset(&un, 0, sizeof(un));
+	Q(30, 0, connect, c[0], (struct sockaddr *)&un, 4000);
+	look("length", 1);
+}
+
+/* ---- Chains ---- */
+
+static void link_short(void)
+{
+	int fd = file_new("short", 50, 0), p[2], q[2], s[2];
+
+	Q(1, L, read, fd, buf, 100, 0);
+	nop(2, 0);
+	look("short read", 2);
+	Q(3, H, read, fd, buf, 100, 0);
+	nop(4, 0);
+	look("HARDLINK", 2);
+	Q(5, L, read, fd, buf, 0, 0);
+	nop(6, 0);
+	look("0 bytes", 2);
+	pair_new(p, SOCK_STREAM);
+	put(p[1], 3);
+	Q(7, L, recv, p[0], buf, 9, 0);
+	nop(8, 0);
+	look("short recv", 2);
+	put(p[1], 3);
+	Q(9, L, read, p[0], buf, 9, 0);
+	nop(10, 0);
+	look("short read of a socket", 2);
+	Q(11, L, send, p[0], buf, MUCH, 0);
+	nop(12, 0);
+	look("short send", 2);
+	pipe_new(q, 0);
+	Q(13, L, write, q[1], buf, 1 << 20, 0);
+	nop(14, 0);
+	look("short write", 2);
+	pair_new(s, SOCK_STREAM);
+	close(s[1]);
+	Q(15, L, recv, s[0], buf, 9, 0);
+	nop(16, 0);
+	look("EOF", 2);
+	Q(17, L, recv, s[0], buf, 9, MSG_WAITALL);
+	nop(18, 0);
+	look("EOF, WAITALL", 2);
+}
+
+static void link_fail(void)
+{
+	struct __kernel_timespec ts = {.tv_nsec = 1000000};
+	int p[2];
+
+	nop(1, L);
+	nop(2, L);
+	LAST->opcode = 200;
+	nop(3, 0);
+	look("bad opcode", 3);
+	nop(1, L);
+	Q(2, L, read, 999, buf, 1, 0);
+	nop(3, 0);
+	look("bad fd", 3);
+	nop(1, H);
+	nop(2, H);
+	LAST->opcode = 200;
+	nop(3, 0);
+	look("HARD bad opcode", 3);
+	Q(1, H, read, 999, buf, 1, 0);
+	nop(2, L);
+	nop(3, 0);
+	look("HARD bad fd", 3);
+	Q(1, L, timeout, &ts, 0, 0);
+	nop(2, 0);
+	look("timeout", 2);
+	Q(1, L, timeout, &ts, 0, IORING_TIMEOUT_ETIME_SUCCESS);
+	nop(2, 0);
+	look("ETIME_SUCCESS", 2);
+	nop(1, L | 0x80);
+	nop(2, 0);
+	look("flag 0x80", 2);
+	nop(3, 0);
+	LAST->ioprio = 5;
+	look("ioprio", 1);
+	nop(4, 0);
+	LAST->personality = 7;
+	look("personality", 1);
+	Q(5, 0, fsync, 1, 0x80);
+	look("fsync flags", 1);
+	nop(6, 0);
+	LAST->opcode = 63;
+	look("opcode 63", 1);
+	nop(7, 0);
+	LAST->rw_flags = 0x1000;
+	look("nop flags", 1);
+	nop(8, L);
+	look("an open chain ends", 1);
+	nop(9, 0);
+	look("and is no part of the next", 1);
+	pipe_new(p, 0);
+	Q(10, L, read, p[0], buf, 3, 0);
+	Q(11, L, write, p[1], buf, 3, 0);
+	nop(12, 0);
+	look("waits", 0);
+	put(p[1], 3);
+	look("goes on", 3);
+}
+
+static void link_timeout(void)
+{
+	struct __kernel_timespec ts = {.tv_nsec = 10000000}, ten = {.tv_sec = 10};
+	int p[2];
+
+	pair_new(p, SOCK_STREAM);
+	Q(1, L, recv, p[0], buf, 9, 0);
+	Q(2, 0, link_timeout, &ts, 0);
+	look("fires", 2);
+	put(p[1], 1);
+	Q(1, L, recv, p[0], buf, 9, 0);
+	Q(2, 0, link_timeout, &ts, 0);
+	look("at once", 2);
+	Q(1, L, recv, p[0], buf, 9, 0);
+	Q(2, 0, link_timeout, &ten, 0);
+	look("waits", 0);
+	put(p[1], 1);
+	look("data", 2);
+	Q(1, L, recv, p[0], buf, 9, 0);
+	Q(2, L, link_timeout, &ts, 0);
+	nop(3, 0);
+	look("fires, nop", 3);
+	put(p[1], 1);
+	Q(1, L, recv, p[0], buf, 9, 0);
+	Q(2, L, link_timeout, &ts, 0);
+	nop(3, 0);
+	look("data, nop", 3);
+	Q(4, 0, link_timeout, &ts, 0);
+	look("alone", 1);
+	Q(1, L, recv, p[0], buf, 9, 0);
+	Q(2, 0, link_timeout, &ten, 0);
+	look("waits", 0);
+	Q(1000, 0, cancel64, 1, 0);
+	look("cancel recv", 3);
+	Q(1, L, recv, p[0], buf, 9, 0);
+	Q(2, 0, link_timeout, &ten, 0);
+	look("waits", 0);
+	Q(1000, 0, cancel64, 2, 0);
+	look("cancel the limit", 1);
+	Q(1001, 0, timeout_update, &ts, 2, IORING_LINK_TIMEOUT_UPDATE);
+	look("update it", 3);
+	nop(1, L);
+	Q(2, 0, recv, p[0], buf, 9, 0);
+	look("nop, recv", 1);
+	Q(1000, 0, cancel64, 2, 0);
+	look("cancel it", 2);
+	Q(1, L, recv, p[0], buf, 9, 0);
+	nop(2, 0);
+	look("recv, nop", 0);
+	Q(1000, 0, cancel64, 2, 0);
+	look("cancel the nop", 1);
+	Q(1000, 0, cancel64, 1, 0);
+	look("cancel the head", 3);
+	Q(1, L, recv, p[0], buf, 9, MSG_WAITALL);
+	Q(2, 0, link_timeout, &ts, 0);
+	put(p[1], 4);
+	look("after a part", 2);
+}
+
+/* ---- Cancels, timeouts, polls ---- */
+
+static void cancels(void)
+{
+	struct __kernel_timespec ten = {.tv_sec = 10};
+	int p[2];
+
+	pair_new(p, SOCK_STREAM);
+	Q(1, 0, recv, p[0], buf, 9, 0);
+	Q(1000, 0, cancel64, 1, 0);
+	look("in one submit", 2);
+	Q(1000, 0, cancel64, 1, 0);
+	look("not found", 1);
+	for (unsigned i = 0; i < 3; i++)
+		Q(5, 0, recv, p[0], buf, 9, 0);
+	Q(1000, 0, cancel64, 5, 0);
+	look("one of three", 2);
+	Q(1000, 0, cancel64, 5, IORING_ASYNC_CANCEL_ALL);
+	look("ALL", 3);
+	Q(6, 0, recv, p[0], buf, 9, 0);
+	Q(8, 0, poll_add, p[0], POLLPRI);
+	Q(9, 0, timeout, &ten, 0, 0);
+	look("wait", 0);
+	Q(1000, 0, cancel_fd, p[0], IORING_ASYNC_CANCEL_ALL);
+	sort_answers = true;
+	look("FD ALL", 3);
+	Q(7, 0, recv, p[0], buf, 9, 0);
+	Q(1000, 0, cancel64, 0, IORING_ASYNC_CANCEL_ANY);
+	look("ANY", 3);
+	Q(1000, 0, cancel64, 0, IORING_ASYNC_CANCEL_ANY);
+	look("ANY, none", 1);
+	Q(1000, 0, cancel_fd, 999, IORING_ASYNC_CANCEL_ALL);
+	look("bad fd", 1);
+	Q(1000, 0, cancel_fd, p[0], 0);
+	look("FD, none", 1);
+	Q(1000, 0, cancel64, 77, IORING_ASYNC_CANCEL_ALL);
+	look("ALL, none", 1);
+	Q(1000, 0, cancel64, 77, 0x1000);
+	look("flag", 1);
+	Q(9, 0, timeout, &ten, 0, 0);
+	Q(1000, 0, cancel64, 9, 0);
+	look("timeout", 2);
+	Q(10, 0, poll_add, p[0], POLLIN);
+	Q(11, 0, recv, p[0], buf, 9, 0);
+	Q(1000, 0, cancel64, 0, 1 << 5);
+	LAST->len = IORING_OP_RECV;
+	look("OP", 2);
+	Q(1000, 0, cancel_fd, p[0], IORING_ASYNC_CANCEL_FD | 1 << 5);
+	LAST->len = IORING_OP_RECV;
+	look("FD OP, none", 1);
+	Q(1000, 0, cancel_fd, p[0], IORING_ASYNC_CANCEL_FD | 1 << 4);
+	LAST->addr = 10;
+	look("FD USERDATA", 2);
+	Q(12, 0, recv, p[0], buf, 9, 0);
+	look("waits", 0);
+	struct io_uring_sync_cancel_reg all = {.addr = 12, .timeout = {-1, -1}};
+	say("sync: %s", name_of(backend->reg(&io, IORING_REGISTER_SYNC_CANCEL, &all, 1)));
+	look("by sync_cancel", 1);
+	say("sync: %s", name_of(backend->reg(&io, IORING_REGISTER_SYNC_CANCEL, &all, 1)));
+}
+
+static void timeouts(void)
+{
+	struct __kernel_timespec ts = {.tv_nsec = 10000000}, zero = {0}, bad = {.tv_sec = -1},
+				 one = {.tv_sec = 1}, big = {.tv_nsec = 2000000000}, now;
+	struct timespec real;
+	uint64_t before = now_ms();
+
+	Q(1, 0, timeout, &ts, 0, 0);
+	look("10 ms", 1);
+	say("early: %d", now_ms() < before + 9);
+	Q(2, 0, timeout, &zero, 0, 0);
+	look("0", 1);
+	Q(3, 0, timeout, &zero, 0, IORING_TIMEOUT_ABS);
+	look("abs 0", 1);
+	Q(4, 0, timeout, &bad, 0, 0);
+	look("-1 s", 1);
+	Q(5, 0, timeout, &big, 0, 0);
+	look("2e9 ns", 0);
+	Q(1000, 0, timeout_remove, 5, 0);
+	look("remove", 2);
+	Q(6, 0, timeout, &one, 2, 0);
+	look("count 2", 0);
+	nop(100, 0);
+	look("nop", 1);
+	nop(101, 0);
+	look("nop", 2);
+	nop(102, 0);
+	Q(7, 0, timeout, &one, 1, 0);
+	nop(103, 0);
+	look("nop, count 1, nop", 3);
+	Q(8, 0, timeout, &ts, 3, 1 << 6);
+	look("multishot 3", 3);
+	Q(9, 0, timeout, &ts, 0, 1 << 6);
+	look("multishot", 3);
+	Q(10, 0, timeout_remove, 77, 0);
+	look("not found", 1);
+	Q(1000, 0, cancel64, 9, 0);
+	look("cancel", 2);
+	Q(11, 0, timeout, &one, 0, 0);
+	Q(12, 0, timeout_update, &ts, 11, 0);
+	look("update", 2);
+	clock_gettime(CLOCK_REALTIME, &real);
+	now = (struct __kernel_timespec){real.tv_sec, real.tv_nsec};
+	Q(13, 0, timeout, &now, 0, IORING_TIMEOUT_ABS | IORING_TIMEOUT_REALTIME);
+	look("REALTIME abs", 1);
+	Q(14, 0, timeout, &ts, 0, IORING_TIMEOUT_CLOCK_MASK);
+	look("both clocks", 1);
+	Q(15, 0, timeout, &ts, 0, IORING_TIMEOUT_BOOTTIME);
+	look("BOOTTIME", 1);
+	Q(16, 0, timeout, &ts, 0, 0);
+	LAST->len = 2;
+	look("len 2", 1);
+	for (unsigned i = 20; i < 23; i++)
+		Q(i, 0, timeout, &ts, 0, 0);
+	look("three equal", 3);
+	Q(30, 0, timeout, &ts, 0, 0);
+	__atomic_store_n(io.sq.ktail, io.sq.sqe_tail, __ATOMIC_RELEASE);
+	backend->enter(&io, n_queued, 0, 0, NULL, _NSIG / 8);
+	n_queued = 0;
+	ts.tv_sec = 100;
+	look("overwritten", 1);
+	Q(31, 0, timeout, &zero, 3, (1 << 6) | IORING_TIMEOUT_ABS);
+	look("multishot abs", 1);
+	for (unsigned i = 0; i < 60; i++) {
+		ts = (struct __kernel_timespec){.tv_nsec = 300000000 + (long)((i * 37) % 60) * 1000000};
+		Q(200 + (i * 37) % 60, 0, timeout, &ts, 0, 0);
+		__atomic_store_n(io.sq.ktail, io.sq.sqe_tail, __ATOMIC_RELEASE);
+		backend->enter(&io, n_queued, 0, 0, NULL, _NSIG / 8);
+		n_queued = 0;
+		if (i % 7 == 3) {
+			Q(1000, 0, cancel64, 200 + (i * 37) % 60, 0);
+			look("", 2);
+		}
+	}
+	look("many, by time", 52);
+}
+
+static void polls(void)
+{
+	int fd = file_new("poll", 5, 0), p[2], e = epoll_create1(0), q[2];
+	struct epoll_event event = {.events = EPOLLIN};
+
+	Q(1, 0, poll_add, fd, POLLIN | POLLOUT);
+	look("file IN OUT", 1);
+	Q(2, 0, poll_add, fd, POLLPRI);
+	look("file PRI", 1);
+	Q(3, 0, poll_add, open(folder, O_RDONLY), POLLIN);
+	look("directory", 1);
+	Q(4, 0, poll_add, open("/dev/null", O_RDWR), POLLIN | POLLOUT);
+	look("/dev/null", 1);
+	Q(5, 0, poll_add, 999, POLLIN);
+	look("bad fd", 1);
+	Q(6, 0, poll_add, open(folder, O_PATH), POLLIN);
+	look("O_PATH", 1);
+	Q(7, 0, poll_multishot, fd, POLLIN);
+	look("file multishot", 1);
+	pipe_new(p, 0);
+	Q(8, 0, poll_add, p[0], POLLIN);
+	look("pipe", 0);
+	put(p[1], 1);
+	look("data", 1);
+	Q(9, 0, poll_add, p[0], 0);
+	look("mask 0", 0);
+	close(p[1]);
+	look("closed", 1);
+	Q(10, 0, poll_add, p[0], POLLIN);
+	look("data and HUP", 1);
+	pipe_new(q, 0);
+	epoll_ctl(e, EPOLL_CTL_ADD, q[0], &event);
+	Q(11, 0, poll_add, e, POLLIN);
+	look("epoll fd", 0);
+	put(q[1], 1);
+	look("event", 1);
+	Q(12, 0, poll_add, q[0], POLLIN);
+	LAST->off = 1;
+	look("off", 1);
+	Q(13, 0, poll_add, q[0], POLLIN);
+	LAST->len = 8;
+	look("LEVEL", 1);
+	Q(14, 0, poll_multishot, 999, POLLIN);
+	look("bad fd multishot", 1);
+}
+
+static void poll_multi(void)
+{
+	int p[2], s[2], e = eventfd(0, 0);
+	uint64_t one = 1;
+
+	pipe_new(p, 0);
+	Q(1, 0, poll_multishot, p[0], POLLIN);
+	look("armed", 0);
+	put(p[1], 1);
+	look("1", 1);
+	look("not read", 0);
+	drain_fd(p[0], 1);
+	look("read", 0);
+	put(p[1], 1);
+	look("1", 1);
+	close(p[1]);
+	look("closed", 1);
+	Q(1000, 0, cancel64, 1, 0);
+	look("cancel", 2);
+	Q(2, 0, poll_multishot, e, POLLIN);
+	look("eventfd", 0);
+	for (unsigned i = 0; i < 3; i++) {
+		if (write(e, &one, 8) != 8)
+			die("eventfd");
+		look("written", 1);
+	}
+	Q(3, 0, poll_remove, 2);
+	look("remove", 2);
+	Q(3, 0, poll_remove, 2);
+	look("again", 1);
+	pair_new(s, SOCK_STREAM);
+	Q(6, 0, poll_add, s[0], POLLIN);
+	look("single", 0);
+	Q(9, 0, poll_update, 6, 8, POLLOUT, IORING_POLL_UPDATE_EVENTS | IORING_POLL_UPDATE_USER_DATA);
+	look("update both", 2);
+	Q(10, 0, poll_multishot, s[0], POLLIN);
+	look("multi", 0);
+	Q(12, 0, poll_update, 10, 11, 0, IORING_POLL_UPDATE_USER_DATA);
+	look("update user_data", 1);
+	put(s[1], 1);
+	look("event", 1);
+	Q(13, 0, poll_update, 10, 11, 0, IORING_POLL_UPDATE_USER_DATA);
+	look("not found", 1);
+}
+
+/* ---- Files ---- */
+
+static void files(void)
+{
+	struct statx st = {0};
+	struct { __u64 flags, mode, resolve; } how = {O_RDWR | O_CREAT, 0600, 0};
+	int d = open(folder, O_RDONLY | O_DIRECTORY), fd, p[2];
+	char *m = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	hide_fds = true;
+	Q(1, 0, openat, d, "one", O_RDWR | O_CREAT | O_EXCL, 0600);
+	look("create", 1);
+	fd = last[1];
+	Q(2, 0, openat, d, "one", O_RDWR | O_CREAT | O_EXCL, 0600);
+	look("again", 1);
+	Q(3, 0, openat, AT_FDCWD, folder, O_RDWR, 0);
+	look("directory", 1);
+	Q(4, 0, openat, AT_FDCWD, "", O_RDONLY, 0);
+	look("empty path", 1);
+	Q(5, 0, openat2, d, "two", (void *)&how);
+	look("openat2", 1);
+	say("NONBLOCK %d", !!(fcntl(last[5], F_GETFL) & O_NONBLOCK));
+	how.resolve = 1 << 20;
+	Q(6, 0, openat2, d, "two", (void *)&how);
+	look("resolve", 1);
+	Q(7, 0, openat2, d, "two", (void *)&how);
+	LAST->len = 8;
+	look("short how", 1);
+	hide_fds = false;
+	Q(8, 0, statx, d, "one", 0, STATX_SIZE, &st);
+	look("statx", 1);
+	Q(9, 0, statx, d, "nothing", 0, STATX_SIZE, &st);
+	look("ENOENT", 1);
+	Q(10, 0, statx, fd, "", AT_EMPTY_PATH, STATX_SIZE, &st);
+	look("EMPTY_PATH", 1);
+	Q(11, 0, statx, d, "one", 0, STATX_SIZE, (void *)8);
+	look("EFAULT", 1);
+	Q(12, 0, fallocate, fd, 0, 0, 10000);
+	look("fallocate", 1);
+	nop(13, 0);
+	io_uring_prep_rw(55, LAST, fd, NULL, 0, 5);
+	LAST->user_data = 13;
+	look("ftruncate", 1);
+	fstat(fd, &(struct stat){0});
+	say("size %d", (int)lseek(fd, 0, SEEK_END));
+	Q(14, 0, fsync, fd, 0);
+	Q(15, 0, fsync, fd, IORING_FSYNC_DATASYNC);
+	Q(16, 0, sync_file_range, fd, 0, 0, 0);
+	Q(17, 0, fadvise, fd, 0, 0, POSIX_FADV_WILLNEED);
+	Q(18, 0, madvise, m, 4096, MADV_DONTNEED);
+	Q(19, 0, madvise, m + 1, 4096, MADV_DONTNEED);
+	sort_answers = true;
+	look("fsync, advice", 6);
+	pipe_new(p, 0);
+	Q(20, 0, fadvise, p[0], 0, 0, POSIX_FADV_WILLNEED);
+	look("fadvise of a pipe", 1);
+	Q(21, 0, fsync, p[0], 0);
+	look("fsync of a pipe", 1);
+	Q(22, 0, mkdirat, d, "dir", 0700);
+	look("mkdir", 1);
+	Q(23, 0, mkdirat, d, "dir", 0700);
+	look("again", 1);
+	Q(24, 0, symlinkat, "one", d, "link");
+	look("symlink", 1);
+	Q(25, 0, linkat, d, "one", d, "hard", 0);
+	look("link", 1);
+	Q(26, 0, renameat, d, "hard", d, "soft", 0);
+	look("rename", 1);
+	Q(27, 0, renameat, d, "one", d, "two", 1);
+	look("NOREPLACE", 1);
+	Q(28, 0, unlinkat, d, "dir", 0);
+	look("unlink a directory", 1);
+	Q(29, 0, unlinkat, d, "dir", AT_REMOVEDIR);
+	look("REMOVEDIR", 1);
+	Q(30, 0, unlinkat, d, "link", 0x10000000);
+	look("flags", 1);
+	Q(31, 0, unlinkat, d, "nothing", 0);
+	look("ENOENT", 1);
+	Q(32, 0, close, fd);
+	look("close", 1);
+	Q(33, 0, close, fd);
+	look("again", 1);
+	Q(34, 0, close, p[0]);
+	look("a pipe", 1);
+	Q(35, 0, close, p[1]);
+	LAST->off = 1;
+	look("off", 1);
+	Q(36, 0, close, io.ring_fd);
+	look("the ring", 1);
+	Q(37, IOSQE_FIXED_FILE, read, 0, buf, 1, 0);
+	look("FIXED_FILE", 1);
+	Q(38, 0, read_fixed, p[1], buf, 1, 0, 0);
+	look("READ_FIXED", 1);
+	nop(39, IOSQE_BUFFER_SELECT);
+	look("BUFFER_SELECT nop", 1);
+	Q(40, IOSQE_BUFFER_SELECT, recv, p[1], NULL, 1, 0);
+	look("BUFFER_SELECT recv", 1);
+	Q(41, 0, openat_direct, d, "one", O_RDONLY, 0, 3);
+	look("direct", 1);
+}
+
+static void fifos(void)
+{
+	const char *path = path_of("fifo");
+	int fd;
+
+	hide_fds = true;
+	mkfifo(path, 0600);
+	Q(1, 0, openat, AT_FDCWD, path, O_WRONLY, 0);
+	look("O_WRONLY", 1);
+	Q(2, 0, openat, AT_FDCWD, path, O_RDONLY, 0);
+	look("O_RDONLY", 1);
+	say("NONBLOCK %d", !!(fcntl(last[2], F_GETFL) & O_NONBLOCK));
+	Q(3, 0, openat, AT_FDCWD, path, O_WRONLY, 0);
+	look("with a reader", 1);
+	close(last[2]);
+	close(last[3]);
+	Q(4, A, openat, AT_FDCWD, path, O_RDONLY, 0);
+	look("ASYNC O_RDONLY", 0);
+	fd = open(path, O_WRONLY);
+	look("a writer", 1);
+	put(fd, 3);
+	Q(5, 0, read, last[4], buf, 9, 0);
+	hide_fds = false;
+	look("read", 1);
+	hide_fds = true;
+	close(fd);
+	close(last[4]);
+	Q(6, A, openat, AT_FDCWD, path, O_WRONLY, 0);
+	look("ASYNC O_WRONLY", 0);
+	fd = open(path, O_RDONLY);
+	look("a reader", 1);
+	close(fd);
+	close(last[6]);
+	Q(7, A, openat, AT_FDCWD, path, O_RDWR, 0);
+	look("O_RDWR", 1);
+	close(last[7]);
+	Q(8, 0, openat, AT_FDCWD, path, O_WRONLY | O_TRUNC, 0);
+	look("O_TRUNC", 0);
+	fd = open(path, O_RDONLY);
+	look("a reader", 1);
+	Q(9, 0, openat, AT_FDCWD, path, O_RDONLY | O_NONBLOCK, 0);
+	look("O_NONBLOCK", 1);
+	say("NONBLOCK %d", !!(fcntl(last[9], F_GETFL) & O_NONBLOCK));
+}
+
+static void splices(void)
+{
+	int a[2], b[2], fd = file_new("splice", 100, 0), s[2];
+
+	pipe_new(a, 0);
+	pipe_new(b, 0);
+	put(a[1], 5);
+	Q(1, 0, splice, a[0], -1, b[1], -1, 10, 0);
+	look("pipe to pipe", 1);
+	Q(2, 0, tee, b[0], a[1], 10, 0);
+	look("tee", 1);
+	drain_fd(a[0], 100);
+	Q(3, 0, splice, a[0], -1, b[1], -1, 10, 0);
+	look("empty", 0);
+	put(a[1], 5);
+	look("5", 1);
+	Q(4, 0, splice, a[0], -1, b[1], -1, 10, SPLICE_F_NONBLOCK);
+	look("NONBLOCK, empty", 1);
+	Q(5, L, splice, fd, 0, b[1], -1, 10, 0);
+	nop(6, 0);
+	look("file to pipe", 2);
+	Q(7, L, splice, fd, 95, b[1], -1, 10, 0);
+	nop(8, 0);
+	look("short", 2);
+	Q(9, 0, splice, b[0], -1, fd, 100, 10, 0);
+	look("pipe to file", 1);
+	Q(10, 0, splice, fd, 0, 1, 0, 10, 0);
+	LAST->fd = fd;
+	look("file to file", 1);
+	Q(11, 0, splice, 999, 0, b[1], -1, 10, 0);
+	look("bad fd", 1);
+	pair_new(s, SOCK_STREAM);
+	Q(12, 0, splice, s[0], -1, a[1], -1, 10, 0);
+	look("socket", 0);
+	put(s[1], 7);
+	look("7", 1);
+	Q(13, 0, splice, a[0], -1, s[0], -1, 10, 0);
+	look("to a socket", 1);
+	Q(14, 0, splice, a[0], -1, b[1], -1, 10, 0x1000);
+	look("flags", 1);
+	Q(15, 0, splice, a[0], -1, b[1], -1, 0, 0);
+	look("0", 1);
+}
+
+static void makers(void)
+{
+	int e = epoll_create1(0), p[2] = {-1, -1}, fd;
+	struct epoll_event event = {.events = EPOLLIN};
+	struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+
+	hide_fds = true;
+	Q(1, 0, socket, AF_INET, SOCK_STREAM, 0, 0);
+	look("socket", 1);
+	fd = last[1];
+	hide_fds = false;
+	Q(2, 0, socket, 9999, SOCK_STREAM, 0, 0);
+	look("family", 1);
+	nop(3, 0);
+	io_uring_prep_rw(56, LAST, fd, &to, 0, sizeof(to));
+	LAST->user_data = 3;
+	look("bind", 1);
+	nop(4, 0);
+	io_uring_prep_rw(57, LAST, fd, NULL, 5, 0);
+	LAST->user_data = 4;
+	look("listen", 1);
+	nop(5, 0);
+	io_uring_prep_rw(62, LAST, 0, p, 0, 0);
+	LAST->user_data = 5;
+	LAST->rw_flags = O_CLOEXEC;
+	look("pipe", 1);
+	say("pipe %d", p[0] > 2 && p[1] > 2);
+	Q(6, 0, epoll_ctl, e, p[0], EPOLL_CTL_ADD, &event);
+	look("epoll_ctl", 1);
+	Q(7, 0, epoll_ctl, e, p[0], EPOLL_CTL_ADD, &event);
+	look("again", 1);
+	Q(8, 0, epoll_ctl, e, p[0], EPOLL_CTL_DEL, NULL);
+	look("DEL", 1);
+}
+
+/* ---- The ring itself ---- */
+
+static void overflow(void)
+{
+	unsigned n_entries = io.cq.ring_entries, n = 3 * n_entries, head;
+	bool was = false;
+
+	for (unsigned i = 0; i < n; i++) {
+		nop(i, 0);
+		__atomic_store_n(io.sq.ktail, io.sq.sqe_tail, __ATOMIC_RELEASE);
+		backend->enter(&io, 1, 0, 0, NULL, _NSIG / 8);
+		n_queued = 0;
+	}
+	was = *io.sq.kflags & IORING_SQ_CQ_OVERFLOW;
+	say("flag %d, dropped %u, ready %d", was, *io.cq.koverflow,
+	    *io.cq.ktail - *io.cq.khead == n_entries);
+	for (unsigned i = 0; i < n;) {
+		backend->enter(&io, 0, 1, IORING_ENTER_GETEVENTS, NULL, _NSIG / 8);
+		for (head = *io.cq.khead; head != *io.cq.ktail; head++, i++)
+			if (io.cq.cqes[head & io.cq.ring_mask].user_data != i)
+				say("wrong order at %u", i);
+		*io.cq.khead = head;
+	}
+	say("flag %d", !!(*io.sq.kflags & IORING_SQ_CQ_OVERFLOW));
+}
+
+static void on_alarm(int signal) { (void)signal; }
+
+static void entering(void)
+{
+	struct sigaction action = {.sa_handler = on_alarm};
+	struct __kernel_timespec ts = {.tv_nsec = 5000000}, bad = {.tv_sec = -1};
+	struct io_uring_getevents_arg arg = {.ts = (uintptr_t)&ts};
+	struct { struct io_uring_probe probe; struct io_uring_probe_op ops[64]; } probe = {0};
+	unsigned flags = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG;
+	struct pollfd fd = {.fd = io.ring_fd, .events = POLLIN};
+	uint64_t before = now_ms();
+	int p[2];
+
+	say("timeout: %s", name_of(backend->enter(&io, 0, 1, flags, &arg, sizeof(arg))));
+	say("early: %d", now_ms() < before + 4);
+	say("min 0: %s", name_of(backend->enter(&io, 0, 0, flags, &arg, sizeof(arg))));
+	say("size: %s", name_of(backend->enter(&io, 0, 1, flags, &arg, 3)));
+	arg.ts = (uintptr_t)&bad;
+	sigaction(SIGALRM, &action, NULL);
+	ualarm(5000, 0);
+	say("signal: %s", name_of(backend->enter(&io, 0, 1, IORING_ENTER_GETEVENTS, NULL, _NSIG / 8)));
+	say("flags: %s", name_of(backend->enter(&io, 0, 0, 1 << 20, NULL, 0)));
+	say("probe: %s", name_of(backend->reg(&io, IORING_REGISTER_PROBE, &probe, 64)));
+	say("unregister: %s %s", name_of(backend->reg(&io, IORING_UNREGISTER_EVENTFD, NULL, 0)), "");
+	say("unregister: %s", name_of(backend->reg(&io, IORING_UNREGISTER_FILES, NULL, 0)));
+	for (unsigned i = 0; i <= IORING_OP_SHUTDOWN; i++)
+		if (i != 20 && i != 31 && i != 32 && !(probe.ops[i].flags & 1))
+			say("no opcode %u", i);
+	pipe_new(p, 0);
+	Q(1, 0, read, p[0], buf, 8, 0);
+	look("a read", 0);
+	say("ring_fd: %d", poll(&fd, 1, 0));
+	put(p[1], 1);
+	say("ring_fd: %d", poll(&fd, 1, 100));
+	look("a read", 1);
+	Q(2, 0, fsync, file_new("ring", 3, 0), 0);
+	__atomic_store_n(io.sq.ktail, io.sq.sqe_tail, __ATOMIC_RELEASE);
+	backend->enter(&io, 1, 0, 0, NULL, _NSIG / 8);
+	n_queued = 0;
+	say("ring_fd: %d", poll(&fd, 1, 1000));
+	look("fsync", 1);
+	ts.tv_nsec = 1000000;
+	Q(3, 0, timeout, &ts, 0, 0);
+	__atomic_store_n(io.sq.ktail, io.sq.sqe_tail, __ATOMIC_RELEASE);
+	backend->enter(&io, 1, 0, 0, NULL, _NSIG / 8);
+	n_queued = 0;
+	say("ring_fd: %d", poll(&fd, 1, 1000));
+	look("timeout", 1);
+}
+
+/* The SQE's parameters may change once it was submitted. */
+static void stable(void)
+{
+	char path[64] = "/tmp", *second = path + 32;
+	struct statx st;
+	int p[2];
+	struct iovec iov[2] = {{buf, 2}, {buf + 10, 2}};
+
+	pipe_new(p, 0);
+	Q(1, L, readv, p[0], iov, 2, 0);
+	Q(2, 0, statx, AT_FDCWD, path, 0, STATX_SIZE, &st);
+	look("submitted", 0);
+	memset(iov, 0, sizeof(iov));
+	memset(path, '?', sizeof(path) - 1);
+	(void)second;
+	put(p[1], 4);
+	look("changed", 2);
+}
+
+/* Many at once: threads, and one writer after another. */
+static void many(void)
+{
+	int fd = file_new("many", 0, 0);
+	struct stat st;
+	unsigned n = 0;
+
+	for (unsigned round = 0; round < 10; round++) {
+		for (unsigned i = 0; i < 50; i++, n++) {
+			if (i % 5 == 4)
+				Q(n, 0, openat, AT_FDCWD, "/dev/null", O_RDONLY, 0);
+			else
+				Q(n, 0, write, fd, buf, 100, -1);
+		}
+		hide_fds = sort_answers = true;
+		look("", 50);
+	}
+	fstat(fd, &st);
+	say("size %d", (int)st.st_size);
+}
+
+/* Closing with everything pending. */
+static void closing(void)
+{
+	struct __kernel_timespec ten = {.tv_sec = 10};
+	int p[2], fd = file_new("closing", 0, 0);
+
+	pipe_new(p, 0);
+	mkfifo(path_of("closing-fifo"), 0600);
+	Q(1, 0, read, p[0], buf, 8, 0);
+	Q(2, L, recv, p[0], buf, 8, 0);
+	nop(3, 0);
+	Q(4, L, poll_add, p[0], POLLIN);
+	Q(5, 0, link_timeout, &ten, 0);
+	Q(6, 0, timeout, &ten, 0, 0);
+	Q(7, A, openat, AT_FDCWD, path_of("closing-fifo"), O_RDONLY, 0);
+	for (unsigned i = 0; i < 20; i++)
+		Q(10 + i, 0, write, fd, buf, MUCH / 16, -1);
+	__atomic_store_n(io.sq.ktail, io.sq.sqe_tail, __ATOMIC_RELEASE);
+	say("enter %d", backend->enter(&io, n_queued, 0, 0, NULL, _NSIG / 8));
+}
+
+static const struct {
+	const char *name;
+	void (*run)(void);
+	unsigned entries;
+} cases[] = {
+	{"read_pipe", read_pipe, 0}, {"three_readers", three_readers, 0}, {"kinds", kinds, 0},
+	{"tty", tty, 0}, {"write_pipe", write_pipe, 0}, {"sigpipe", sigpipe, 0},
+	{"no_sigpipe", no_sigpipe, 0}, {"offsets", offsets, 0}, {"write_order", write_order, 0},
+	{"recv", recv_cases, 0}, {"waitall", waitall, 0}, {"send_much", send_much, 0},
+	{"messages", messages, 0}, {"accept", accept_cases, 0}, {"connect", connect_cases, 0},
+	{"link_short", link_short, 0}, {"link_fail", link_fail, 0},
+	{"link_timeout", link_timeout, 0}, {"cancels", cancels, 0}, {"timeouts", timeouts, 0},
+	{"polls", polls, 0}, {"poll_multi", poll_multi, 0}, {"files", files, 0}, {"fifos", fifos, 0},
+	{"splices", splices, 0}, {"makers", makers, 0}, {"overflow", overflow, 8},
+	{"entering", entering, 0}, {"stable", stable, 0}, {"many", many, 0}, {"closing", closing, 0},
+};
+
+/* Run a case in a child. Its answers, one line each. */
+static char *answers_of(const iou_backend_t *of, unsigned i)
+{
+	static char all[2][1 << 16];
+	char *text = all[of == &ring];
+	size_t n = 0;
+	ssize_t got;
+	int fds[2], status;
+	pid_t child;
+
+	if (pipe(fds))
+		die("pipe");
+	fflush(stdout);
+	child = fork();
+	if (child == 0) {
+		dup2(fds[1], 1);
+		close(fds[0]);
+		close(fds[1]);
+		setvbuf(stdout, NULL, _IOLBF, 4096);
+		if (!mkdtemp(folder))
+			die("mkdtemp");
+		alarm(60);
+		backend = of;
+		if (cases[i].entries)
+			entries = cases[i].entries;
+		start();
+		cases[i].run();
+		backend->close(&io);
+		fflush(stdout);
+		exit(0);
+	}
+	close(fds[1]);
+	while ((got = read(fds[0], text + n, sizeof(all[0]) - 1 - n)) > 0)
+		n += (size_t)got;
+	text[n] = '\0';
+	close(fds[0]);
+	waitpid(child, &status, 0);
+	if (status)
+		snprintf(text + n, 64, "    status %x\n", (unsigned)status);
+	return text;
+}
+
+static unsigned compare(const char *name, char *one, char *two, bool all)
+{
+	unsigned n = 0;
+	char *a, *b, *rest1, *rest2;
+
+	for (a = strtok_r(one, "\n", &rest1), b = strtok_r(two, "\n", &rest2); a || b;
+	     a = a ? strtok_r(NULL, "\n", &rest1) : NULL, b = b ? strtok_r(NULL, "\n", &rest2) : NULL) {
+		if (a && b && strcmp(a, b) == 0) {
+			if (all)
+				printf("  %s: %s\n", name, a);
+			continue;
+		}
+		n++;
+		printf("%s:\n  ring     %s\n  fallback %s\n", name, a ? a : "-", b ? b : "-");
+	}
+	return n;
+}
+
+int main(int argc, char **argv)
+{
+	bool show = false, alone = false;
+	unsigned n_different = 0, n_cases = 0;
+	int first = 1;
+
+	for (; first < argc && argv[first][0] == '-'; first++) {
+		show |= argv[first][1] == 'v';
+		alone |= argv[first][1] == 'f';
+	}
+	for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		bool wanted = first == argc;
+
+		for (int j = first; j < argc; j++)
+			wanted |= strstr(cases[i].name, argv[j]) != NULL;
+		if (!wanted)
+			continue;
+		n_cases++;
+		if (alone)
+			printf("%s\n%s", cases[i].name, answers_of(&iou_fallback, i));
+		else
+			n_different += compare(cases[i].name, answers_of(&ring, i),
+					       answers_of(&iou_fallback, i), show);
+	}
+	printf("%u cases, %u answers differ\n", n_cases, n_different);
+	if (system("rm -rf /tmp/iou-engine-??????"))
+		return 1;
+	return n_different != 0;
+}
