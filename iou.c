@@ -2244,15 +2244,14 @@ static int ring_engine_fd(const ring_t *ring) { return ring->engine ? ring->io.r
 /* 1 or 0, or -errno. */
 static int ring_supports(const ring_t *ring, unsigned opcode)
 {
-	struct {
-		struct io_uring_probe probe;
-		struct io_uring_probe_op ops[UINT8_MAX + 1];
-	} all = {0};
-	int ret = ring_register(ring, IORING_REGISTER_PROBE, &all, UINT8_MAX + 1);
+	enum { N_OPS = UINT8_MAX + 1 };
+	uint64_t memory[(sizeof(struct io_uring_probe) + N_OPS * sizeof(struct io_uring_probe_op)) / 8];
+	struct io_uring_probe *probe = memset(memory, 0, sizeof(memory));
+	int ret = ring_register(ring, IORING_REGISTER_PROBE, probe, N_OPS);
 
 	if (ret < 0)
 		return ret;
-	return opcode <= all.probe.last_op && all.ops[opcode].flags & IO_URING_OP_SUPPORTED;
+	return opcode <= probe->last_op && probe->ops[opcode].flags & IO_URING_OP_SUPPORTED;
 }
 
 /* Register it anew. By the ring's registered index, if there is one: a quarter cheaper. */
