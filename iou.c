@@ -2245,7 +2245,8 @@ static int ring_engine_fd(const ring_t *ring) { return ring->engine ? ring->io.r
 static int ring_supports(const ring_t *ring, unsigned opcode)
 {
 	enum { N_OPS = UINT8_MAX + 1 };
-	uint64_t memory[(sizeof(struct io_uring_probe) + N_OPS * sizeof(struct io_uring_probe_op)) / 8];
+	uint64_t memory[(sizeof(struct io_uring_probe) +
+			 N_OPS * sizeof(struct io_uring_probe_op)) / sizeof(uint64_t)];
 	struct io_uring_probe *probe = memset(memory, 0, sizeof(memory));
 	int ret = ring_register(ring, IORING_REGISTER_PROBE, probe, N_OPS);
 
