@@ -542,11 +542,7 @@ typedef struct iou_backend_t {
 	unsigned (*wanted)(void);
 } iou_backend_t;
 
-#ifdef IOU_FALLBACK
-extern const iou_backend_t iou_fallback __attribute__((visibility("hidden")));
-#else
 extern const iou_backend_t iou_fallback __attribute__((weak, visibility("hidden")));
-#endif
 #endif
 
 #ifdef __cplusplus
