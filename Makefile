@@ -47,7 +47,7 @@ last         := $(if $(installs),$(if $(strip $(variant)),,$(shell cat build/las
 folder       := build$(addprefix /,$(subst $(empty) $(empty),-,$(strip $(variant))))
 B            ?= $(or $(patsubst %/libiou.a,%,$(wildcard $(last))),$(folder))
 built        := $(if $(installs),$(wildcard $(B)/libiou.a))
-changed      := $(if $(built),$(shell find iou.c iou.h -newer $(built)))
+changed      := $(if $(built),$(shell find iou*.c iou.h -newer $(built)))
 $(if $(changed),$(error $(changed) changed after $(built) was built: run 'make'))
 
 pc            = $(shell $(PKG_CONFIG) $(1) 2>/dev/null)
@@ -70,6 +70,7 @@ say           = $(if $(quiet),,@echo '  $(1)	$(or $(2),$@)')
 shared       := $(if $(built),$(wildcard $(B)/$(SONAME)),$(B)/$(SONAME))
 shared       := $(if $(filter no,$(SHARED)),,$(shared))
 library      := $(B)/libiou.a $(shared)
+parts        := iou.c $(wildcard iou_fallback.c)
 example-src  := $(filter-out $(if $(HAVE_CRYPTO),,examples/sum.c),$(wildcard examples/*.c))
 examples     := $(example-src:%.c=$(B)/%)
 check-src    := $(wildcard tests/main.c tests/helper*.c tests/test_*.c)
@@ -86,17 +87,22 @@ lib: $(library)
 	$(Q)$(if $(shared),,rm -f $(B)/libiou.so $(B)/$(SONAME))
 	$(Q)$(if $(named),,echo $< | cmp -s - build/last || echo $< >build/last)
 
-$(B)/iou.o $(B)/iou.pic.o: iou.c $(B)/flags
+$(parts:%.c=$(B)/%.o): $(B)/%.o: %.c $(B)/flags
 	$(call say,CC)
-	$(Q)$(compile) -fvisibility=hidden $(if $(findstring pic,$@),-fPIC) -MMD -MP -c -o $@ $<
+	$(Q)$(compile) -fvisibility=hidden -MMD -MP -c -o $@ $<
 
-$(B)/libiou.a: $(B)/iou.o
+$(parts:%.c=$(B)/%.pic.o): $(B)/%.pic.o: %.c $(B)/flags
+	$(call say,CC)
+	$(Q)$(compile) -fvisibility=hidden -fPIC -MMD -MP -c -o $@ $<
+
+# One member: iou.c's reference to the fallback is weak, and would not take another one out.
+$(B)/libiou.a: $(parts:%.c=$(B)/%.o)
 	$(call say,AR)
-	$(Q)rm -f $@ && $(AR) rcs $@ $<
+	$(Q)rm -f $@ && $(CC) $(CFLAGS) -r -nostdlib -o $(B)/libiou.o $^ && $(AR) rcs $@ $(B)/libiou.o
 
-$(B)/$(SONAME): $(B)/iou.pic.o
+$(B)/$(SONAME): $(parts:%.c=$(B)/%.pic.o)
 	$(call say,LD)
-	$(Q)$(link) -shared -Wl,-soname,$(SONAME) -o $@ $< $(libs) && \
+	$(Q)$(link) -shared -Wl,-soname,$(SONAME) -o $@ $^ $(libs) && \
 		ln -sf $(SONAME) $(B)/libiou.so
 
 # ---- Programs ------------------------------------------------------------------------------------

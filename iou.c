@@ -52,6 +52,7 @@
 #define _GNU_SOURCE
 #endif
 
+#define IOU_BACKEND
 #include "iou.h"
 
 #include <limits.h>
@@ -64,6 +65,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -103,6 +105,9 @@
 #ifndef SYS_futex /* 32-bit machines without a 32-bit time_t */
 #define SYS_futex SYS_futex_time64
 #endif
+#define REGISTER_CLOCK          29
+#define REGISTER_SEND_MSG_RING  31
+#define REGISTER_RESIZE_RINGS   33
 #define OPCODE_FIXED_FD_INSTALL 54
 #define OPCODE_PIPE             62
 
@@ -1597,9 +1602,9 @@ static void workers_free(workers_t *workers, bool is_copy)
 /*
  * ==== ring ======================================================================================
  *
- * The io_uring: opening it, its SQ and CQ, entering the kernel, and the two descriptors that it
- * watches for the library. Loop thread only. No other room calls io_uring_*(), but for helpers
- * that prepare an SQE.
+ * The ring: opening it, its SQ and CQ, entering it, and the two descriptors that it watches for the
+ * library. It is the kernel's io_uring, or that of an engine, which looks like it (iou_backend_t in
+ * iou.h). Loop thread only. No other room calls io_uring_*(), but for helpers that prepare an SQE.
  *
  * Counts only grow, but for n_sent, so that an op costs few of them. Other numbers follow:
  *
@@ -1631,6 +1636,7 @@ typedef struct watch_t {
 
 typedef struct ring_t {
 	struct io_uring io;
+	const iou_backend_t *engine; /* NULL: the kernel; never changes after iou_new() */
 	unsigned wanted_flags; /* the program's IORING_SETUP_*, or 0; never changes */
 	unsigned flags;        /* IORING_SETUP_* that it was made with */
 	unsigned enter_flags;  /* IORING_ENTER_REGISTERED_RING if enter_fd is a registered index */
@@ -1653,6 +1659,37 @@ typedef struct ring_t {
 	watch_t wake;          /* an eventfd: other threads write it to wake the loop */
 	watch_t clock;         /* a timerfd behind iou_fd(), or -1 */
 } ring_t;
+
+/* ---- The seam to an engine ---- */
+
+/* iou_fallback.c's, if that file is linked; or NULL. */
+static const iou_backend_t *engine_linked(void)
+{
+	return &iou_fallback;
+}
+
+static int ring_register(const ring_t *ring, unsigned opcode, const void *arg, unsigned n)
+{
+	if (unlikely(ring->engine))
+		return ring->engine->reg((struct io_uring *)&ring->io, opcode, arg, n);
+	return io_uring_register((unsigned)ring->io.ring_fd, opcode, arg, n);
+}
+
+static int ring_enter_call(ring_t *ring, unsigned n, unsigned min, unsigned flags, void *arg,
+			   size_t size)
+{
+	if (unlikely(ring->engine))
+		return ring->engine->enter(&ring->io, n, min, flags, arg, size);
+	return io_uring_enter2((unsigned)ring->enter_fd, n, min, flags, arg, size);
+}
+
+static void ring_exit(ring_t *ring)
+{
+	if (ring->engine)
+		ring->engine->close(&ring->io);
+	else
+		io_uring_queue_exit(&ring->io);
+}
 
 /* ---- Opening and closing ---- */
 
@@ -1699,9 +1736,9 @@ static int ring_probe(const struct io_uring *io, unsigned flags, bool *usable)
 
 /*
  * The best ring that the kernel grants: with the program's flags, or with the library's choice,
- * and with fewer and fewer of these. Leaves the counts alone.
+ * and with fewer and fewer of these.
  */
-static int ring_open(ring_t *ring, unsigned entries)
+static int ring_open_kernel(ring_t *ring, unsigned entries)
 {
 	const unsigned all = IORING_SETUP_SUBMIT_ALL, wanted = ring->wanted_flags;
 	const unsigned one = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_R_DISABLED;
@@ -1733,13 +1770,61 @@ static int ring_open(ring_t *ring, unsigned entries)
 	if (!usable)
 		return ret < 0 ? ret : -EPERM;
 	io_uring_ring_dontfork(&ring->io);
+	return 0;
+}
+
+/* An engine has no use for setup flags: they promise nothing that it breaks. But SQPOLL does. */
+static int ring_open_engine(ring_t *ring, unsigned entries)
+{
+	struct io_uring_params params = {.flags = IORING_SETUP_CLAMP};
+
+	if (ring->wanted_flags & IORING_SETUP_SQPOLL)
+		return -EINVAL;
+	ring->flags = 0;
+	return ring->engine->open(entries, &ring->io, &params);
+}
+
+/* Leaves the counts alone. */
+static int ring_open(ring_t *ring, unsigned entries)
+{
+	int ret = ring->engine ? ring_open_engine(ring, entries) : ring_open_kernel(ring, entries);
+
+	if (ret < 0)
+		return ret;
 	ring->enter_fd = ring->io.ring_fd;
 	ring->enter_flags = ring->n_refused = ring->n_pauses = 0;
 	ring->sq_seen = *ring->io.sq.khead;
 	ring->must_get = (ring->flags & (IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_COOP_TASKRUN)) &&
 			 !(ring->flags & IORING_SETUP_TASKRUN_FLAG);
+	ring->must_get |= ring->engine != NULL; /* no flag tells of its completions */
 	ring->unwoken = false;
 	return 0;
+}
+
+/* An iou's first ring: the kernel's, or an engine's if that is wanted or io_uring is refused. */
+static int ring_choose(ring_t *ring, unsigned entries, unsigned kind)
+{
+	const iou_backend_t *engine = engine_linked();
+	int ret = -ENOSYS;
+
+	if (kind == IOU_ENGINE_AUTO && engine)
+		kind = engine->wanted();
+	if (kind != IOU_ENGINE_FALLBACK) {
+		ret = ring_open(ring, entries);
+		if (ret != -EPERM && ret != -ENOSYS && ret != -EACCES)
+			return ret;
+		if (kind == IOU_ENGINE_RING || ring->wanted_flags & IORING_SETUP_SQPOLL)
+			return ret;
+	}
+	if (!engine)
+		return ret;
+	ring->engine = engine;
+	return ring_open(ring, entries);
+}
+
+static const char *ring_engine_name(const ring_t *ring)
+{
+	return ring->engine ? ring->engine->name : "io_uring";
 }
 
 /*
@@ -1756,7 +1841,7 @@ static void ring_register_fd(ring_t *ring)
 		ring->n_pauses -= ring->n_pauses && ring->n_pauses != UINT_MAX;
 		return;
 	}
-	ret = io_uring_register((unsigned)ring->io.ring_fd, IORING_REGISTER_RING_FDS, &index, 1);
+	ret = ring_register(ring, IORING_REGISTER_RING_FDS, &index, 1);
 	if (ret == 1) {
 		ring->enter_fd = (int)index.offset;
 		ring->enter_flags = IORING_ENTER_REGISTERED_RING;
@@ -1768,11 +1853,10 @@ static void ring_register_fd(ring_t *ring)
 /* Enable the ring, and make this thread its submitter. */
 static int ring_bind(ring_t *ring, bool handed)
 {
-	unsigned fd = (unsigned)ring->io.ring_fd;
 	int ret = 0;
 
 	if (ring->flags & IORING_SETUP_R_DISABLED)
-		ret = io_uring_register(fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+		ret = ring_register(ring, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
 	if (ret < 0)
 		return ret;
 	ring->flags &= ~IORING_SETUP_R_DISABLED;
@@ -1788,16 +1872,15 @@ static int ring_bind(ring_t *ring, bool handed)
 static void ring_close(ring_t *ring, bool by_owner, bool idle)
 {
 	struct io_uring_rsrc_update index = {.offset = (unsigned)ring->enter_fd};
-	unsigned fd = (unsigned)ring->io.ring_fd;
 
 	if (by_owner && idle) {
-		io_uring_register(fd, IORING_UNREGISTER_FILES, NULL, 0);
+		ring_register(ring, IORING_UNREGISTER_FILES, NULL, 0);
 		if (ring->io.features & IORING_FEAT_RSRC_TAGS) /* else it waits for the watches */
-			io_uring_register(fd, IORING_UNREGISTER_BUFFERS, NULL, 0);
+			ring_register(ring, IORING_UNREGISTER_BUFFERS, NULL, 0);
 	}
 	if (by_owner && ring->enter_flags)
-		io_uring_register(fd, IORING_UNREGISTER_RING_FDS, &index, 1);
-	io_uring_queue_exit(&ring->io);
+		ring_register(ring, IORING_UNREGISTER_RING_FDS, &index, 1);
+	ring_exit(ring);
 }
 
 static struct io_uring *ring_io(ring_t *ring) { return &ring->io; }
@@ -1818,8 +1901,7 @@ static int ring_cancel_all(const ring_t *ring)
 	struct io_uring_sync_cancel_reg all = {
 		.flags = IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL,
 		.timeout = {.tv_nsec = 100 * (long long)NS_PER_MS}};
-	unsigned fd = (unsigned)ring->io.ring_fd;
-	int ret = io_uring_register(fd, IORING_REGISTER_SYNC_CANCEL, &all, 1);
+	int ret = ring_register(ring, IORING_REGISTER_SYNC_CANCEL, &all, 1);
 
 	return ret == -ENOENT || ret == -ETIME || ret == -EALREADY || ret == -EINTR ? 0 : ret;
 }
@@ -1991,20 +2073,19 @@ static unsigned ring_sqpoll_flags(ring_t *ring)
 }
 
 /* The system call. If it waits: until there is a CQE, or it is until_ns. */
-static int ring_call(const ring_t *ring, unsigned n, bool wait, unsigned flags, uint64_t until_ns)
+static int ring_call(ring_t *ring, unsigned n, bool wait, unsigned flags, uint64_t until_ns)
 {
 	struct __kernel_timespec ts;
 	struct io_uring_getevents_arg arg;
 	uint64_t at_ns, ns;
 
 	if (!wait || until_ns == NEVER)
-		return io_uring_enter2((unsigned)ring->enter_fd, n, wait, flags, NULL, _NSIG / 8);
+		return ring_enter_call(ring, n, wait, flags, NULL, _NSIG / 8);
 	at_ns = now_ns();
 	ns = until_ns > at_ns ? min_u64(until_ns - at_ns, WAIT_MAX_NS) : 0;
 	ts = (struct __kernel_timespec){(int64_t)(ns / NS_PER_SEC), (long long)(ns % NS_PER_SEC)};
 	arg = (struct io_uring_getevents_arg){.ts = (uintptr_t)&ts};
-	return io_uring_enter2((unsigned)ring->enter_fd, n, 1, flags | IORING_ENTER_EXT_ARG,
-			       (sigset_t *)(void *)&arg, sizeof(arg));
+	return ring_enter_call(ring, n, 1, flags | IORING_ENTER_EXT_ARG, &arg, sizeof(arg));
 }
 
 /*
@@ -2151,9 +2232,27 @@ static void ring_init(ring_t *ring, unsigned wanted_flags)
 
 /* ---- The eventfd that the ring signals ---- */
 
+/* An engine signals nothing: its own descriptor becomes readable. See bell_register(). */
 static int ring_set_eventfd(const ring_t *ring, int fd)
 {
-	return io_uring_register((unsigned)ring->io.ring_fd, IORING_REGISTER_EVENTFD, &fd, 1);
+	return ring->engine ? 0 : ring_register(ring, IORING_REGISTER_EVENTFD, &fd, 1);
+}
+
+/* The descriptor of an engine's ring, or -1. */
+static int ring_engine_fd(const ring_t *ring) { return ring->engine ? ring->io.ring_fd : -1; }
+
+/* 1 or 0, or -errno. */
+static int ring_supports(const ring_t *ring, unsigned opcode)
+{
+	enum { N_OPS = UINT8_MAX + 1 };
+	uint64_t memory[(sizeof(struct io_uring_probe) +
+			 N_OPS * sizeof(struct io_uring_probe_op)) / sizeof(uint64_t)];
+	struct io_uring_probe *probe = memset(memory, 0, sizeof(memory));
+	int ret = ring_register(ring, IORING_REGISTER_PROBE, probe, N_OPS);
+
+	if (ret < 0)
+		return ret;
+	return opcode <= probe->last_op && probe->ops[opcode].flags & IO_URING_OP_SUPPORTED;
 }
 
 /* Register it anew. By the ring's registered index, if there is one: a quarter cheaper. */
@@ -3217,6 +3316,7 @@ enum own_signal {
 
 typedef struct bell_t {
 	int fd;                 /* the eventfd, or -1 */
+	int set;                /* with an engine: an epoll set of fd and the ring's one; or -1 */
 	uint8_t state;          /* enum bell_state */
 	uint8_t own_signal;     /* enum own_signal */
 	uint64_t seen_activity; /* ring_activity() at the last rest */
@@ -3226,7 +3326,7 @@ typedef struct bell_t {
 
 static void bell_init(bell_t *bell)
 {
-	bell->fd = -1;
+	bell->fd = bell->set = -1;
 	bell->clock_due_ns = NEVER;
 }
 
@@ -3234,9 +3334,28 @@ static void bell_close(const bell_t *bell)
 {
 	if (bell->fd >= 0)
 		close(bell->fd);
+	if (bell->set >= 0)
+		close(bell->set);
 }
 
+/* The eventfd, which wakers write. */
 static int bell_fd(const bell_t *bell) { return bell->fd; }
+
+/* The descriptor that the program waits for. */
+static int bell_program_fd(const bell_t *bell) { return bell->set >= 0 ? bell->set : bell->fd; }
+
+/* An engine's ring signals no eventfd: the program waits for its descriptor too. */
+static int bell_add_to_set(bell_t *bell, int fd)
+{
+	struct epoll_event event = {.events = EPOLLIN};
+
+	if (bell->set < 0) {
+		bell->set = epoll_create1(EPOLL_CLOEXEC);
+		if (bell->set >= 0 && epoll_ctl(bell->set, EPOLL_CTL_ADD, bell->fd, &event) < 0)
+			return -errno;
+	}
+	return bell->set < 0 || epoll_ctl(bell->set, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
+}
 
 /* Open the eventfd if there is none, and register it with this ring. Mute until iou_fd(). */
 static int bell_register(bell_t *bell, ring_t *ring, bool mute)
@@ -3254,6 +3373,8 @@ static int bell_register(bell_t *bell, ring_t *ring, bool mute)
 		close(fd);
 	if (ret >= 0)
 		ring_mute_eventfd(ring, mute);
+	if (ret >= 0 && ring_engine_fd(ring) >= 0)
+		ret = bell_add_to_set(bell, ring_engine_fd(ring));
 	return ret;
 }
 
@@ -3441,6 +3562,13 @@ static bool loop_take_unfinished(loop_t *loop, round_t *round)
  * rooms from here on work with more than one part.
  */
 
+/* [open] A function that iou_free() calls last: see the room life. */
+typedef struct hook_t {
+	struct hook_t *next;
+	void (*fn)(void *data);
+	void *data;
+} hook_t;
+
 struct iou_t {
 	ring_t ring;
 	loop_t loop;
@@ -3452,6 +3580,7 @@ struct iou_t {
 	bell_t bell;
 	workers_t workers;
 	inbox_t inbox;
+	hook_t *hooks; /* of iou_at_free(), the latest first; the room life's */
 };
 
 static _Thread_local iou_t *current_iou; /* whose callback this thread runs */
@@ -4073,6 +4202,8 @@ static COLD void wait_spin(iou_t *iou, bool quits, uint64_t until_ns)
 	until_ns = min_u64(until_ns, add_ns(now_ns(), loop_spin_ns(&iou->loop)));
 	do {
 		cpu_pause();
+		if (ring_must_get(&iou->ring))
+			submit_enter(iou, 0, 0);
 		found = cq_ready(&iou->ring) || others_ready(iou) || sq_flags_tell(&iou->ring);
 	} while (!found && wait_may_sleep(iou, quits) && now_ns() < until_ns);
 	loop_adapt_spin(&iou->loop, found);
@@ -4211,7 +4342,7 @@ int iou_fd(iou_t *iou)
 
 	CHECK_OWN(iou, true);
 	if (inbox_has_fd(&iou->inbox))
-		return bell_fd(&iou->bell);
+		return bell_program_fd(&iou->bell);
 	ret = watch_open_clock(&iou->ring);
 	if (ret >= 0 && bell_fd(&iou->bell) < 0)
 		ret = bell_register(&iou->bell, &iou->ring, false);
@@ -4219,7 +4350,7 @@ int iou_fd(iou_t *iou)
 		return ret;
 	ring_mute_eventfd(&iou->ring, false);
 	inbox_set_fd(&iou->inbox, bell_fd(&iou->bell));
-	return bell_fd(&iou->bell);
+	return bell_program_fd(&iou->bell);
 }
 
 /*
@@ -4757,7 +4888,7 @@ static bool config_is_valid(const iou_config_t *config)
 			       IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
 			       IORING_SETUP_SQPOLL;
 
-	return config && !(config->setup_flags & ~known) && !config->reserved0 &&
+	return config && !(config->setup_flags & ~known) && config->engine <= IOU_ENGINE_FALLBACK &&
 	       memcmp(config->reserved, zero, sizeof(zero)) == 0;
 }
 
@@ -4798,6 +4929,8 @@ static iou_t *iou_alloc(const iou_config_t *config)
  */
 static void iou_dealloc(iou_t *iou, bool ops, bool is_copy)
 {
+	hook_t *hook, *next = iou->hooks;
+
 	workers_free(&iou->workers, is_copy);
 	inbox_drop(&iou->inbox);
 	inbox_free(&iou->inbox, is_copy);
@@ -4805,6 +4938,12 @@ static void iou_dealloc(iou_t *iou, bool ops, bool is_copy)
 	if (ops)
 		ops_free(&iou->ops);
 	free(iou);
+	while ((hook = next)) {
+		next = hook->next;
+		if (!is_copy)
+			hook->fn(hook->data);
+		free(hook);
+	}
 }
 
 static void iou_close_fds(const iou_t *iou)
@@ -4825,7 +4964,8 @@ static iou_t *iou_make(const iou_config_t *config)
 		return null_with_errno(ENOMEM);
 	ret = watch_open_wake(&iou->ring);
 	if (ret >= 0)
-		ret = ring_open(&iou->ring, config->entries ? config->entries : 64);
+		ret = ring_choose(&iou->ring, config->entries ? config->entries : 64,
+				  config->engine);
 	if (ret < 0) {
 		iou_close_fds(iou);
 		iou_dealloc(iou, true, false);
@@ -4983,6 +5123,57 @@ int iou_resize(iou_t *iou, unsigned entries)
 	return ret;
 }
 
+int iou_at_free(iou_t *iou, void (*fn)(void *data), void *data)
+{
+	hook_t *hook;
+
+	CHECK_OWN(iou, fn);
+	hook = malloc(sizeof(*hook));
+	if (!hook)
+		return -ENOMEM;
+	*hook = (hook_t){iou->hooks, fn, data};
+	iou->hooks = hook;
+	return 0;
+}
+
+/* True if iou's own work rests on it. */
+static bool register_is_ours(const iou_t *iou, unsigned opcode)
+{
+	switch (opcode) {
+	case IORING_REGISTER_ENABLE_RINGS:
+	case IORING_REGISTER_RING_FDS:
+	case IORING_UNREGISTER_RING_FDS:
+	case IORING_REGISTER_SYNC_CANCEL:
+	case REGISTER_CLOCK:
+	case REGISTER_SEND_MSG_RING:
+	case REGISTER_RESIZE_RINGS:
+		return true;
+	case IORING_REGISTER_EVENTFD:
+	case IORING_REGISTER_EVENTFD_ASYNC:
+	case IORING_UNREGISTER_EVENTFD:
+		return inbox_has_fd(&iou->inbox);
+	default:
+		return opcode & IORING_REGISTER_USE_REGISTERED_RING;
+	}
+}
+
+int iou_register(iou_t *iou, unsigned opcode, const void *arg, unsigned nr_args)
+{
+	CHECK_OWN(iou, !register_is_ours(iou, opcode));
+	return ring_register(&iou->ring, opcode, arg, nr_args);
+}
+
+const char *iou_engine_name(const iou_t *iou)
+{
+	return iou ? ring_engine_name(&iou->ring) : null_with_errno(EINVAL);
+}
+
+int iou_opcode_supported(iou_t *iou, unsigned opcode)
+{
+	CHECK_OWN(iou, true);
+	return ring_supports(&iou->ring, opcode);
+}
+
 struct io_uring *iou_ring(iou_t *iou)
 {
 	if (!iou || !owner_allows(&iou->owner))
@@ -5052,8 +5243,8 @@ void iou_dump(const iou_t *shown, FILE *out)
 	inbox_unlock(&iou->inbox);
 	FOR_EACH_OP(&iou->ops, chunk, op)
 		dump_op(iou, op, out);
-	fprintf(out, "%llu ops pending, %lld holds", (unsigned long long)n_pending(iou),
-		loop_n_holds(&iou->loop));
+	fprintf(out, "%s: %llu ops pending, %lld holds", ring_engine_name(&iou->ring),
+		(unsigned long long)n_pending(iou), loop_n_holds(&iou->loop));
 	if (n_entries)
 		fprintf(out, ", %llu posts and bottom halves", (unsigned long long)n_entries);
 	fprintf(out, "\n");

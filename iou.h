@@ -108,6 +108,9 @@ typedef struct iou_op_t {
 
 /* ---- Life ------------------------------------------------------------------------------------ */
 
+/* What runs the ops. See iou_new_with(). */
+enum iou_engine_kind { IOU_ENGINE_AUTO, IOU_ENGINE_RING, IOU_ENGINE_FALLBACK };
+
 /*
  * Settings. Zero the struct, then set what matters; reserved fields stay zero.
  */
@@ -115,7 +118,7 @@ typedef struct iou_config_t {
 	unsigned entries;     /* SQ entries; 0: 64. Rounded up to a power of two, at most 32768 */
 	unsigned workers;     /* most worker threads; 0: the CPUs this process may run on */
 	unsigned setup_flags; /* 0: the library's own choice; else the IORING_SETUP_* to use */
-	unsigned reserved0;   /* zero */
+	unsigned engine;      /* enum iou_engine_kind; 0: io_uring, or else the fallback */
 	uint64_t spin_ns;     /* longest busy poll for a completion before sleeping; 0: none */
 	uint64_t reserved[4]; /* zero */
 } iou_config_t;
@@ -134,7 +137,14 @@ typedef struct iou_config_t {
  * halves when not. A round that looks in vain takes two system calls instead of one. Where spin_ns
  * is set, a worker looks for its next job for 50 us before it sleeps.
  *
- * Errors: EINVAL (entries 0 in iou_new, config NULL, an unknown flag, a reserved field set);
+ * engine: IOU_ENGINE_RING takes io_uring or fails. IOU_ENGINE_FALLBACK takes the fallback of
+ * iou_fallback.c and does not try io_uring; without that file it fails with ENOSYS. With
+ * IOU_ENGINE_AUTO the fallback is taken if io_uring is refused (EPERM, ENOSYS, EACCES) or too old;
+ * the environment's IOU_ENGINE=ring or =fallback decides if it is set and the program is not
+ * set-user-ID. The choice is made once: iou_resize() never changes it. SQPOLL needs io_uring.
+ *
+ * Errors: EINVAL (entries 0 in iou_new, config NULL, an unknown flag, a reserved field set, SQPOLL
+ * with IOU_ENGINE_FALLBACK);
  * ENOMEM (also RLIMIT_MEMLOCK); EMFILE, ENFILE; EPERM or ENOSYS where io_uring is refused
  * (kernel.io_uring_disabled, seccomp) or older than IORING_FEAT_EXT_ARG (Linux 5.11).
  * An iou that was made can reach its ring. A call that failed may be tried again: no failure is
@@ -188,6 +198,30 @@ IOU_API int iou_resize(iou_t *iou, unsigned entries) IOU_MUST_USE;
  * may be written until the kernel has ended the ring. NULL for NULL. [loop thread]
  */
 IOU_API struct io_uring *iou_ring(iou_t *iou);
+
+/* "io_uring" or "fallback". NULL with errno EINVAL if iou is NULL. [any thread] */
+IOU_API const char *iou_engine_name(const iou_t *iou);
+
+/*
+ * 1 if the engine knows the opcode (IORING_OP_*), else 0. It says nothing about flags.
+ * Errors: those of io_uring_register(2). [loop thread]
+ */
+IOU_API int iou_opcode_supported(iou_t *iou, unsigned opcode) IOU_MUST_USE;
+
+/*
+ * io_uring_register(2) on the engine: buffers, files, buffer rings, a probe. Use it in place of
+ * liburing's register functions, which know io_uring only. Returns as the system call, or -errno.
+ * Refused with -EINVAL, since iou's own work rests on them: ENABLE_RINGS, RESIZE_RINGS, RING_FDS,
+ * CLOCK, SYNC_CANCEL, SEND_MSG_RING, and eventfds once iou_fd() was called. [loop thread]
+ */
+IOU_API int iou_register(iou_t *iou, unsigned opcode, const void *arg,
+			 unsigned nr_args) IOU_MUST_USE;
+
+/*
+ * iou_free() calls fn(data) last, when nothing is touched any more; of several, the latest first.
+ * Not in a forked child. Errors: -ENOMEM, -EINVAL. [loop thread]
+ */
+IOU_API int iou_at_free(iou_t *iou, void (*fn)(void *data), void *data) IOU_MUST_USE;
 
 
 /* ---- Ops ------------------------------------------------------------------------------------- */
@@ -484,6 +518,32 @@ IOU_API void iou_dump(const iou_t *iou, FILE *out);
 
 /* "0.2.0": the version of the library that is linked. [any thread] */
 IOU_API const char *iou_version(void);
+
+#ifdef IOU_BACKEND
+/*
+ * The seam between iou.c and an engine other than the kernel's io_uring; programs do not need it.
+ * One thread at a time calls these, for each ring. iou.c takes an engine named iou_fallback, if one
+ * is linked.
+ *
+ * open   as io_uring_queue_init_params(3): fills *io, whose SQ and CQ lie in the engine's memory,
+ *        so that it reads as a real ring. io->ring_fd polls readable if enter has work.
+ * close  ends the ring. Nothing that an op refers to is touched afterwards.
+ * enter  as io_uring_enter2(2), with IORING_ENTER_EXT_ARG too.
+ * reg    as io_uring_register(2).
+ * wanted enum iou_engine_kind: the user's wish, for a program that left the choice (AUTO).
+ */
+typedef struct iou_backend_t {
+	const char *name;
+	int (*open)(unsigned entries, struct io_uring *io, struct io_uring_params *params);
+	void (*close)(struct io_uring *io);
+	int (*enter)(struct io_uring *io, unsigned n, unsigned min, unsigned flags, void *arg,
+		     size_t size);
+	int (*reg)(struct io_uring *io, unsigned opcode, const void *arg, unsigned n);
+	unsigned (*wanted)(void);
+} iou_backend_t;
+
+extern const iou_backend_t iou_fallback __attribute__((weak, visibility("hidden")));
+#endif
 
 #ifdef __cplusplus
 }

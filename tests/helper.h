@@ -35,7 +35,7 @@
 	X(ops) X(ring) X(chains) X(cancel) X(deadline) X(env) \
 	X(loop) X(rounds) X(nested) X(timer) X(post) X(bh) X(async) \
 	X(life) X(threads) X(misuse) X(fork) X(embed) X(dialog) \
-	X(restricted) X(stats) \
+	X(restricted) X(stats) X(engine) \
 	X(hostile)
 #endif
 

@@ -100,7 +100,7 @@ START_TEST(a_bad_config_is_refused)
 		ck_assert_ptr_null(iou_new_with(&config));
 		ck_assert_int_eq(errno, EINVAL);
 	}
-	config = (iou_config_t){.reserved0 = 1};
+	config = (iou_config_t){.engine = 3};
 	errno = 0;
 	ck_assert_ptr_null(iou_new_with(&config));
 	ck_assert_int_eq(errno, EINVAL);
