@@ -64,19 +64,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#ifndef IOU_BACKEND_DEFINED
-/* The seam: all that iou.c asks of a ring. Fields as the system calls of the same name. */
-typedef struct iou_backend_t {
-	const char *name;
-	int (*open)(unsigned entries, struct io_uring *io, struct io_uring_params *params);
-	void (*close)(struct io_uring *io);
-	int (*enter)(struct io_uring *io, unsigned n, unsigned min, unsigned flags, void *arg,
-		     size_t size);
-	int (*reg)(struct io_uring *io, unsigned opcode, const void *arg, unsigned n);
-} iou_backend_t;
-extern const iou_backend_t iou_fallback;
-#endif
-
 /* Newer than liburing 2.3, the oldest that this file compiles with; or than the C library. */
 enum { OP_FTRUNCATE = 55, OP_BIND = 56, OP_LISTEN = 57, OP_PIPE = 62, OP_END = 63 };
 #define TIMEOUT_MULTISHOT (1U << 6)
@@ -2181,7 +2168,6 @@ typedef struct engine_t { /* [open] to the rooms below */
 	unsigned sq_mask, n_sq;
 	unsigned *array;
 	struct io_uring_sqe *sqes;
-	unsigned setup_flags;
 	bool disabled;
 	int epoll;
 	pid_t process;
@@ -2821,15 +2807,14 @@ static void chain_add(engine_t *engine, req_t *req)
 	engine->chain_end = req;
 }
 
-/* Take n SQEs. Returns how many, or -EAGAIN: there is no memory for the first. */
+/* Take n SQEs, bad ones too. Returns how many, or -EAGAIN: there is no memory for the first. */
 static int engine_submit(engine_t *engine, unsigned n)
 {
 	unsigned n_taken = 0, n_there;
-	bool go_on = true;
 
 	n_there = __atomic_load_n(&engine->sq_tail, __ATOMIC_ACQUIRE) - engine->sq_head;
 	n = n < n_there ? n : n_there;
-	while (go_on && n_taken < n && engine_reserve(engine) == 0) {
+	while (n_taken < n && engine_reserve(engine) == 0) {
 		req_t *req = req_new(&engine->reqs);
 
 		req->sqe = engine->sqes[engine->sq_head & engine->sq_mask];
@@ -2840,7 +2825,6 @@ static int engine_submit(engine_t *engine, unsigned n)
 		}
 		n_taken++;
 		__atomic_store_n(&engine->sq_head, engine->sq_head + 1, __ATOMIC_RELEASE);
-		go_on = !req->result || engine->setup_flags & IORING_SETUP_SUBMIT_ALL;
 		chain_add(engine, req);
 		if (!(req->sqe.flags & (IOSQE_IO_LINK | IOSQE_IO_HARDLINK)))
 			chain_start(engine);
@@ -2974,7 +2958,6 @@ static void engine_init(engine_t *engine, unsigned n, unsigned flags)
 {
 	engine->n_sq = n;
 	engine->sq_mask = n - 1;
-	engine->setup_flags = flags;
 	engine->disabled = flags & IORING_SETUP_R_DISABLED;
 	engine->process = getpid();
 	engine->epoll = engine->pool.bell = -1;
@@ -3136,10 +3119,21 @@ static int fallback_reg(struct io_uring *io, unsigned opcode, const void *arg, u
 	}
 }
 
+/* What the user wants, for a program that leaves the choice. */
+static unsigned fallback_wanted(void)
+{
+	const char *name = secure_getenv("IOU_ENGINE");
+
+	if (name && strcmp(name, "ring") == 0)
+		return IOU_ENGINE_RING;
+	return name && strcmp(name, "fallback") == 0 ? IOU_ENGINE_FALLBACK : IOU_ENGINE_AUTO;
+}
+
 const iou_backend_t iou_fallback = {
 	.name = "fallback",
 	.open = fallback_open,
 	.close = fallback_close,
 	.enter = fallback_enter,
 	.reg = fallback_reg,
+	.wanted = fallback_wanted,
 };

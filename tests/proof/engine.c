@@ -44,18 +44,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#ifndef IOU_BACKEND_DEFINED
-typedef struct iou_backend_t {
-	const char *name;
-	int (*open)(unsigned entries, struct io_uring *io, struct io_uring_params *params);
-	void (*close)(struct io_uring *io);
-	int (*enter)(struct io_uring *io, unsigned n, unsigned min, unsigned flags, void *arg,
-		     size_t size);
-	int (*reg)(struct io_uring *io, unsigned opcode, const void *arg, unsigned n);
-} iou_backend_t;
-extern const iou_backend_t iou_fallback;
-#endif
-
 #define SOON_MS 30   /* how long to look for what should not come */
 #define MUCH    (16 << 20)
 
@@ -79,7 +67,7 @@ static int ring_reg(struct io_uring *io, unsigned opcode, const void *arg, unsig
 	return io_uring_register((unsigned)io->ring_fd, opcode, arg, n);
 }
 
-static const iou_backend_t ring = {"ring", ring_open, ring_close, ring_enter, ring_reg};
+static const iou_backend_t ring = {"ring", ring_open, ring_close, ring_enter, ring_reg, NULL};
 
 /* ---- Asking ---- */
 
