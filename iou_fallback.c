@@ -1252,11 +1252,14 @@ static int rw_prepare(req_t *req)
 	return iov_copy(req, &one, 1, 0);
 }
 
+/* Without flags it needs no preadv2, which some filters refuse. */
 static long rw_call(const req_t *req, unsigned flags)
 {
+	static const long calls[2][3] = {{SYS_readv, SYS_preadv, SYS_preadv2},
+					 {SYS_writev, SYS_pwritev, SYS_pwritev2}};
 	int64_t at = req->positioned ? (int64_t)(req->sqe.off + req->n_done) : -1;
 
-	return syscall(rw_writes(req) ? SYS_pwritev2 : SYS_preadv2, req->sqe.fd, req->iov,
+	return syscall(calls[rw_writes(req)][flags ? 2 : req->positioned], req->sqe.fd, req->iov,
 		       (long)req->n_iov, (long)at, (long)(at >> 32), (int)flags);
 }
 
@@ -1320,11 +1323,14 @@ static int rw_by_kind(req_t *req)
 		return (int)ret;
 	if (file_blocks(&file))
 		return GO_THREAD;
-	if (!S_ISSOCK(file.mode) && !ready_bits(fd, mask))
+	if (S_ISSOCK(file.mode) && req->sqe.off && req->sqe.off != NEVER)
+		return -ESPIPE;
+	if (S_ISCHR(file.mode) && !ready_bits(fd, mask))
 		return wait_for(req, fd, mask);
 	terminal = S_ISCHR(file.mode) && isatty(fd);
 	if (S_ISCHR(file.mode) && !terminal)
 		return GO_THREAD; /* it is ready, or cannot tell */
+	req->positioned = false;
 	ret = S_ISSOCK(file.mode) ? rw_socket(req) :
 	      terminal		  ? rw_terminal(req) :
 				    rw_nonblock(req, flags);
@@ -1359,7 +1365,7 @@ static int rw_attempt(req_t *req)
 		return rw_took(req, (size_t)ret);
 	if (errno == EAGAIN && !nowait)
 		return wait_for(req, req->sqe.fd, rw_writes(req) ? POLLOUT : POLLIN);
-	if (errno == EOPNOTSUPP && !nowait)
+	if ((errno == EOPNOTSUPP || errno == ENOSYS) && !nowait)
 		return rw_by_kind(req);
 	return req->n_done ? (int)req->n_done : -errno;
 }
@@ -1368,6 +1374,10 @@ static int rw_work(req_t *req)
 {
 	int ret = result_of(rw_call(req, (unsigned)req->sqe.rw_flags));
 
+	if (ret == -ESPIPE && req->positioned) {
+		req->positioned = false;
+		ret = result_of(rw_call(req, (unsigned)req->sqe.rw_flags));
+	}
 	if (ret < 0)
 		return req->n_done ? (int)req->n_done : ret;
 	return (int)req->n_done + ret;

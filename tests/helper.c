@@ -409,6 +409,7 @@ bool loop_sleeps(pid_t tid)
 		nr = -1;
 	fclose(file);
 	return (nr == SYS_io_uring_enter || nr == SYS_epoll_pwait || nr == SYS_ppoll ||
+		nr == 441 || /* epoll_pwait2 */
 		nr == SYS_restart_syscall /* poll(2), which task work interrupted */
 #ifdef SYS_epoll_wait
 		|| nr == SYS_epoll_wait || nr == SYS_poll
