@@ -3,7 +3,8 @@
  * The same small questions to the kernel's ring and to the fallback engine, below iou: prints every
  * answer that differs, and exits with 1 if there is one. Each case runs in a child, once for each.
  *
- *     cc -I. -o /tmp/engine tests/proof/engine.c iou_fallback.c -luring -pthread && /tmp/engine
+ * tests/proof/engine.sh builds it (iou_fallback.c takes memory and threads from functions here, which
+ * can refuse them) and runs it in several ways.
  *
  *     engine            all cases, both engines
  *     engine -v         show all answers
@@ -68,6 +69,31 @@ static int ring_reg(struct io_uring *io, unsigned opcode, const void *arg, unsig
 }
 
 static const iou_backend_t ring = {"ring", ring_open, ring_close, ring_enter, ring_reg, NULL};
+
+/* ---- What the engine is compiled to call: memory and threads that can be refused ---- */
+
+void *engine_malloc(size_t size);
+void *engine_calloc(size_t n, size_t size);
+int engine_pthread_create(pthread_t *id, const pthread_attr_t *attr, void *(*fn)(void *), void *arg);
+
+static long n_allocations = -1; /* that succeed before one fails; negative: all */
+static int n_threads = -1;      /* that can be started; negative: all */
+
+static bool refused(void)
+{
+	return n_allocations >= 0 && n_allocations-- == 0;
+}
+
+void *engine_malloc(size_t size) { return refused() ? NULL : malloc(size); }
+void *engine_calloc(size_t n, size_t size) { return refused() ? NULL : calloc(n, size); }
+
+int engine_pthread_create(pthread_t *id, const pthread_attr_t *attr, void *(*fn)(void *), void *arg)
+{
+	if (n_threads == 0)
+		return EAGAIN;
+	n_threads -= n_threads > 0;
+	return pthread_create(id, attr, fn, arg);
+}
 
 /* ---- Asking ---- */
 
@@ -1578,6 +1604,70 @@ static void many(void)
 	say("size %d", (int)st.st_size);
 }
 
+/* Without memory enter takes no SQE, and loses none. */
+static void no_memory(void)
+{
+	static char path[512];
+	unsigned n_short = 0;
+	int p[2];
+
+	memset(path, '/', sizeof(path) - 1); /* too long for the request itself */
+	pipe_new(p, 0);
+	hide_fds = sort_answers = true;
+	for (unsigned i = 0; i < 60; i += 4) {
+		nop(i, L);
+		Q(i + 1, L, openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY, 0);
+		nop(i + 2, 0);
+		Q(i + 3, 0, read, p[0], buf, 1, 0);
+	}
+	while (n_queued) {
+		int ret;
+
+		n_allocations = n_short % 3;
+		__atomic_store_n(io.sq.ktail, io.sq.sqe_tail, __ATOMIC_RELEASE);
+		ret = backend->enter(&io, n_queued, 0, IORING_ENTER_GETEVENTS, NULL, _NSIG / 8);
+		if (ret > 0)
+			n_queued -= (unsigned)ret;
+		else if (ret != -EAGAIN)
+			say("enter: %s", name_of(ret));
+		n_short++;
+	}
+	n_allocations = -1;
+	say("short: %d", backend == &ring || n_short > 5);
+	close(p[1]);
+	look("all", 60);
+}
+
+/* With none to be had: an error, and the next one tries again. With one: all is done. */
+static void threads(void)
+{
+	int fd = file_new("threads", 0, 0);
+	bool refuses = backend != &ring;
+
+	n_threads = 0;
+	Q(1, L, fsync, fd, 0);
+	nop(2, 0);
+	Q(3, 0, write, fd, "a", 1, -1);
+	Q(4, 0, write, fd, "b", 1, -1);
+	sort_answers = true;
+	if (refuses) { /* the kernel has threads */
+		look("none", 4);
+		say("%d %d %d %d", last[1] == -EAGAIN, last[2] == -ECANCELED, last[3] == -EAGAIN,
+		    last[4] == -EAGAIN);
+		n_threads = 1;
+	} else {
+		say("%-32s [1] -EAGAIN [2] -ECANCELED [3] -EAGAIN [4] -EAGAIN", "none");
+		n_queued = 0;
+		io.sq.sqe_tail = *io.sq.ktail;
+		say("1 1 1 1");
+	}
+	for (unsigned i = 10; i < 40; i++)
+		Q(i, 0, fsync, fd, 0);
+	Q(40, A, openat, AT_FDCWD, folder, O_RDONLY, 0);
+	hide_fds = true;
+	look("one", 31);
+}
+
 /* Closing with everything pending. */
 static void closing(void)
 {
@@ -1614,6 +1704,7 @@ static const struct {
 	{"polls", polls, 0}, {"poll_multi", poll_multi, 0}, {"files", files, 0}, {"fifos", fifos, 0},
 	{"splices", splices, 0}, {"makers", makers, 0}, {"overflow", overflow, 8},
 	{"entering", entering, 0}, {"stable", stable, 0}, {"many", many, 0}, {"closing", closing, 0},
+	{"no_memory", no_memory, 0}, {"threads", threads, 0},
 };
 
 /* Run a case in a child. Its answers, one line each. */
