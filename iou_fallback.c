@@ -3,7 +3,7 @@
 /*
  * iou_fallback: an io_uring without io_uring. It is a ring in user space behind iou_backend_t: it
  * takes the same SQEs and gives the same CQEs, by epoll and by threads of its own. It knows nothing
- * of iou_t. CONTRACT: what differs from the kernel's ring is listed in iou.h.
+ * of iou_t. tests/proof/engine.c asks it and the kernel's ring the same questions.
  *
  *   SQ ──► prepared: checked, and its parameters copied ──► chain ──► started
  *                                                                       │ attempt, never blocking
@@ -1243,7 +1243,7 @@ static bool rw_writes(const req_t *req)
 static int rw_prepare(req_t *req)
 {
 	const struct io_uring_sqe *sqe = &req->sqe;
-	struct iovec one = {pointer_of(sqe->addr), sqe->len < TRANSFER_MAX ? sqe->len : TRANSFER_MAX};
+	struct iovec one = {pointer_of(sqe->addr), (size_t)min_u64(sqe->len, TRANSFER_MAX)};
 	bool is_vector = sqe->opcode == IORING_OP_READV || sqe->opcode == IORING_OP_WRITEV;
 
 	req->positioned = sqe->off != NEVER;
@@ -1415,7 +1415,7 @@ static int msg_prepare(req_t *req)
 {
 	const struct io_uring_sqe *sqe = &req->sqe;
 	bool with_head = sqe->opcode == IORING_OP_SENDMSG || sqe->opcode == IORING_OP_RECVMSG;
-	struct iovec iov = {pointer_of(sqe->addr), sqe->len < TRANSFER_MAX ? sqe->len : TRANSFER_MAX};
+	struct iovec iov = {pointer_of(sqe->addr), (size_t)min_u64(sqe->len, TRANSFER_MAX)};
 	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
 
 	if (sqe->ioprio & ~IORING_RECVSEND_POLL_FIRST) /* multishot needs provided buffers */
@@ -1488,7 +1488,8 @@ static int msg_attempt(req_t *req)
 		if (!msg_goes_on(req, (size_t)ret))
 			break;
 		iov_advance(req, (size_t)ret);
-		req->message.msg_control = message.msg_control = NULL; /* went with the first part */
+		/* control data went with the first part */
+		req->message.msg_control = message.msg_control = NULL;
 		req->message.msg_controllen = message.msg_controllen = 0;
 	}
 	return (int)req->n_done + (int)ret;
@@ -1550,7 +1551,7 @@ static int connect_attempt(req_t *req)
 	if (ret == -EISCONN && req->tried)
 		return 0;
 	if (ret == -EAGAIN && flags >= 0)
-		return GO_LATER; /* AF_UNIX: the backlog is full, and nothing tells when it is not */
+		return GO_LATER; /* AF_UNIX: the backlog is full; nothing tells when it is not */
 	return ret;
 }
 
@@ -1778,7 +1779,8 @@ static int path_prepare(req_t *req)
 	const char *path = pointer_of(req->sqe.addr);
 	size_t size;
 
-	if (req->sqe.opcode == IORING_OP_UNLINKAT && req->sqe.unlink_flags & ~(unsigned)AT_REMOVEDIR)
+	if (req->sqe.opcode == IORING_OP_UNLINKAT &&
+	    req->sqe.unlink_flags & ~(unsigned)AT_REMOVEDIR)
 		return -EINVAL;
 	if (!path)
 		return 0;
@@ -1803,10 +1805,16 @@ static int paths_prepare(req_t *req)
 	return 0;
 }
 
+static struct statx_timestamp statx_time(const struct timespec *time)
+{
+	return (struct statx_timestamp){.tv_sec = time->tv_sec, .tv_nsec = (unsigned)time->tv_nsec};
+}
+
 /* Without statx(2), which some old filters refuse: what stat knows. */
 static int statx_by_stat(const req_t *req, struct statx *to)
 {
-	int flags = (int)req->sqe.statx_flags & (AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT);
+	const int known = AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT;
+	int flags = (int)req->sqe.statx_flags & known;
 	struct stat stat;
 
 	if (fstatat(req->sqe.fd, req->parameters, &stat, flags) < 0)
@@ -1821,9 +1829,9 @@ static int statx_by_stat(const req_t *req, struct statx *to)
 		.stx_ino = stat.st_ino,
 		.stx_size = (uint64_t)stat.st_size,
 		.stx_blocks = (uint64_t)stat.st_blocks,
-		.stx_atime = {.tv_sec = stat.st_atim.tv_sec, .tv_nsec = (unsigned)stat.st_atim.tv_nsec},
-		.stx_ctime = {.tv_sec = stat.st_ctim.tv_sec, .tv_nsec = (unsigned)stat.st_ctim.tv_nsec},
-		.stx_mtime = {.tv_sec = stat.st_mtim.tv_sec, .tv_nsec = (unsigned)stat.st_mtim.tv_nsec},
+		.stx_atime = statx_time(&stat.st_atim),
+		.stx_ctime = statx_time(&stat.st_ctim),
+		.stx_mtime = statx_time(&stat.st_mtim),
 		.stx_rdev_major = major(stat.st_rdev),
 		.stx_rdev_minor = minor(stat.st_rdev),
 		.stx_dev_major = major(stat.st_dev),
@@ -1983,8 +1991,9 @@ static int time_copy(req_t *req, uint64_t address)
 static int timeout_prepare(req_t *req)
 {
 	const struct io_uring_sqe *sqe = &req->sqe;
-	unsigned flags = sqe->timeout_flags, known = IORING_TIMEOUT_ABS | IORING_TIMEOUT_CLOCK_MASK |
-						     IORING_TIMEOUT_ETIME_SUCCESS | TIMEOUT_MULTISHOT;
+	const unsigned known = IORING_TIMEOUT_ABS | IORING_TIMEOUT_CLOCK_MASK |
+			       IORING_TIMEOUT_ETIME_SUCCESS | TIMEOUT_MULTISHOT;
+	unsigned flags = sqe->timeout_flags;
 	bool is_limit = sqe->opcode == IORING_OP_LINK_TIMEOUT;
 
 	req->multishot = flags & TIMEOUT_MULTISHOT;
@@ -1999,7 +2008,8 @@ static int timeout_prepare(req_t *req)
 static int timeout_remove_prepare(req_t *req)
 {
 	unsigned flags = req->sqe.timeout_flags;
-	unsigned known = IORING_TIMEOUT_UPDATE_MASK | IORING_TIMEOUT_ABS | IORING_TIMEOUT_CLOCK_MASK;
+	const unsigned known = IORING_TIMEOUT_UPDATE_MASK | IORING_TIMEOUT_ABS |
+			       IORING_TIMEOUT_CLOCK_MASK;
 
 	if (!(flags & IORING_TIMEOUT_UPDATE_MASK))
 		return flags ? -EINVAL : 0;
@@ -2067,7 +2077,8 @@ static const op_t ops[OP_END] = {
 	[IORING_OP_SEND] = {msg_prepare, msg_attempt, NULL, 0, PRIO | FILE_OP},
 	[IORING_OP_RECV] = {msg_prepare, msg_attempt, NULL, 0, PRIO | FILE_OP | SELECT},
 	[IORING_OP_SENDMSG] = {msg_prepare, msg_attempt, NULL, OFF | INDEX, PRIO | FILE_OP},
-	[IORING_OP_RECVMSG] = {msg_prepare, msg_attempt, NULL, OFF | INDEX, PRIO | FILE_OP | SELECT},
+	[IORING_OP_RECVMSG] = {msg_prepare, msg_attempt, NULL, OFF | INDEX,
+			       PRIO | FILE_OP | SELECT},
 	[IORING_OP_ACCEPT] = {accept_prepare, accept_attempt, NULL, LEN | BUF, PRIO | FILE_OP},
 	[IORING_OP_CONNECT] = {address_prepare, connect_attempt, NULL, LEN | FLAGS | BUF | INDEX,
 			       FILE_OP},
@@ -2082,7 +2093,8 @@ static const op_t ops[OP_END] = {
 	[IORING_OP_EPOLL_CTL] = {epoll_ctl_prepare, epoll_ctl_attempt, NULL, BUF | INDEX, 0},
 	[IORING_OP_TIMEOUT] = {timeout_prepare, NULL, NULL, BUF | INDEX, ENGINE},
 	[IORING_OP_LINK_TIMEOUT] = {timeout_prepare, NULL, NULL, BUF | INDEX, ENGINE},
-	[IORING_OP_TIMEOUT_REMOVE] = {timeout_remove_prepare, NULL, NULL, LEN | BUF | INDEX, ENGINE},
+	[IORING_OP_TIMEOUT_REMOVE] = {timeout_remove_prepare, NULL, NULL, LEN | BUF | INDEX,
+				      ENGINE},
 	[IORING_OP_ASYNC_CANCEL] = {cancel_prepare, NULL, NULL, OFF | INDEX, ENGINE},
 	[IORING_OP_OPENAT] = {open_prepare, NULL, open_work, BUF, 0},
 	[IORING_OP_OPENAT2] = {open_prepare, NULL, open_work, BUF, 0},
@@ -2095,7 +2107,8 @@ static const op_t ops[OP_END] = {
 	[IORING_OP_SYMLINKAT] = {paths_prepare, NULL, symlinkat_work, LEN | FLAGS | BUF | INDEX, 0},
 	[IORING_OP_LINKAT] = {paths_prepare, NULL, linkat_work, BUF | INDEX, 0},
 	[IORING_OP_FSYNC] = {fsync_prepare, NULL, fsync_work, ADDR | BUF | INDEX, FILE_OP},
-	[IORING_OP_FALLOCATE] = {NULL, NULL, fallocate_work, FLAGS | BUF | INDEX, FILE_OP | ORDERED},
+	[IORING_OP_FALLOCATE] = {NULL, NULL, fallocate_work, FLAGS | BUF | INDEX,
+				 FILE_OP | ORDERED},
 	[OP_FTRUNCATE] = {NULL, NULL, ftruncate_work, ADDR | LEN | FLAGS | BUF | INDEX,
 			  FILE_OP | ORDERED},
 	[IORING_OP_FADVISE] = {NULL, NULL, fadvise_work, BUF | INDEX, FILE_OP},
@@ -2546,7 +2559,7 @@ static int cancel_start(engine_t *engine, const req_t *req)
  * Requests start, wait, are attempted again, and end.
  */
 
-/* It must change or read a file in line with others: their inode, else NULL. */
+/* It changes a file, or reads at its position: one after another. */
 static bool req_is_ordered(const req_t *req)
 {
 	return ops[req->sqe.opcode].traits & ORDERED ||
@@ -2636,9 +2649,10 @@ static int poll_update(engine_t *engine, const req_t *req, req_t **again)
 	return 0;
 }
 
-static int own_fd(const engine_t *engine, int fd)
+static bool own_fd(const engine_t *engine, int fd)
 {
-	return fd == engine->epoll || fd == engine->pool.bell || timers_have_fd(&engine->timers, fd);
+	return fd == engine->epoll || fd == engine->pool.bell ||
+	       timers_have_fd(&engine->timers, fd);
 }
 
 /* The opcodes that are the engine's own. *again: to be run after this one has ended. */
@@ -3039,6 +3053,15 @@ static unsigned round_entries(unsigned n, unsigned most, unsigned flags)
 	return size;
 }
 
+/* The kernel's rules. The flags change nothing here. */
+static bool setup_flags_fit(unsigned flags)
+{
+	const unsigned lazy = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN;
+
+	return !(flags & IORING_SETUP_TASKRUN_FLAG && !(flags & lazy)) &&
+	       !(flags & IORING_SETUP_DEFER_TASKRUN && !(flags & IORING_SETUP_SINGLE_ISSUER));
+}
+
 static int fallback_open(unsigned entries, struct io_uring *io, struct io_uring_params *params)
 {
 	const unsigned known = IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP | IORING_SETUP_R_DISABLED |
@@ -3047,21 +3070,23 @@ static int fallback_open(unsigned entries, struct io_uring *io, struct io_uring_
 			       IORING_SETUP_DEFER_TASKRUN;
 	unsigned n_sq = round_entries(entries, 32768, params->flags), n_cq = 2 * n_sq;
 	engine_t *engine;
-	int ret;
+	int ret, cancel;
 
 	if (params->flags & IORING_SETUP_CQSIZE)
 		n_cq = round_entries(params->cq_entries, 65536, params->flags);
-	if (params->flags & ~known || !n_sq || n_cq < n_sq)
+	if (params->flags & ~known || !n_sq || n_cq < n_sq || !setup_flags_fit(params->flags))
 		return -EINVAL;
 	engine = calloc(1, sizeof(*engine));
 	if (!engine)
 		return -ENOMEM;
 	engine_init(engine, n_sq, params->flags);
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
 	ret = engine_make(engine, n_cq);
-	if (ret < 0) {
+	if (ret < 0)
 		engine_free(engine);
+	pthread_setcancelstate(cancel, NULL);
+	if (ret < 0)
 		return ret;
-	}
 	params->sq_entries = n_sq;
 	params->cq_entries = n_cq;
 	params->features = IORING_FEAT_NODROP | IORING_FEAT_SUBMIT_STABLE | IORING_FEAT_RW_CUR_POS |
@@ -3100,9 +3125,12 @@ static int register_probe(struct io_uring_probe *probe, unsigned n)
 static int register_sync_cancel(engine_t *engine, const struct io_uring_sync_cancel_reg *cancel)
 {
 	const match_t match = {cancel->flags & ~CANCEL_OP, cancel->addr, cancel->fd, 0};
-	int ret = cancel_matching(engine, &match);
+	int state, ret;
 
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
+	ret = cancel_matching(engine, &match);
 	engine_pump(engine);
+	pthread_setcancelstate(state, NULL);
 	return ret;
 }
 

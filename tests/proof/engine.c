@@ -3,8 +3,8 @@
  * The same small questions to the kernel's ring and to the fallback engine, below iou: prints every
  * answer that differs, and exits with 1 if there is one. Each case runs in a child, once for each.
  *
- * tests/proof/engine.sh builds it (iou_fallback.c takes memory and threads from functions here, which
- * can refuse them) and runs it in several ways.
+ * tests/proof/engine.sh builds it (iou_fallback.c takes memory and threads from functions here,
+ * which can refuse them) and runs it in several ways.
  *
  *     engine            all cases, both engines
  *     engine -v         show all answers
@@ -74,7 +74,8 @@ static const iou_backend_t ring = {"ring", ring_open, ring_close, ring_enter, ri
 
 void *engine_malloc(size_t size);
 void *engine_calloc(size_t n, size_t size);
-int engine_pthread_create(pthread_t *id, const pthread_attr_t *attr, void *(*fn)(void *), void *arg);
+int engine_pthread_create(pthread_t *id, const pthread_attr_t *attr, void *(*fn)(void *),
+			  void *arg);
 
 static long n_allocations = -1; /* that succeed before one fails; negative: all */
 static int n_threads = -1;      /* that can be started; negative: all */
@@ -87,7 +88,8 @@ static bool refused(void)
 void *engine_malloc(size_t size) { return refused() ? NULL : malloc(size); }
 void *engine_calloc(size_t n, size_t size) { return refused() ? NULL : calloc(n, size); }
 
-int engine_pthread_create(pthread_t *id, const pthread_attr_t *attr, void *(*fn)(void *), void *arg)
+int engine_pthread_create(pthread_t *id, const pthread_attr_t *attr, void *(*fn)(void *),
+			  void *arg)
 {
 	if (n_threads == 0)
 		return EAGAIN;
@@ -201,7 +203,8 @@ static void look(const char *label, unsigned n)
 			return;
 		}
 		head = *io.cq.khead;
-		for (; head != __atomic_load_n(io.cq.ktail, __ATOMIC_ACQUIRE) && n_text < 512; head++) {
+		for (; n_text < 512 && head != __atomic_load_n(io.cq.ktail, __ATOMIC_ACQUIRE);
+		     head++) {
 			cqe = &io.cq.cqes[head & io.cq.ring_mask];
 			if (cqe->user_data < 2048) {
 				last[cqe->user_data] = cqe->res;
@@ -1158,7 +1161,7 @@ static void timeouts(void)
 	Q(31, 0, timeout, &zero, 3, (1 << 6) | IORING_TIMEOUT_ABS);
 	look("multishot abs", 1);
 	for (unsigned i = 0; i < 60; i++) {
-		ts = (struct __kernel_timespec){.tv_nsec = 300000000 + (long)((i * 37) % 60) * 1000000};
+		ts = (struct __kernel_timespec){.tv_nsec = 300000000 + (i * 37) % 60 * 10000000};
 		Q(200 + (i * 37) % 60, 0, timeout, &ts, 0, 0);
 		__atomic_store_n(io.sq.ktail, io.sq.sqe_tail, __ATOMIC_RELEASE);
 		backend->enter(&io, n_queued, 0, 0, NULL, _NSIG / 8);
@@ -1250,7 +1253,8 @@ static void poll_multi(void)
 	pair_new(s, SOCK_STREAM);
 	Q(6, 0, poll_add, s[0], POLLIN);
 	look("single", 0);
-	Q(9, 0, poll_update, 6, 8, POLLOUT, IORING_POLL_UPDATE_EVENTS | IORING_POLL_UPDATE_USER_DATA);
+	Q(9, 0, poll_update, 6, 8, POLLOUT,
+	  IORING_POLL_UPDATE_EVENTS | IORING_POLL_UPDATE_USER_DATA);
 	look("update both", 2);
 	Q(10, 0, poll_multishot, s[0], POLLIN);
 	look("multi", 0);
@@ -1521,7 +1525,8 @@ static void entering(void)
 	struct sigaction action = {.sa_handler = on_alarm};
 	struct __kernel_timespec ts = {.tv_nsec = 5000000}, bad = {.tv_sec = -1};
 	struct io_uring_getevents_arg arg = {.ts = (uintptr_t)&ts};
-	struct { struct io_uring_probe probe; struct io_uring_probe_op ops[64]; } probe = {0};
+	uint64_t memory[80] = {0};
+	struct io_uring_probe *probe = (void *)memory;
 	unsigned flags = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG;
 	struct pollfd fd = {.fd = io.ring_fd, .events = POLLIN};
 	uint64_t before = now_ms();
@@ -1534,13 +1539,14 @@ static void entering(void)
 	arg.ts = (uintptr_t)&bad;
 	sigaction(SIGALRM, &action, NULL);
 	ualarm(5000, 0);
-	say("signal: %s", name_of(backend->enter(&io, 0, 1, IORING_ENTER_GETEVENTS, NULL, _NSIG / 8)));
+	flags = IORING_ENTER_GETEVENTS;
+	say("signal: %s", name_of(backend->enter(&io, 0, 1, flags, NULL, _NSIG / 8)));
 	say("flags: %s", name_of(backend->enter(&io, 0, 0, 1 << 20, NULL, 0)));
-	say("probe: %s", name_of(backend->reg(&io, IORING_REGISTER_PROBE, &probe, 64)));
-	say("unregister: %s %s", name_of(backend->reg(&io, IORING_UNREGISTER_EVENTFD, NULL, 0)), "");
+	say("probe: %s", name_of(backend->reg(&io, IORING_REGISTER_PROBE, probe, 64)));
+	say("unregister: %s", name_of(backend->reg(&io, IORING_UNREGISTER_EVENTFD, NULL, 0)));
 	say("unregister: %s", name_of(backend->reg(&io, IORING_UNREGISTER_FILES, NULL, 0)));
 	for (unsigned i = 0; i <= IORING_OP_SHUTDOWN; i++)
-		if (i != 20 && i != 31 && i != 32 && !(probe.ops[i].flags & 1))
+		if (i != 20 && i != 31 && i != 32 && !(probe->ops[i].flags & 1))
 			say("no opcode %u", i);
 	pipe_new(p, 0);
 	Q(1, 0, read, p[0], buf, 8, 0);
@@ -1701,9 +1707,11 @@ static const struct {
 	{"messages", messages, 0}, {"accept", accept_cases, 0}, {"connect", connect_cases, 0},
 	{"link_short", link_short, 0}, {"link_fail", link_fail, 0},
 	{"link_timeout", link_timeout, 0}, {"cancels", cancels, 0}, {"timeouts", timeouts, 0},
-	{"polls", polls, 0}, {"poll_multi", poll_multi, 0}, {"files", files, 0}, {"fifos", fifos, 0},
+	{"polls", polls, 0}, {"poll_multi", poll_multi, 0}, {"files", files, 0},
+	{"fifos", fifos, 0},
 	{"splices", splices, 0}, {"makers", makers, 0}, {"overflow", overflow, 8},
-	{"entering", entering, 0}, {"stable", stable, 0}, {"many", many, 0}, {"closing", closing, 0},
+	{"entering", entering, 0}, {"stable", stable, 0}, {"many", many, 0},
+	{"closing", closing, 0},
 	{"no_memory", no_memory, 0}, {"threads", threads, 0},
 };
 
@@ -1755,7 +1763,8 @@ static unsigned compare(const char *name, char *one, char *two, bool all)
 	char *a, *b, *rest1, *rest2;
 
 	for (a = strtok_r(one, "\n", &rest1), b = strtok_r(two, "\n", &rest2); a || b;
-	     a = a ? strtok_r(NULL, "\n", &rest1) : NULL, b = b ? strtok_r(NULL, "\n", &rest2) : NULL) {
+	     a = a ? strtok_r(NULL, "\n", &rest1) : NULL,
+	     b = b ? strtok_r(NULL, "\n", &rest2) : NULL) {
 		if (a && b && strcmp(a, b) == 0) {
 			if (all)
 				printf("  %s: %s\n", name, a);

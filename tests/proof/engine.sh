@@ -10,7 +10,8 @@
 # said and left out.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
-out=${1:-$(mktemp -d /tmp/iou-engine.XXXXXX)}
+out=${1:-$(mktemp -d /tmp/iou-engine-build.XXXX)}
+mkdir -p "$out" || exit 1
 failed=0
 
 # build NAME COMPILER FLAG...
