@@ -265,6 +265,14 @@ static line_t *lines_join(lines_t *lines, line_t *line, uint64_t key, uint64_t k
 }
 
 static bool line_joined(const line_t *line) { return line->next; }
+static line_t *line_next(const line_t *line) { return line->next; }
+
+/* Add to the line's mask. Returns all of it. */
+static unsigned line_widen(line_t *first, unsigned mask)
+{
+	first->mask |= mask;
+	return first->mask;
+}
 
 /* Returns the line's new first, if this one was the first; else NULL. */
 static line_t *lines_leave(lines_t *lines, line_t *line)
@@ -952,8 +960,7 @@ static int waits_add(waits_t *waits, line_t *line, int fd, unsigned mask)
 	line_t *first = lines_join(&waits->lines, line, (unsigned)fd, 0);
 	int ret;
 
-	first->mask |= mask;
-	ret = waits_set(waits, fd, first->mask);
+	ret = waits_set(waits, fd, line_widen(first, mask));
 	if (ret < 0)
 		lines_leave(&waits->lines, line);
 	return ret;
@@ -2361,7 +2368,7 @@ static req_t *engine_find(const engine_t *engine, uint64_t user_data, unsigned o
 
 		if (req->sqe.opcode == opcode)
 			return req;
-	} while ((line = line->next) != first);
+	} while ((line = line_next(line)) != first);
 	return NULL;
 }
 
@@ -2513,7 +2520,7 @@ static int cancel_by_key(engine_t *engine, const match_t *match, bool all)
 	int ret = 0, n_found = (int)n;
 
 	for (; n--; line = next) {
-		next = line->next;
+		next = line_next(line);
 		ret = req_cancel(engine, container_of(line, req_t, by_key));
 		if (!all)
 			return ret;
@@ -2750,7 +2757,7 @@ static void engine_event(engine_t *engine, const struct epoll_event *event)
 		return;
 	}
 	for (line = waits_line(&engine->waits, event, &n); n--; line = next) {
-		next = line->next;
+		next = line_next(line);
 		req_event(engine, container_of(line, req_t, by_fd), event->events);
 	}
 }
