@@ -137,6 +137,13 @@ static uint64_t clock_ns(clockid_t id)
 	return now.tv_sec < 0 ? 0 : (uint64_t)now.tv_sec * NS_PER_SEC + (uint64_t)now.tv_nsec;
 }
 
+static void eventfd_ring(int fd)
+{
+	const uint64_t one = 1;
+
+	syscall(SYS_write, fd, &one, sizeof(one)); /* it may be full: then it was rung */
+}
+
 typedef struct node_t {
 	struct node_t *next, *prev;
 } node_t;
@@ -587,14 +594,6 @@ static job_t *pool_next(pool_t *pool)
 	return container_of(list_pop(&pool->queued), job_t, node);
 }
 
-static void pool_ring(const pool_t *pool)
-{
-	const uint64_t one = 1;
-	ssize_t ignored = write(pool->bell, &one, sizeof(one)); /* full: it has been rung */
-
-	(void)ignored;
-}
-
 /* With the lock held; it is released to ring. */
 static void pool_give_back(pool_t *pool, job_t *job)
 {
@@ -605,7 +604,7 @@ static void pool_give_back(pool_t *pool, job_t *job)
 	if (!ring)
 		return;
 	pthread_mutex_unlock(&pool->lock);
-	pool_ring(pool);
+	eventfd_ring(pool->bell);
 	pthread_mutex_lock(&pool->lock);
 }
 
@@ -860,6 +859,8 @@ typedef struct cq_t {
 	struct io_uring_cqe *cqes;
 	unsigned *sq_flags;
 	node_t late;
+	int eventfd;  /* IORING_REGISTER_EVENTFD's, or -1: written once for each batch of CQEs */
+	bool signals; /* CQEs were posted since the last write */
 } cq_t;
 
 static unsigned cq_ready(const cq_t *cq)
@@ -876,6 +877,7 @@ static void cq_fill(cq_t *cq, uint64_t user_data, int result, unsigned flags)
 	cqe->user_data = user_data;
 	cqe->res = result;
 	cqe->flags = flags;
+	cq->signals = true;
 	__atomic_store_n(&cq->tail, cq->tail + 1, __ATOMIC_RELEASE);
 }
 
@@ -908,6 +910,28 @@ static late_t *cq_flush(cq_t *cq)
 	if (list_empty(&cq->late))
 		__atomic_and_fetch(cq->sq_flags, ~IORING_SQ_CQ_OVERFLOW, __ATOMIC_RELAXED);
 	return late;
+}
+
+/* At the end of a call: signal the CQEs that it posted, as the kernel does. */
+static void cq_signal(cq_t *cq)
+{
+	unsigned flags = __atomic_load_n(&cq->flags, __ATOMIC_RELAXED);
+
+	if (cq->signals && cq->eventfd >= 0 && !(flags & IORING_CQ_EVENTFD_DISABLED))
+		eventfd_ring(cq->eventfd);
+	cq->signals = false;
+}
+
+/* fd -1: no longer. 0, -EBUSY, -ENXIO or -EBADF. */
+static int cq_set_eventfd(cq_t *cq, int fd)
+{
+	if ((fd < 0) == (cq->eventfd < 0))
+		return fd < 0 ? -ENXIO : -EBUSY;
+	if (fd >= 0 && fcntl(fd, F_GETFD) < 0)
+		return -EBADF;
+	cq->eventfd = fd < 0 ? -1 : fd; /* it must stay open */
+	cq->signals = false;
+	return 0;
 }
 
 static int cq_init(cq_t *cq, unsigned n_entries, unsigned *sq_flags)
@@ -2958,6 +2982,7 @@ static int fallback_enter(struct io_uring *io, unsigned n, unsigned min, unsigne
 	else if (flags & IORING_ENTER_GETEVENTS)
 		engine_look(engine, 0, NULL);
 	timers_arm(&engine->timers, NEVER);
+	cq_signal(&engine->cq);
 	pthread_setcancelstate(cancel, NULL);
 	return n_taken ? n_taken : ret;
 }
@@ -2991,7 +3016,7 @@ static void engine_init(engine_t *engine, unsigned n, unsigned flags)
 	engine->sq_mask = n - 1;
 	engine->disabled = flags & IORING_SETUP_R_DISABLED;
 	engine->process = getpid();
-	engine->epoll = engine->pool.bell = -1;
+	engine->epoll = engine->pool.bell = engine->cq.eventfd = -1;
 	for (unsigned i = 0; i < N_CLOCKS; i++)
 		engine->timers.fds[i] = -1;
 	list_init(&engine->pending);
@@ -3137,6 +3162,7 @@ static int register_sync_cancel(engine_t *engine, const struct io_uring_sync_can
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
 	ret = cancel_matching(engine, &match);
 	engine_pump(engine);
+	cq_signal(&engine->cq);
 	pthread_setcancelstate(state, NULL);
 	return ret;
 }
@@ -3155,12 +3181,15 @@ static int fallback_reg(struct io_uring *io, unsigned opcode, const void *arg, u
 		return register_probe((struct io_uring_probe *)(uintptr_t)arg, n);
 	case IORING_REGISTER_SYNC_CANCEL:
 		return register_sync_cancel(engine, arg);
+	case IORING_REGISTER_EVENTFD:
+		return n == 1 ? cq_set_eventfd(&engine->cq, *(const int *)arg) : -EINVAL;
+	case IORING_UNREGISTER_EVENTFD:
+		return cq_set_eventfd(&engine->cq, -1);
 	case IORING_UNREGISTER_FILES:
 	case IORING_UNREGISTER_BUFFERS:
-	case IORING_UNREGISTER_EVENTFD:
 		return -ENXIO;
 	default:
-		return -EINVAL; /* an eventfd too: the ring's descriptor tells all */
+		return -EINVAL;
 	}
 }
 
