@@ -4151,11 +4151,18 @@ static int wait_submit(iou_t *iou, bool quits, uint64_t until_ns)
  * Loop thread only.
  */
 
-/* The round has CQEs, so the descriptor is readable: the kernel need not signal it again. */
+/*
+ * The round has CQEs, so the kernel need not signal the descriptor again. It has signalled it, or
+ * will: on a ring that defers before the CQE can be seen, on others after that. There the mute may
+ * come in between, so the library signals it too.
+ */
 static void embed_wake(iou_t *iou)
 {
-	inbox_set_awake(&iou->inbox);
 	ring_mute_eventfd(&iou->ring, true);
+	if (ring_defers(&iou->ring))
+		inbox_set_awake(&iou->inbox);
+	else
+		inbox_touch(&iou->inbox);
 }
 
 /* True if a poll has work that no later event will announce. */
