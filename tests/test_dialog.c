@@ -709,43 +709,6 @@ END_TEST
 
 #endif
 
-static int on_queue_and_wait(void *data)
-{
-	call_t *call = data, nop;
-
-	call_op(the_iou, &nop, 0);
-	nop_queue(the_iou, nop.op, on_call, &nop);
-	loop_until(&nop);
-	return on_call(call);
-}
-
-/* Another thread of the kernel's completes an op: the loop may see that before the descriptor is
- * made readable. In the callback it must be, or become so. _i: the kind of ring */
-START_TEST(a_completion_that_is_seen_early_wakes_the_inner_loop)
-{
-	static const unsigned flags[] = {IORING_SETUP_SQPOLL, IORING_SETUP_CLAMP,
-					 IORING_SETUP_COOP_TASKRUN};
-	call_t call = {0};
-
-	the_iou = NEW_IOU_OF(8, flags[_i]); /* or says that it is not to be had */
-	if (!the_iou)
-		return;
-	iou_free(the_iou);
-	the_iou = new_iou_with(&(iou_config_t){
-		.entries = 8, .setup_flags = flags[_i], .spin_ns = 640 * MSEC});
-	settle();
-	for (int i = 0; i < (is_slow() ? 300 : 3000); i++) {
-		io_uring_prep_nop(call_op(the_iou, &call, 0));
-		call.op->sqe->flags |= IOSQE_ASYNC;
-		iou_op_queue(the_iou, call.op, on_queue_and_wait, &call);
-		ck_assert_int_ge(iou_poll(the_iou, -1), 1);
-		ck_assert_int_eq(call.n, 1);
-	}
-	settle();
-	done(the_iou);
-}
-END_TEST
-
 /* ---- What a round has still to deliver ------------------------------------------------------- */
 
 #define N_ITEMS (2 * N_KINDS)
@@ -1105,7 +1068,6 @@ Suite *dialog_suite(void)
 	tcase_add_loop_test(tcase, a_callback_waits_on_iou_fd, 0, N_KINDS * N_OUTERS);
 	tcase_add_loop_test(tcase, iou_fd_is_exact_in_a_callback, 0, N_KINDS * N_OUTERS);
 	tcase_add_loop_test(tcase, a_callback_waits_on_iou_fd_of_every_ring, 0, 5);
-	tcase_add_loop_test(tcase, a_completion_that_is_seen_early_wakes_the_inner_loop, 0, 3);
 	tcase = TEST_CASE(suite, "rest", iou_fd_shows_the_rest_after_a_sleep);
 	tcase_add_loop_test(tcase, iou_fd_shows_the_rest_of_a_round, 0, N_OUTERS);
 	tcase = TEST_CASE(suite, "nested", NULL);
