@@ -4,12 +4,12 @@
  * iou: one io_uring ring, pooled operations with closures, a few worker threads, one loop.
  * iou.h is the manual; this comment is the design.
  *
- *   pool ── iou_op_queue ──► backlog ──► SQ ──► kernel ──► CQ ───────────────┐
- *    ▲   ├─ iou_op_async ──► job places ──► workers ──► done ──► ended ──────┤  round_run():
- *    │   │  cancelled inside iou, or a chain that is too long ──► ended ─────┤  take one item off,
- *    │   ├─ iou_op_timer ──► timers ─────────────────────────────────────────┤  call one callback
- *    │   │  iou_post, iou_bh_schedule (any thread) ──► mail ──► line ────────┤
- *    └───┴───────────────── the callback has returned ◄──────────────────────┘
+ *   pool --- iou_op_queue --> backlog --> SQ --> kernel --> CQ ---------------+
+ *    ^   +-- iou_op_async --> job places --> workers --> done --> ended ------+  round_run():
+ *    |   |   cancelled inside iou, or a chain that is too long --> ended -----+  take one item off,
+ *    |   +-- iou_op_timer --> timers -----------------------------------------+  call one callback
+ *    |   |   iou_post, iou_bh_schedule (any thread) --> mail --> line --------+
+ *    +---+----------------- the callback has returned <-----------------------+
  *
  * An op has one state, and is on one list (op->node) at most:
  *
@@ -2707,15 +2707,12 @@ static void bh_unqueue(inbox_t *inbox, iou_bh_t *bh)
 }
 
 /*
- * From another thread: the entry keeps its place. An idle one is queued, so that the loop takes it
- * off `idle`.
+ * From another thread: it keeps its place, in line or idle, until the loop comes to it. (The loop
+ * does not sleep while a bottom half is idle.)
  */
-static void bh_unschedule(inbox_t *inbox, iou_bh_t *bh)
+static void bh_unschedule(iou_bh_t *bh)
 {
-	unsigned was = atomic_fetch_and(&bh->bits, ~(unsigned)(BH_SCHEDULED | BH_IDLE));
-
-	if ((was & (BH_IDLE | BH_QUEUED)) == BH_IDLE)
-		bh_set(inbox, bh, 0);
+	atomic_fetch_and(&bh->bits, ~(unsigned)(BH_SCHEDULED | BH_IDLE));
 }
 
 /* Take one off the line. Returns its callback; NULL if it was cancelled or deleted meanwhile. */
@@ -4024,13 +4021,13 @@ void iou_bh_cancel(iou_bh_t *bh)
 	if (owner_is_looping(&iou->owner)) {
 		bh_unqueue(&iou->inbox, bh);
 	} else if (owner_exists(&iou->owner)) {
-		bh_unschedule(&iou->inbox, bh);
+		bh_unschedule(bh);
 	} else {
 		inbox_lock(&iou->inbox);
 		if (!owner_exists(&iou->owner) && !owner_depth(&iou->owner))
 			bh_unqueue(&iou->inbox, bh);
 		else
-			bh_unschedule(&iou->inbox, bh);
+			bh_unschedule(bh);
 		inbox_unlock(&iou->inbox);
 	}
 }
@@ -4282,11 +4279,18 @@ static int wait_submit(iou_t *iou, bool quits, uint64_t until_ns)
  * Loop thread only.
  */
 
-/* The round has CQEs, so the descriptor is readable: the kernel need not signal it again. */
+/*
+ * The round has CQEs, so the kernel need not signal the descriptor again. It has signalled it, or
+ * will: on a ring that defers before the CQE can be seen, on others after that. There the mute may
+ * come in between, so the library signals it too.
+ */
 static void embed_wake(iou_t *iou)
 {
-	inbox_set_awake(&iou->inbox);
 	ring_mute_eventfd(&iou->ring, true);
+	if (ring_defers(&iou->ring))
+		inbox_set_awake(&iou->inbox);
+	else
+		inbox_touch(&iou->inbox);
 }
 
 /* True if a poll has work that no later event will announce. */

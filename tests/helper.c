@@ -809,15 +809,16 @@ pid_t fork_child(void)
 }
 
 /*
- * AddressSanitizer of gcc 12 does not keep its allocator's locks from being copied by fork(). If
- * another thread held one, the child waits for ever at its next malloc() or free().
+ * The sanitizers of gcc 12 do not keep the locks of their own allocators from being copied by
+ * fork(). If another thread held one, the child waits for ever at its next malloc() or free().
  */
 int wait_child(pid_t pid)
 {
 	int status;
 
 	EXPECT(waitpid(pid, &status, 0) == pid);
-#if defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || \
+	__has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
 	if (WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM) {
 		printf("SKIP a test of fork: a child hung, as the sanitizer's allocator may make it\n");
 		fflush(stdout);

@@ -922,6 +922,8 @@ static int on_traffic_tick(void *data)
 
 	if (status < 0)
 		return 0; /* to run_traffic() */
+	if (status)
+		fprintf(stderr, "the child ended with status %#x\n", (unsigned)status);
 	EXPECT(status == 0);
 	if (++traffic.n_forks < traffic.n_max)
 		iou_op_timer(traffic.iou, traffic.tick, 10 * USEC, 0, on_traffic_tick, data);

@@ -25,7 +25,6 @@ function code(line) {
 	while (match(wide, /\t/))
 		wide = substr(wide, 1, RSTART - 1) substr("        ", 1 + (RSTART - 1) % 8) \
 			substr(wide, RSTART + 1)
-	gsub(/\342[\200-\277][\200-\277]/, "-", wide) # box drawing
 	if (pass == 2 && length(wide) > 100) bad("beyond 100 columns")
 }
 FILENAME !~ /iou\.c$/ { next }

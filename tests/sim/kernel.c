@@ -77,6 +77,7 @@ typedef struct ring_t {
 	bool sq_asleep;      /* SQPOLL's thread */
 	bool dropped;        /* a CQE was: the next enter that finds none says so */
 	bool has_signalled;  /* see signals_once */
+	bool signals_late;   /* a CQE can be seen, and the eventfd is signalled next */
 	bool has_files, has_buffers; /* registered by the program */
 	int fd, eventfd;
 	unsigned flags, registered;
@@ -200,6 +201,19 @@ static void ring_signal(ring_t *ring)
 	ring_signal_for(ring, false);
 }
 
+/* Another thread of the kernel's posts the CQE: the program may see it before the signal. */
+static void ring_signal_late(ring_t *ring, const req_t *req)
+{
+	bool by_thread = ring->flags & IORING_SETUP_SQPOLL ||
+			 (req && req->sqe.flags & IOSQE_ASYNC &&
+			  !(ring->flags & IORING_SETUP_DEFER_TASKRUN));
+
+	if (by_thread && one_in(2))
+		ring->signals_late = true;
+	else
+		ring_signal(ring);
+}
+
 static unsigned cq_ready(ring_t *ring)
 {
 	unsigned n = ring->cq_tail - __atomic_load_n(&ring->cq_head, __ATOMIC_RELAXED);
@@ -296,7 +310,7 @@ static void post(ring_t *ring, const wait_t *wait)
 		overflow_add(ring, wait);
 	} else if (!skipped) {
 		cq_put(ring, wait);
-		ring_signal(ring);
+		ring_signal_late(ring, req);
 	}
 	if (req)
 		req_over(ring, req);
@@ -803,6 +817,11 @@ static bool ring_step(ring_t *ring)
 {
 	unsigned from = ring->n_active ? pick(ring->n_active) : 0;
 
+	if (ring->signals_late) {
+		ring->signals_late = false;
+		ring_signal(ring);
+		return true;
+	}
 	if (sqpoll_step(ring))
 		return true;
 	for (unsigned i = 0; i < ring->n_active; i++) {
