@@ -1637,6 +1637,7 @@ typedef struct watch_t {
 typedef struct ring_t {
 	struct io_uring io;
 	const iou_backend_t *engine; /* NULL: the kernel; never changes after iou_new() */
+	size_t n_reserved;     /* ops that there may be */
 	unsigned wanted_flags; /* the program's IORING_SETUP_*, or 0; never changes */
 	unsigned flags;        /* IORING_SETUP_* that it was made with */
 	unsigned enter_flags;  /* IORING_ENTER_REGISTERED_RING if enter_fd is a registered index */
@@ -1773,15 +1774,29 @@ static int ring_open_kernel(ring_t *ring, unsigned entries)
 	return 0;
 }
 
-/* An engine has no use for setup flags: they promise nothing that it breaks. But SQPOLL does. */
+/* Whatever the flags: completions wait in an engine until it is entered. */
 static int ring_open_engine(ring_t *ring, unsigned entries)
 {
-	struct io_uring_params params = {.flags = IORING_SETUP_CLAMP};
+	struct io_uring_params params = {.flags = ring->wanted_flags | IORING_SETUP_CLAMP |
+						  IORING_SETUP_R_DISABLED};
+	int ret = ring->engine->open(entries, &ring->io, &params);
 
-	if (ring->wanted_flags & IORING_SETUP_SQPOLL)
-		return -EINVAL;
-	ring->flags = 0;
-	return ring->engine->open(entries, &ring->io, &params);
+	if (ret < 0)
+		return ret;
+	ring->flags = IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_R_DISABLED;
+	ret = ring->engine->reserve(&ring->io, ring->n_reserved);
+	if (ret < 0)
+		ring->engine->close(&ring->io);
+	return ret;
+}
+
+/* Memory for so many SQEs in flight: the kernel needs none of the program's. */
+static bool ring_reserve(ring_t *ring, size_t n)
+{
+	if (ring->engine && ring->engine->reserve(&ring->io, n) < 0)
+		return false;
+	ring->n_reserved = n;
+	return true;
 }
 
 /* Leaves the counts alone. */
@@ -1796,7 +1811,6 @@ static int ring_open(ring_t *ring, unsigned entries)
 	ring->sq_seen = *ring->io.sq.khead;
 	ring->must_get = (ring->flags & (IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_COOP_TASKRUN)) &&
 			 !(ring->flags & IORING_SETUP_TASKRUN_FLAG);
-	ring->must_get |= ring->engine != NULL; /* no flag tells of its completions */
 	ring->unwoken = false;
 	return 0;
 }
@@ -2232,14 +2246,16 @@ static void ring_init(ring_t *ring, unsigned wanted_flags)
 
 /* ---- The eventfd that the ring signals ---- */
 
-/* An engine signals nothing: its own descriptor becomes readable. See bell_register(). */
 static int ring_set_eventfd(const ring_t *ring, int fd)
 {
-	return ring->engine ? 0 : ring_register(ring, IORING_REGISTER_EVENTFD, &fd, 1);
+	return ring_register(ring, IORING_REGISTER_EVENTFD, &fd, 1);
 }
 
 /* The descriptor of an engine's ring, or -1. */
 static int ring_engine_fd(const ring_t *ring) { return ring->engine ? ring->io.ring_fd : -1; }
+
+/* True if completions may wait in the kernel, and nothing signals them. */
+static bool ring_is_silent(const ring_t *ring) { return ring->must_get && !ring->engine; }
 
 /* 1 or 0, or -errno. */
 static int ring_supports(const ring_t *ring, unsigned opcode)
@@ -3399,7 +3415,7 @@ static bool bell_read(bell_t *bell, const ring_t *ring)
 /* True if completions may come that the kernel will not signal. Other rings signal each. */
 static bool bell_needs_renewal(const bell_t *bell, const ring_t *ring, bool expects)
 {
-	return ring_defers(ring) && bell->state != BELL_CLEAN &&
+	return ring_defers(ring) && ring_engine_fd(ring) < 0 && bell->state != BELL_CLEAN &&
 	       (expects || bell->state == BELL_DEAF);
 }
 
@@ -3644,7 +3660,7 @@ static COLD bool iou_grow(iou_t *iou)
 	size_t n_ops = ops_next_size(&iou->ops);
 
 	return timers_reserve(&iou->timers, n_ops) && workers_reserve(&iou->workers, n_ops) &&
-	       ops_grow(&iou->ops);
+	       ring_reserve(&iou->ring, n_ops) && ops_grow(&iou->ops);
 }
 
 iou_op_t *iou_op_new(iou_t *iou)
@@ -4331,7 +4347,7 @@ static NOINLINE void embed_settle(iou_t *iou)
 	news |= embed_renew(iou);
 	bell_set_clock(&iou->bell, &iou->ring, wait_due_ns(iou));
 	ring_mute_eventfd(&iou->ring, false); /* before wait_doze(), which is a fence */
-	if (news && ring_must_get(&iou->ring))
+	if (news && ring_is_silent(&iou->ring))
 		own = OWN_FOR_KERNEL;
 	else if (bell_is_deaf(&iou->bell) || !wait_doze(iou, RESTING) || embed_has_more(iou))
 		own = OWN_FOR_MORE;

@@ -528,7 +528,8 @@ IOU_API const char *iou_version(void);
  * open   as io_uring_queue_init_params(3): fills *io, whose SQ and CQ lie in the engine's memory,
  *        so that it reads as a real ring. io->ring_fd polls readable if enter has work.
  * close  ends the ring. Nothing that an op refers to is touched afterwards.
- * enter  as io_uring_enter2(2), with IORING_ENTER_EXT_ARG too.
+ * reserve memory for n SQEs in flight, at any time: those n need no more. 0 or -ENOMEM.
+ * enter  as io_uring_enter2(2), with IORING_ENTER_EXT_ARG too. Nothing completes outside of it.
  * reg    as io_uring_register(2).
  * wanted enum iou_engine_kind: the user's wish, for a program that left the choice (AUTO).
  */
@@ -536,6 +537,7 @@ typedef struct iou_backend_t {
 	const char *name;
 	int (*open)(unsigned entries, struct io_uring *io, struct io_uring_params *params);
 	void (*close)(struct io_uring *io);
+	int (*reserve)(struct io_uring *io, size_t n);
 	int (*enter)(struct io_uring *io, unsigned n, unsigned min, unsigned flags, void *arg,
 		     size_t size);
 	int (*reg)(struct io_uring *io, unsigned opcode, const void *arg, unsigned n);

@@ -2396,18 +2396,27 @@ static req_t *engine_find(const engine_t *engine, uint64_t user_data, unsigned o
 	return NULL;
 }
 
-/* Memory for one more request. */
-static int engine_reserve(engine_t *engine)
+/* Memory for n requests in all. 0 or -ENOMEM. */
+static int engine_reserve(engine_t *engine, size_t n)
 {
-	size_t n = engine->reqs.n;
+	size_t size = engine->reqs.n ? engine->reqs.n : 64;
 
-	if (reqs_left(&engine->reqs))
+	while (size < n)
+		size *= 2;
+	if (size == engine->reqs.n)
 		return 0;
-	n += n ? n : 32;
-	if (lines_grow(&engine->keys, n) < 0 || lines_grow(&engine->inodes, n) < 0 ||
-	    lines_grow(&engine->waits.lines, n) < 0)
-		return -EAGAIN;
-	return reqs_grow(&engine->reqs, n - engine->reqs.n) < 0 ? -EAGAIN : 0;
+	if (lines_grow(&engine->keys, size) < 0 || lines_grow(&engine->inodes, size) < 0 ||
+	    lines_grow(&engine->waits.lines, size) < 0)
+		return -ENOMEM;
+	return reqs_grow(&engine->reqs, size - engine->reqs.n);
+}
+
+/* A request's memory, or NULL. */
+static req_t *engine_new_req(engine_t *engine)
+{
+	if (!reqs_left(&engine->reqs) && engine_reserve(engine, engine->reqs.n + 1) < 0)
+		return NULL;
+	return req_new(&engine->reqs);
 }
 
 /*
@@ -2866,12 +2875,11 @@ static void chain_add(engine_t *engine, req_t *req)
 static int engine_submit(engine_t *engine, unsigned n)
 {
 	unsigned n_taken = 0, n_there;
+	req_t *req;
 
 	n_there = __atomic_load_n(&engine->sq_tail, __ATOMIC_ACQUIRE) - engine->sq_head;
 	n = n < n_there ? n : n_there;
-	while (n_taken < n && engine_reserve(engine) == 0) {
-		req_t *req = req_new(&engine->reqs);
-
+	while (n_taken < n && (req = engine_new_req(engine))) {
 		req->sqe = engine->sqes[engine->sq_head & engine->sq_mask];
 		req->result = op_prepare(req);
 		if (req->result == NO_MEMORY) {
@@ -2935,6 +2943,8 @@ static int engine_get(engine_t *engine, unsigned min, uint64_t until_ns, const v
 	} while (ret == 0 && (until_ns == NEVER || clock_ns(CLOCK_MONOTONIC) < until_ns));
 	return ret ? ret : -ETIME;
 }
+
+#define RESERVED 64 /* requests beside those that were asked for: cancels, watches */
 
 static engine_t *engine_of(const struct io_uring *io)
 {
@@ -3034,7 +3044,7 @@ static int engine_make(engine_t *engine, unsigned n_cq)
 	engine->sqes = calloc(engine->n_sq, sizeof(*engine->sqes));
 	engine->array = calloc(engine->n_sq, sizeof(*engine->array));
 	if (!engine->sqes || !engine->array || cq_init(&engine->cq, n_cq, &engine->sq_flags) < 0 ||
-	    engine_reserve(engine) < 0)
+	    engine_reserve(engine, 1) < 0)
 		return -ENOMEM;
 	for (unsigned i = 0; i < engine->n_sq; i++)
 		engine->array[i] = i;
@@ -3140,6 +3150,11 @@ static void fallback_close(struct io_uring *io)
 	pthread_setcancelstate(cancel, NULL);
 }
 
+static int fallback_reserve(struct io_uring *io, size_t n)
+{
+	return engine_reserve(engine_of(io), n + RESERVED);
+}
+
 static int register_probe(struct io_uring_probe *probe, unsigned n)
 {
 	if (n > OP_END)
@@ -3207,6 +3222,7 @@ const iou_backend_t iou_fallback = {
 	.name = "fallback",
 	.open = fallback_open,
 	.close = fallback_close,
+	.reserve = fallback_reserve,
 	.enter = fallback_enter,
 	.reg = fallback_reg,
 	.wanted = fallback_wanted,
