@@ -1716,10 +1716,20 @@ static int ring_try(struct io_uring *io, unsigned entries, unsigned flags)
 	return 0;
 }
 
+/* True if these errors say that io_uring is refused as such. */
+static bool is_refusal(int ret) { return ret == -EPERM || ret == -ENOSYS || ret == -EACCES; }
+
+/* Is register allowed? Unregistering an eventfd when there is none (-ENXIO) has no effect. */
+static int ring_probe_register(const struct io_uring *io)
+{
+	int ret = io_uring_register((unsigned)io->ring_fd, IORING_UNREGISTER_EVENTFD, NULL, 0);
+
+	return ret == -ENXIO ? 0 : ret;
+}
+
 /*
- * Are enter and register allowed (seccomp)? An enter says -EBADFD if the ring is disabled.
- * Unregistering an eventfd when there is none (-ENXIO) tests register without effect. *usable is
- * false if register alone is refused.
+ * Are enter and register allowed (seccomp)? An enter says -EBADFD if the ring is disabled. *usable
+ * is false if register is refused, and the ring needs it to be enabled.
  */
 static int ring_probe(const struct io_uring *io, unsigned flags, bool *usable)
 {
@@ -1727,11 +1737,7 @@ static int ring_probe(const struct io_uring *io, unsigned flags, bool *usable)
 
 	if (ret < 0 && ret != -EBADFD)
 		return ret;
-	*usable = true;
-	if (flags & IORING_SETUP_R_DISABLED) {
-		ret = io_uring_register((unsigned)io->ring_fd, IORING_UNREGISTER_EVENTFD, NULL, 0);
-		*usable = ret >= 0 || ret == -ENXIO;
-	}
+	*usable = !(flags & IORING_SETUP_R_DISABLED) || ring_probe_register(io) >= 0;
 	return 0;
 }
 
@@ -1824,11 +1830,16 @@ static int ring_choose(ring_t *ring, unsigned entries, unsigned kind)
 	if (kind == IOU_ENGINE_AUTO && engine)
 		kind = engine->wanted();
 	if (kind != IOU_ENGINE_FALLBACK) {
+		bool alone = !engine || kind == IOU_ENGINE_RING ||
+			     ring->wanted_flags & IORING_SETUP_SQPOLL;
+
 		ret = ring_open(ring, entries);
-		if (ret != -EPERM && ret != -ENOSYS && ret != -EACCES)
+		if (alone || (ret < 0 && !is_refusal(ret)))
 			return ret;
-		if (kind == IOU_ENGINE_RING || ring->wanted_flags & IORING_SETUP_SQPOLL)
+		if (ret >= 0 && !is_refusal(ring_probe_register(&ring->io)))
 			return ret;
+		if (ret >= 0)
+			io_uring_queue_exit(&ring->io); /* it could not register anything */
 	}
 	if (!engine)
 		return ret;
@@ -3357,37 +3368,41 @@ static int bell_fd(const bell_t *bell) { return bell->fd; }
 /* The descriptor that the program waits for. */
 static int bell_program_fd(const bell_t *bell) { return bell->set >= 0 ? bell->set : bell->fd; }
 
-/* An engine's ring signals no eventfd: the program waits for its descriptor too. */
-static int bell_add_to_set(bell_t *bell, int fd)
+/*
+ * Open the eventfd if there is none. An engine's ring has a descriptor that becomes readable
+ * (ring_fd, else -1): with one, the program waits for both, in a set.
+ */
+static int bell_open(bell_t *bell, int ring_fd)
 {
 	struct epoll_event event = {.events = EPOLLIN};
 
-	if (bell->set < 0) {
-		bell->set = epoll_create1(EPOLL_CLOEXEC);
-		if (bell->set >= 0 && epoll_ctl(bell->set, EPOLL_CTL_ADD, bell->fd, &event) < 0)
+	if (bell->fd < 0) {
+		/* readable at first, so that a poll arms the watches */
+		bell->fd = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
+		if (bell->fd < 0)
 			return -errno;
+		if (ring_fd >= 0)
+			bell->set = epoll_create1(EPOLL_CLOEXEC);
+		if (ring_fd >= 0 && epoll_ctl(bell->set, EPOLL_CTL_ADD, bell->fd, &event) < 0)
+			return bell->set < 0 ? -EMFILE : -errno;
 	}
-	return bell->set < 0 || epoll_ctl(bell->set, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
+	return ring_fd >= 0 && epoll_ctl(bell->set, EPOLL_CTL_ADD, ring_fd, &event) < 0 ? -errno : 0;
 }
 
-/* Open the eventfd if there is none, and register it with this ring. Mute until iou_fd(). */
+/* Open it if that is still to be done, and register it with this ring. Mute until iou_fd(). */
 static int bell_register(bell_t *bell, ring_t *ring, bool mute)
 {
-	int fd = bell->fd, ret;
+	bell_t opened = *bell;
+	int ret = bell_open(&opened, ring_engine_fd(ring));
 
-	if (fd < 0) /* readable at first, so that a poll arms the watches */
-		fd = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (fd < 0)
-		return -errno;
-	ret = ring_set_eventfd(ring, fd);
 	if (ret >= 0)
-		bell->fd = fd;
-	else if (bell->fd < 0)
-		close(fd);
-	if (ret >= 0)
+		ret = ring_set_eventfd(ring, opened.fd);
+	if (ret >= 0) {
+		*bell = opened;
 		ring_mute_eventfd(ring, mute);
-	if (ret >= 0 && ring_engine_fd(ring) >= 0)
-		ret = bell_add_to_set(bell, ring_engine_fd(ring));
+	} else if (bell->fd < 0) {
+		bell_close(&opened);
+	}
 	return ret;
 }
 

@@ -30,8 +30,8 @@
  * system that hangs cannot be cancelled (-EALREADY), and close() waits for it. The kernel's own
  * ring does the same for most of these.
  *
- * Rooms, as in iou.c: base, lines, timers, pool, cq, waits, reqs, ops, engine, timeouts, cancels,
- * run, enter, life. A room calls only the rooms above it.
+ * Rooms, as in iou.c: base, lines, timers, pool, cq, waits, reqs, ops, restrictions, engine,
+ * timeouts, cancels, run, enter, life. A room calls only the rooms above it.
  */
 
 #ifndef _GNU_SOURCE
@@ -558,10 +558,11 @@ typedef struct thread_t {
 
 typedef struct pool_t {
 	node_t fresh;        /* of the owner, as the next four */
-	unsigned n_max;
+	unsigned n_places;   /* threads that there may ever be */
+	unsigned n_max;      /* and at present */
 	unsigned n_refused;  /* times in a row that a further thread could not be started */
 	unsigned n_pauses;   /* kicks that still skip the attempt */
-	thread_t *threads;   /* n_max; their states are under the lock */
+	thread_t *threads;   /* n_places; their states are under the lock */
 	int bell;
 	pthread_mutex_t lock; /* guards what follows */
 	pthread_cond_t call;
@@ -644,7 +645,7 @@ static int thread_state(thread_t *thread, pthread_mutex_t *lock)
 /* A place for a thread, or NULL. One that has left is joined: it is at its end. */
 static thread_t *pool_place(pool_t *pool)
 {
-	for (unsigned i = 0; i < pool->n_max; i++) {
+	for (unsigned i = 0; i < pool->n_places; i++) {
 		thread_t *thread = &pool->threads[i];
 		int state = thread_state(thread, &pool->lock);
 
@@ -747,8 +748,8 @@ static void pool_kick(pool_t *pool)
 	if (pool->n_idle)
 		pthread_cond_signal(&pool->call);
 	pthread_mutex_unlock(&pool->lock);
-	if (n_wanted > pool->n_max - n_threads)
-		n_wanted = pool->n_max - n_threads;
+	if (n_threads + n_wanted > pool->n_max)
+		n_wanted = pool->n_max > n_threads ? pool->n_max - n_threads : 0;
 	if (!n_threads)
 		pool->n_pauses = 0;
 	pool_widen(pool, n_wanted);
@@ -782,6 +783,17 @@ static void pool_collect(pool_t *pool, node_t *list)
 	pthread_mutex_unlock(&pool->lock);
 }
 
+/* As IORING_REGISTER_IOWQ_MAX_WORKERS, with one kind of threads: zeros only ask. */
+static int pool_limit(pool_t *pool, unsigned limits[2])
+{
+	unsigned n_max = pool->n_max;
+
+	if (limits[0])
+		pool->n_max = limits[0] < pool->n_places ? limits[0] : pool->n_places;
+	limits[0] = limits[1] = n_max;
+	return 0;
+}
+
 static unsigned pool_cpus(void)
 {
 	cpu_set_t set;
@@ -797,9 +809,9 @@ static int pool_init(pool_t *pool, int epoll, uint64_t epoll_data)
 	struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.u64 = epoll_data};
 	pthread_condattr_t monotonic;
 
-	pool->n_max = 4 * pool_cpus();
+	pool->n_max = pool->n_places = 4 * pool_cpus();
 	pool->bell = -1;
-	pool->threads = calloc(pool->n_max, sizeof(*pool->threads));
+	pool->threads = calloc(pool->n_places, sizeof(*pool->threads));
 	if (!pool->threads)
 		return -ENOMEM;
 	pool->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -825,7 +837,7 @@ static void pool_stop(pool_t *pool)
 	list_init(&pool->queued);
 	pthread_cond_broadcast(&pool->call);
 	pthread_mutex_unlock(&pool->lock);
-	for (unsigned i = 0; i < pool->n_max; i++)
+	for (unsigned i = 0; i < pool->n_places; i++)
 		if (thread_state(&pool->threads[i], &pool->lock) != NO_THREAD)
 			pthread_join(pool->threads[i].id, NULL);
 	pthread_cond_destroy(&pool->call);
@@ -1048,6 +1060,7 @@ typedef struct req_t {
 	int state;
 	int result;          /* of a prepared one that cannot start, or of an ended one */
 	bool multishot;
+	bool cancelled;      /* while a thread worked on it */
 	bool tried;          /* the first attempt was made */
 	bool positioned;     /* a file's offset is given */
 	bool owns_fd;        /* kept_fd is open */
@@ -2209,6 +2222,74 @@ static bool op_failed(const req_t *req, int result)
 }
 
 /*
+ * ==== restrictions ==============================================================================
+ *
+ * IORING_REGISTER_RESTRICTIONS: what a ring refuses once it is enabled, with -EACCES.
+ */
+
+typedef struct restrictions_t {
+	bool given, in_force;
+	uint64_t opcodes, register_opcodes; /* allowed: a bit for each */
+	unsigned flags, required_flags;     /* of an SQE */
+} restrictions_t;
+
+static bool restrictions_add(restrictions_t *allow, const struct io_uring_restriction *item)
+{
+	switch (item->opcode) {
+	case IORING_RESTRICTION_REGISTER_OP:
+		allow->register_opcodes |= UINT64_C(1) << (item->register_op & 63);
+		return item->register_op < 64;
+	case IORING_RESTRICTION_SQE_OP:
+		allow->opcodes |= UINT64_C(1) << (item->sqe_op & 63);
+		return item->sqe_op < OP_END;
+	case IORING_RESTRICTION_SQE_FLAGS_ALLOWED:
+		allow->flags = item->sqe_flags;
+		return true;
+	case IORING_RESTRICTION_SQE_FLAGS_REQUIRED:
+		allow->required_flags = item->sqe_flags;
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* 0, -EBUSY or -EINVAL. */
+static int restrictions_set(restrictions_t *restrictions, const struct io_uring_restriction *items,
+			    unsigned n)
+{
+	restrictions_t fresh = {.given = true};
+
+	if (restrictions->given)
+		return -EBUSY;
+	for (unsigned i = 0; i < n; i++)
+		if (!restrictions_add(&fresh, &items[i]))
+			return -EINVAL;
+	*restrictions = fresh;
+	return 0;
+}
+
+static void restrictions_enforce(restrictions_t *restrictions)
+{
+	restrictions->in_force = restrictions->given;
+}
+
+static bool restrictions_refuse(const restrictions_t *restrictions, const struct io_uring_sqe *sqe)
+{
+	unsigned required = restrictions->required_flags;
+
+	return restrictions->in_force &&
+	       (sqe->opcode >= OP_END || !(restrictions->opcodes >> sqe->opcode & 1) ||
+		(sqe->flags & required) != required ||
+		sqe->flags & ~(restrictions->flags | required));
+}
+
+static bool restrictions_refuse_register(const restrictions_t *restrictions, unsigned opcode)
+{
+	return restrictions->in_force &&
+	       (opcode >= 64 || !(restrictions->register_opcodes >> opcode & 1));
+}
+
+/*
  * ==== engine ====================================================================================
  *
  * The whole. Here: pending requests, their ends and their chains.
@@ -2223,6 +2304,7 @@ typedef struct engine_t { /* [open] to the rooms below */
 	unsigned *array;
 	struct io_uring_sqe *sqes;
 	bool disabled;
+	restrictions_t restrictions;
 	int epoll;
 	pid_t process;
 	uint64_t n_completed; /* CQEs, those of timeouts not counted */
@@ -2369,13 +2451,18 @@ static void req_finish(engine_t *engine, req_t *req, int result)
 	}
 }
 
-/* Ask a pending request to end. 0: it will. -EALREADY: a thread works on it. */
+/* What a request has come to when it is cancelled. */
+static int req_cancelled(const req_t *req) { return req->n_done ? (int)req->n_done : -ECANCELED; }
+
+/* Ask a pending request to end. 0: it will. -EALREADY: when the thread is done with it. */
 static int req_cancel(engine_t *engine, req_t *req)
 {
-	if (req->state == POOLED && !pool_withdraw(&engine->pool, &req->job))
+	if (req->state == POOLED && !pool_withdraw(&engine->pool, &req->job)) {
+		req->cancelled = true;
 		return -EALREADY;
+	}
 	req_unpend(engine, req);
-	req->result = req->n_done ? (int)req->n_done : -ECANCELED;
+	req->result = req_cancelled(req);
 	list_add(&engine->ended, &req->node);
 	return 0;
 }
@@ -2803,8 +2890,11 @@ static void engine_jobs(engine_t *engine)
 	pool_collect(&engine->pool, &done);
 	while ((node = list_pop(&done))) {
 		req_t *req = container_of(node, req_t, job.node);
-		int ret = req_settle(engine, req, req->job.result);
+		int ret = req->job.result;
 
+		if (req->cancelled && (ret == GO_WAIT || ret == GO_THREAD || ret == GO_LATER))
+			ret = req_cancelled(req);
+		ret = req_settle(engine, req, ret);
 		if (ret != GO_WAIT)
 			req_finish(engine, req, ret);
 	}
@@ -2881,7 +2971,8 @@ static int engine_submit(engine_t *engine, unsigned n)
 	n = n < n_there ? n : n_there;
 	while (n_taken < n && (req = engine_new_req(engine))) {
 		req->sqe = engine->sqes[engine->sq_head & engine->sq_mask];
-		req->result = op_prepare(req);
+		req->result = restrictions_refuse(&engine->restrictions, &req->sqe) ?
+				      -EACCES : op_prepare(req);
 		if (req->result == NO_MEMORY) {
 			req_free(&engine->reqs, req);
 			break;
@@ -3186,12 +3277,19 @@ static int fallback_reg(struct io_uring *io, unsigned opcode, const void *arg, u
 {
 	engine_t *engine = engine_of(io);
 
+	if (restrictions_refuse_register(&engine->restrictions, opcode))
+		return -EACCES;
 	switch (opcode) {
 	case IORING_REGISTER_ENABLE_RINGS:
 		if (!engine->disabled)
 			return -EBADFD;
 		engine->disabled = false;
+		restrictions_enforce(&engine->restrictions);
 		return 0;
+	case IORING_REGISTER_RESTRICTIONS:
+		return engine->disabled ? restrictions_set(&engine->restrictions, arg, n) : -EBADFD;
+	case IORING_REGISTER_IOWQ_MAX_WORKERS:
+		return n == 2 ? pool_limit(&engine->pool, (unsigned *)(uintptr_t)arg) : -EINVAL;
 	case IORING_REGISTER_PROBE:
 		return register_probe((struct io_uring_probe *)(uintptr_t)arg, n);
 	case IORING_REGISTER_SYNC_CANCEL:

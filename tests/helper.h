@@ -74,6 +74,11 @@ iou_t *new_iou_with(const iou_config_t *config);
 iou_t *ck_new_iou_of(const char *func, unsigned entries, unsigned setup_flags);
 iou_op_t *new_op(iou_t *iou);
 
+/* True if ious of this process run on iou_fallback.c. */
+bool on_fallback(void);
+/* As io_uring_get_events(), which knows io_uring only: let completions come, and deliver none. */
+void get_events(iou_t *iou);
+
 /* Check that nothing is pending and that the kernel holds no op besides the library's own (the
  * wake-up, and the clock behind iou_fd() where that was called), then free it. By the thread that
  * owns it. */
@@ -115,11 +120,13 @@ void nap(void); /* a millisecond */
 bool thread_sleeps(pid_t tid);
 /* True once it sleeps in the kernel's wait for completions, or in the one of a surrounding loop. */
 bool loop_sleeps(pid_t tid);
-/* Workers of the kernel's that sleep inside an op; -1 where /proc does not tell. */
+/* Workers of the kernel's that sleep inside an op; -1 if nothing tells: no /proc, the fallback. */
 int n_io_wq_blocked(void);
 
 /* The eventfd that wakes the only iou of this test; the test has opened no other before it. */
 int wake_eventfd(void);
+/* The one behind iou_fd(): opened last. */
+int bell_eventfd(void);
 /* Its counter, or -1 where /proc does not tell. */
 int64_t eventfd_count(int fd);
 /* As full as it gets: the next write fails with EAGAIN. */
@@ -165,7 +172,7 @@ int on_nothing(void *data);
 uint64_t now_ns(void);
 struct __kernel_timespec kernel_time(uint64_t ns);
 
-/* Does this kernel's io_uring know the opcode? */
+/* Does this engine know the opcode? */
 bool have_op(iou_t *iou, int opcode);
 /* For features that no probe tells. Distributions port features back: only to skip, never to
  * expect. */

@@ -119,7 +119,7 @@ START_TEST(scheduling_a_bottom_half_keeps_errno)
 	for (int idle = 0; idle < 2; idle++) {
 		for (int i = 0; i < 3; i++)
 			ck_assert_int_eq(iou_poll(iou, 0), 0); /* it rests */
-		fill_eventfd(fd);
+		fill_eventfd(bell_eventfd());
 		errno = 4711;
 		if (idle)
 			iou_bh_schedule_idle(half.bh);

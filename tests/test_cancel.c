@@ -228,7 +228,7 @@ static void enter_io_wq(void)
 
 static bool has_completed(void)
 {
-	io_uring_get_events(iou_ring(scene.iou));
+	get_events(scene.iou);
 	return io_uring_cq_ready(iou_ring(scene.iou)) > 0;
 }
 
@@ -255,7 +255,7 @@ static void enter_io_wq_queued(void)
 	struct io_uring_sqe *sqe = call_op(scene.iou, &scene.others[0], 1);
 	unsigned limits[2] = {1, 1};
 
-	io_uring_register_iowq_max_workers(iou_ring(scene.iou), limits);
+	ck_assert_int_eq(iou_register(scene.iou, IORING_REGISTER_IOWQ_MAX_WORKERS, limits, 2), 0);
 	io_uring_prep_openat(sqe, AT_FDCWD, scratch_path("fifo"), O_RDONLY | O_CLOEXEC, 0);
 	sqe->flags = IOSQE_ASYNC;
 	call_queue(scene.iou, &scene.others[0]);
@@ -779,7 +779,7 @@ START_TEST(cancels_reach_all_that_is_in_io_wq)
 	for (int round = 0; round < 6; round++) {
 		iou_t *iou = new_iou(4);
 
-		io_uring_register_iowq_max_workers(iou_ring(iou), limits);
+		ck_assert_int_eq(iou_register(iou, IORING_REGISTER_IOWQ_MAX_WORKERS, limits, 2), 0);
 		for (int i = 0; i < N; i++) {
 			io_uring_prep_openat(call_op(iou, &calls[i], i), AT_FDCWD, path,
 					     O_RDONLY | O_CLOEXEC, 0);

@@ -69,13 +69,14 @@ static int settle(void)
 	return n;
 }
 
-/* Does a flag tell of all that is left in the kernel? Else it is looked at once too often. */
+/* Does a flag tell of all that is left in the engine? Else it is looked at once too often. */
 static bool is_exact(void)
 {
 	const unsigned flags = iou_ring(the_iou)->flags;
 
-	return !(flags & (IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_COOP_TASKRUN)) ||
-	       flags & IORING_SETUP_TASKRUN_FLAG;
+	return !on_fallback() &&
+	       (!(flags & (IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_COOP_TASKRUN)) ||
+		flags & IORING_SETUP_TASKRUN_FLAG);
 }
 
 /* ---- A thread that does something once the loop's sleeps ------------------------------------- */

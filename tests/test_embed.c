@@ -738,9 +738,11 @@ START_TEST(a_poll_tells_that_iou_fd_is_refused_its_eventfd)
 
 	if (!iou)
 		return;
-	ck_assert_int_eq(io_uring_register((unsigned)iou_ring(iou)->ring_fd,
-					   IORING_REGISTER_RESTRICTIONS, allowed, 4),
-			 0);
+	if (on_fallback()) {
+		iou_free(iou);
+		SKIP("needs io_uring, whose eventfd must be registered again");
+	}
+	ck_assert_int_eq(iou_register(iou, IORING_REGISTER_RESTRICTIONS, allowed, 4), 0);
 	new_host_of(&host, iou);
 	op = new_op(iou);
 	io_uring_prep_recv(op->sqe, host.fds[0], &byte, 1, 0);

@@ -142,8 +142,9 @@ static void child_frees(void *data)
 	busy_t *busy = data;
 	unsigned char there[1];
 
-	/* The ring is shared memory: a child that could write to it could harm the parent. */
-	EXPECT(mincore(busy->sqes, 1, there) == -1 && errno == ENOMEM);
+	/* io_uring's is shared memory: a child that could write to it could harm the parent. */
+	EXPECT(strcmp(iou_engine_name(busy->iou), "fallback") == 0 ||
+	       (mincore(busy->sqes, 1, there) == -1 && errno == ENOMEM));
 	EXPECT(fcntl(busy->ring_fd, F_GETFD) >= 0);
 	EXPECT(iou_free(busy->iou) == NULL);
 	EXPECT(fcntl(busy->ring_fd, F_GETFD) == -1);

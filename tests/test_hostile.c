@@ -316,7 +316,7 @@ static void close_the_ring(void *data)
 		EXPECT(ret == 0 ? n_called == 1 : ret == -EBADF);
 	}
 	/* else the kernel still reaches it by its registered index, since 5.18 */
-	EXPECT(used_before || ret == -EBADF);
+	EXPECT(used_before || ret == -EBADF || strcmp(iou_engine_name(iou), "fallback") == 0);
 	EXPECT(get_stats(iou).enters <= 10); /* it does not try for ever */
 	EXPECT(iou_free(iou) == NULL);
 }

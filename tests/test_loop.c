@@ -1249,12 +1249,12 @@ START_TEST(spinning_adapts)
 	}
 	ck_assert_msg(most_ns >= 4 * MSEC, "%d us", (int)(most_ns / 1000));
 	until_ns = now_ns() + 10 * SECOND;
-	while (least_ns > 2 * MSEC && now_ns() < until_ns) {
+	while (least_ns > 3 * MSEC && now_ns() < until_ns) {
 		uint64_t cpu_ns = time_looking(iou);
 
 		least_ns = cpu_ns < least_ns ? cpu_ns : least_ns;
 	}
-	ck_assert_msg(least_ns <= 2 * MSEC, "%d us", (int)(least_ns / 1000));
+	ck_assert_msg(least_ns <= 3 * MSEC, "%d us", (int)(least_ns / 1000));
 	iou_unhold(iou);
 	done(iou);
 }

@@ -340,12 +340,11 @@ typedef struct registrar_t {
 static void register_and_write(registrar_t *registrar)
 {
 	struct iovec iov = {registrar->buffer, sizeof(registrar->buffer)};
-	struct io_uring *ring = iou_ring(the_iou);
 	struct io_uring_sqe *sqe;
 
-	registrar->ret = io_uring_register_files(ring, registrar->fds, 2);
+	registrar->ret = iou_register(the_iou, IORING_REGISTER_FILES, registrar->fds, 2);
 	if (registrar->ret == 0)
-		registrar->ret = io_uring_register_buffers(ring, &iov, 1);
+		registrar->ret = iou_register(the_iou, IORING_REGISTER_BUFFERS, &iov, 1);
 	sqe = call_op(the_iou, &registrar->call, 0);
 	io_uring_prep_write_fixed(sqe, 1, registrar->buffer, 5, 0, 0);
 	sqe->flags = IOSQE_FIXED_FILE;
@@ -381,6 +380,9 @@ static void expect_written(registrar_t *registrar)
 
 START_TEST(files_and_buffers_are_registered)
 {
+	if (on_fallback())
+		SKIP("needs registered files");
+
 	registrar_t registrar = {.buffer = "fixed"};
 
 	new_pipe(registrar.fds);
@@ -396,8 +398,8 @@ START_TEST(files_and_buffers_are_registered)
 		make_ready(the_iou, kind, on_resize_and_register, &registrar);
 		run(the_iou);
 		expect_written(&registrar);
-		ck_assert_int_eq(io_uring_unregister_files(iou_ring(the_iou)), 0);
-		ck_assert_int_eq(io_uring_unregister_buffers(iou_ring(the_iou)), 0);
+		ck_assert_int_eq(iou_register(the_iou, IORING_UNREGISTER_FILES, NULL, 0), 0);
+		ck_assert_int_eq(iou_register(the_iou, IORING_UNREGISTER_BUFFERS, NULL, 0), 0);
 		make_ready(the_iou, kind, on_register, &registrar);
 		run(the_iou);
 		expect_written(&registrar);
@@ -420,14 +422,14 @@ START_TEST(limits_of_io_wq_are_registered)
 		SKIP("needs IORING_REGISTER_IOWQ_MAX_WORKERS (5.15)");
 	}
 	flush(iou);
-	ck_assert_int_eq(io_uring_register_iowq_max_workers(iou_ring(iou), limits), 0);
+	ck_assert_int_eq(iou_register(iou, IORING_REGISTER_IOWQ_MAX_WORKERS, limits, 2), 0);
 	io_uring_prep_nop(call_op(iou, &call, 0));
 	call.op->sqe->flags = IOSQE_ASYNC;
 	call_queue(iou, &call);
 	run(iou);
 	ck_assert_int_eq(call.result, 0);
 	limits[0] = limits[1] = 0;
-	ck_assert_int_eq(io_uring_register_iowq_max_workers(iou_ring(iou), limits), 0);
+	ck_assert_int_eq(iou_register(iou, IORING_REGISTER_IOWQ_MAX_WORKERS, limits, 2), 0);
 	ck_assert_uint_eq(limits[0], 1);
 	expect_wake_up(iou);
 	done(iou);
@@ -648,7 +650,7 @@ START_TEST(places_in_the_cq_are_given_back)
 		}
 		ck_assert_int_eq(iou_run(the_iou), 0);
 		ck_assert_uint_eq(io_uring_cq_ready(iou_ring(the_iou)), 0);
-		if (flags[i])
+		if (flags[i] && !on_fallback())
 			ck_assert_uint_eq(n_unreaped[7], 1);
 		done(the_iou);
 	}
