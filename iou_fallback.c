@@ -72,6 +72,7 @@ enum { OP_FTRUNCATE = 55, OP_BIND = 56, OP_LISTEN = 57, OP_PIPE = 62, OP_END = 6
 #define ACCEPT_DONTWAIT   (1U << 1)
 #define ACCEPT_POLL_FIRST (1U << 2)
 #define ENTER_NO_IOWAIT   (1U << 7)
+#define FEAT_NO_IOWAIT    (1U << 17)
 #ifndef IORING_SETUP_SINGLE_ISSUER
 #define IORING_SETUP_SINGLE_ISSUER (1U << 12)
 #endif
@@ -1389,6 +1390,16 @@ static int rw_by_kind(req_t *req)
 	return (int)req->n_done + (int)ret;
 }
 
+/* True for a file with O_DIRECT: with RWF_NOWAIT too, the call waits for the disk. */
+static bool rw_is_direct(const req_t *req)
+{
+	int flags = fcntl(req->sqe.fd, F_GETFL);
+	file_t file;
+
+	return flags >= 0 && flags & O_DIRECT && file_ask(req->sqe.fd, &file) == 0 &&
+	       file_blocks(&file);
+}
+
 static int rw_attempt(req_t *req)
 {
 	unsigned flags = (unsigned)req->sqe.rw_flags;
@@ -1398,6 +1409,8 @@ static int rw_attempt(req_t *req)
 
 	if (req->sqe.off > (uint64_t)INT64_MAX && req->positioned)
 		return -EINVAL;
+	if (!nowait && rw_is_direct(req))
+		return GO_THREAD;
 	ret = rw_call(req, flags | RWF_NOWAIT);
 	if (ret < 0 && errno == ESPIPE && req->positioned) {
 		if (req->sqe.off && (file_ask(req->sqe.fd, &file) < 0 || S_ISSOCK(file.mode)))
@@ -3224,7 +3237,7 @@ static int fallback_open(unsigned entries, struct io_uring *io, struct io_uring_
 	params->cq_entries = n_cq;
 	params->features = IORING_FEAT_NODROP | IORING_FEAT_SUBMIT_STABLE | IORING_FEAT_RW_CUR_POS |
 			   IORING_FEAT_FAST_POLL | IORING_FEAT_POLL_32BITS | IORING_FEAT_EXT_ARG |
-			   IORING_FEAT_LINKED_FILE;
+			   IORING_FEAT_LINKED_FILE | FEAT_NO_IOWAIT;
 	engine_show(engine, io, params);
 	return 0;
 }
