@@ -223,6 +223,14 @@ bool on_fallback(void)
 	return known;
 }
 
+bool ring_works(void)
+{
+	iou_t *iou = iou_new_with(&(iou_config_t){.engine = IOU_ENGINE_RING});
+
+	iou_free(iou);
+	return iou != NULL;
+}
+
 void get_events(iou_t *iou)
 {
 	if (on_fallback())
