@@ -2,6 +2,7 @@
 #
 # make bench         build and run the comparisons of bench/run; WHAT="nop jobs" for some parts, ROUNDS=5, BENCH_MS=250,
 #                    WALK_FILES=, SUM_MIB= for other sizes. Table and samples: $(B)/bench/table.txt, samples.tsv
+# make bench-docs    put the picture and the tables of the last run into docs/
 # make check-instr   instructions per op (callgrind) against bench/instr.bounds; skipped without valgrind
 # make clean-bench   take the programs, results and scratch files away again
 
@@ -26,6 +27,14 @@ $(foreach part,$(filter-out all $(bench-parts),$(WHAT)),$(error WHAT=$(part): on
 
 bench: $(bench-bin) $(if $(filter all walk sum echo,$(or $(WHAT),all)),$(examples))
 	$(Q)B='$(B)' WHAT='$(WHAT)' ROUNDS='$(ROUNDS)' sh bench/run
+
+.PHONY: bench-docs
+bench-docs:
+	$(Q)test -s $(B)/bench/tables.md || { echo 'make bench-docs: run make bench first' >&2; exit 1; }
+	$(Q)cp $(B)/bench/speed.svg docs/speed.svg
+	$(Q)awk '/^<!-- end of figures -->$$/ { inside = 0 } !inside; \
+		/^<!-- figures -->$$/ { inside = 1; while ((getline line < "$(B)/bench/tables.md") > 0) print line }' \
+		docs/performance.md >$(B)/bench/performance.md && mv $(B)/bench/performance.md docs/performance.md
 
 .PHONY: check-instr
 check-instr: $(B)/bench/instr
