@@ -325,7 +325,7 @@ all_c() {
 		with_musl="-nostdinc -isystem $musl -isystem $dir/links"
 		with_musl="$with_musl -isystem $($cc -print-file-name=include)"
 		headers_c $with_musl
-		quietly $cc $with_musl -std=c11 -Wall -Wextra -fsyntax-only iou.c
+		quietly $cc $with_musl -std=c11 -Wall -Wextra -fsyntax-only iou.c iou_fallback.c
 	fi
 	ignored
 	replaced replace.c
