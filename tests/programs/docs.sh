@@ -47,7 +47,7 @@ function put(kind, what) { print what > (dir n "." kind); close(dir n "." kind) 
 function forget(  kind) {
 	for (kind in said) { bad("<!-- " kind " --> stands above no C code"); delete said[kind] }
 }
-FNR == 1 { wanted = 0 }
+FNR == 1 && inside { bad("the page before this one ends within a block"); inside = 0; code = "" }
 /^<!-- (file|run|signal|echo): .* -->$/ {
 	kind = $2; sub(/:/, "", kind); text = $0
 	sub(/^<!-- [a-z]+: */, "", text); sub(/ *-->$/, "", text); said[kind] = text
@@ -61,7 +61,6 @@ FNR == 1 { wanted = 0 }
 		code = dir n ".c"
 		put("at", FILENAME ":" FNR)
 		for (kind in said) { put(kind, said[kind]); delete said[kind] }
-		wanted = (dir n) in prints
 		printf "" > code
 		next
 	}
@@ -108,6 +107,7 @@ run_one() {
 		port=$((20000 + ($$ + n_ports * 37) % 10000))
 		arguments=$(echo "$arguments" | sed "s/PORT/$port/")
 	fi
+	rm -f "$1.stdout" # what it has printed is looked for below
 	timeout --foreground -k 1 10 "$1" $arguments </dev/null >"$1.stdout" 2>"$1.stderr" &
 	pid=$!
 	if [ "$port" ]; then
