@@ -82,7 +82,7 @@ run() {
 suite() {
 	build=$2/build log=$2/log
 	use "$2/tree"
-	run check T='check echo header hello install readme sum walk' || true
+	run check T='check docs echo header hello install sum walk' || true
 	sed -n "s/^ *SKIP/SKIP $name:/p" "$log"
 	sum=$(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed, \([0-9]*\) skipped$/\1 \2 \3/p' "$log")
 	read -r passed failed skipped <<-END
