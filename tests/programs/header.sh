@@ -253,6 +253,7 @@ try_fallback() {
 }
 
 tools() {
+	unset IOU_ENGINE
 	for std in c11 gnu17; do
 		quietly $cc -std=$std -Wall -Wextra -fsyntax-only ../tool.c ../iou.c ../iou_fallback.c
 	done
