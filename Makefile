@@ -4,7 +4,7 @@
 #   make lib        the library alone
 #   make demo       walk /usr
 #   make check      run the tests; T="timer install" for some; SAN=thread; SAN=address (ASan, UBSan,
-#                   iou's own checks)
+#                   iou's own checks); ENGINE=fallback: without io_uring (ENGINE=ring: never without)
 #   make check-all  every proof there is: check-sim check-faults check-destroy check-full
 #                   check-mutants check-kernels check-liburing check-ports check-spin check-valgrind
 #                   check-instr coverage (see tests/README.md; check-ci: the quick ones)
@@ -34,6 +34,7 @@ san-address  := -fsanitize=address,undefined -fno-sanitize-recover=all \
 san-thread   := -fsanitize=thread -fno-omit-frame-pointer
 ifneq ($(filter-out help clean dist,$(or $(MAKECMDGOALS),all)),)
 $(if $(SAN),$(if $(san-$(SAN)),,$(error SAN=$(SAN): address or thread)))
+$(if $(filter-out fallback ring,$(ENGINE)),$(error ENGINE=$(ENGINE): fallback or ring))
 endif
 
 empty        :=
@@ -136,7 +137,7 @@ $(if $(filter-out $(tests),$(T)),$(error T=$(filter-out $(tests),$(T)): the test
 endif
 check: $(library) $(examples) $(check-bin)
 	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' PKG_CONFIG='$(PKG_CONFIG)' SAN='$(SAN)' \
-		V='$(verbose)' sh tests/run $(T)
+		V='$(verbose)' $(ENGINE:%=IOU_ENGINE=%) sh tests/run $(T)
 
 demo: $(B)/examples/walk
 	$(B)/examples/walk /usr

@@ -3368,25 +3368,34 @@ static int bell_fd(const bell_t *bell) { return bell->fd; }
 /* The descriptor that the program waits for. */
 static int bell_program_fd(const bell_t *bell) { return bell->set >= 0 ? bell->set : bell->fd; }
 
+/* Add a descriptor to the set. 0 or -errno. */
+static int bell_add(const bell_t *bell, int fd)
+{
+	struct epoll_event event = {.events = EPOLLIN};
+
+	return epoll_ctl(bell->set, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
+}
+
 /*
  * Open the eventfd if there is none. An engine's ring has a descriptor that becomes readable
  * (ring_fd, else -1): with one, the program waits for both, in a set.
  */
 static int bell_open(bell_t *bell, int ring_fd)
 {
-	struct epoll_event event = {.events = EPOLLIN};
+	bool is_new = bell->fd < 0;
+	int ret = 0;
 
-	if (bell->fd < 0) {
-		/* readable at first, so that a poll arms the watches */
+	if (is_new) /* readable at first, so that a poll arms the watches */
 		bell->fd = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
-		if (bell->fd < 0)
-			return -errno;
-		if (ring_fd >= 0)
-			bell->set = epoll_create1(EPOLL_CLOEXEC);
-		if (ring_fd >= 0 && epoll_ctl(bell->set, EPOLL_CTL_ADD, bell->fd, &event) < 0)
-			return bell->set < 0 ? -EMFILE : -errno;
+	if (bell->fd < 0)
+		return -errno;
+	if (ring_fd < 0)
+		return 0;
+	if (is_new) {
+		bell->set = epoll_create1(EPOLL_CLOEXEC);
+		ret = bell->set < 0 ? -errno : bell_add(bell, bell->fd);
 	}
-	return ring_fd >= 0 && epoll_ctl(bell->set, EPOLL_CTL_ADD, ring_fd, &event) < 0 ? -errno : 0;
+	return ret < 0 ? ret : bell_add(bell, ring_fd);
 }
 
 /* Open it if that is still to be done, and register it with this ring. Mute until iou_fd(). */

@@ -108,7 +108,7 @@ typedef struct iou_op_t {
 
 /* ---- Life ------------------------------------------------------------------------------------ */
 
-/* What runs the ops. See iou_new_with(). */
+/* What runs the ops: see "Engines" below. */
 enum iou_engine_kind { IOU_ENGINE_AUTO, IOU_ENGINE_RING, IOU_ENGINE_FALLBACK };
 
 /*
@@ -118,7 +118,7 @@ typedef struct iou_config_t {
 	unsigned entries;     /* SQ entries; 0: 64. Rounded up to a power of two, at most 32768 */
 	unsigned workers;     /* most worker threads; 0: the CPUs this process may run on */
 	unsigned setup_flags; /* 0: the library's own choice; else the IORING_SETUP_* to use */
-	unsigned engine;      /* enum iou_engine_kind; 0: io_uring, or else the fallback */
+	unsigned engine;      /* enum iou_engine_kind; 0: io_uring, or the fallback without it */
 	uint64_t spin_ns;     /* longest busy poll for a completion before sleeping; 0: none */
 	uint64_t reserved[4]; /* zero */
 } iou_config_t;
@@ -137,16 +137,16 @@ typedef struct iou_config_t {
  * halves when not. A round that looks in vain takes two system calls instead of one. Where spin_ns
  * is set, a worker looks for its next job for 50 us before it sleeps.
  *
- * engine: IOU_ENGINE_RING takes io_uring or fails. IOU_ENGINE_FALLBACK takes the fallback of
- * iou_fallback.c and does not try io_uring; without that file it fails with ENOSYS. With
- * IOU_ENGINE_AUTO the fallback is taken if io_uring is refused (EPERM, ENOSYS, EACCES) or too old;
- * the environment's IOU_ENGINE=ring or =fallback decides if it is set and the program is not
- * set-user-ID. The choice is made once: iou_resize() never changes it. SQPOLL needs io_uring.
+ * engine: IOU_ENGINE_AUTO takes io_uring. If that is refused (EPERM, ENOSYS or EACCES: seccomp,
+ * kernel.io_uring_disabled) or older than IORING_FEAT_EXT_ARG (Linux 5.11), it takes the fallback,
+ * if iou_fallback.c is compiled in. IOU_ENGINE_RING takes io_uring or fails. IOU_ENGINE_FALLBACK
+ * takes the fallback without a look at io_uring (some filters kill who tries it). For AUTO, the
+ * user's IOU_ENGINE=ring or IOU_ENGINE=fallback in the environment decides; any other value, and a
+ * set-user-ID program, is as if it were not set. The engine never changes afterwards.
  *
- * Errors: EINVAL (entries 0 in iou_new, config NULL, an unknown flag, a reserved field set, SQPOLL
- * with IOU_ENGINE_FALLBACK);
- * ENOMEM (also RLIMIT_MEMLOCK); EMFILE, ENFILE; EPERM or ENOSYS where io_uring is refused
- * (kernel.io_uring_disabled, seccomp) or older than IORING_FEAT_EXT_ARG (Linux 5.11).
+ * Errors: EINVAL (entries 0 in iou_new, config NULL, an unknown flag or engine, a reserved field
+ * set, SQPOLL on the fallback); ENOMEM (also RLIMIT_MEMLOCK); EMFILE, ENFILE. Without the fallback:
+ * EPERM, ENOSYS or EACCES if io_uring is refused or too old; ENOSYS for IOU_ENGINE_FALLBACK.
  * An iou that was made can reach its ring. A call that failed may be tried again: no failure is
  * remembered. No cancellation point (pthreads(7)). [any thread]
  */
@@ -182,9 +182,10 @@ IOU_API iou_t *iou_free(iou_t *iou);
 IOU_API int iou_resize(iou_t *iou, unsigned entries) IOU_MUST_USE;
 
 /*
- * The ring, for registering files, buffers and limits on it and for reading its features. The
- * program submits nothing on it, reaps nothing from it, and sends it no messages. Before the first
- * flush, run or poll it is still disabled (IORING_SETUP_R_DISABLED) where the kernel knows that.
+ * The ring, for reading its features, and for registering on it with liburing's functions, which
+ * know io_uring alone (iou_register() knows each engine). The program submits nothing on it, reaps
+ * nothing from it, and sends it no messages. Before the first flush, run or poll it is still
+ * disabled (IORING_SETUP_R_DISABLED) where the kernel knows that.
  *
  * It is misuse, which nothing notices, to register on it what iou's own work rests on:
  * IORING_REGISTER_ENABLE_RINGS, _RESIZE_RINGS, _RING_FDS and their opposites, _CLOCK, _SYNC_CANCEL,
@@ -199,6 +200,38 @@ IOU_API int iou_resize(iou_t *iou, unsigned entries) IOU_MUST_USE;
  */
 IOU_API struct io_uring *iou_ring(iou_t *iou);
 
+/*
+ * iou_free() calls fn(data) last, when nothing is touched any more; of several, the latest first.
+ * Not in a forked child. Errors: -ENOMEM, -EINVAL. [loop thread]
+ */
+IOU_API int iou_at_free(iou_t *iou, void (*fn)(void *data), void *data) IOU_MUST_USE;
+
+
+/* ---- Engines --------------------------------------------------------------------------------- */
+
+/*
+ * An engine runs the SQEs: the kernel's io_uring, or the fallback (iou_fallback.c), which uses
+ * epoll for what can be polled and threads of its own for files. A program runs on both, unchanged:
+ * results, errors and promised orders are the same. On the fallback,
+ *
+ *   - a pending op does not keep its file open: keep the descriptor open until the last callback
+ *     (as programs must anyway), and the other side of a socket that is closed with an op pending
+ *     sees the end at once;
+ *   - a bad address in an SQE is a fault (SIGSEGV), not -EFAULT;
+ *   - liburing's register functions on iou_ring() fail: use iou_register();
+ *   - IORING_SETUP_SQPOLL is refused, and other setup flags change nothing;
+ *   - a multishot poll may report more ready bits than changed, or once more;
+ *   - O_NONBLOCK of a descriptor may be set for a moment, by accept, connect and others: another
+ *     process that shares the open file may see that;
+ *   - file operations have the credentials and working directory of the process;
+ *   - if several ops wait for one event, any of them may get it;
+ *   - opcodes that iou_opcode_supported() denies end with -EINVAL.
+ *
+ * It needs Linux 4.18. Its threads are named "iou-fallback", at most 4 for each CPU; the first is
+ * started when it is needed, and each ends after some idle seconds. If none can be started, file
+ * operations end with -EAGAIN.
+ */
+
 /* "io_uring" or "fallback". NULL with errno EINVAL if iou is NULL. [any thread] */
 IOU_API const char *iou_engine_name(const iou_t *iou);
 
@@ -209,19 +242,13 @@ IOU_API const char *iou_engine_name(const iou_t *iou);
 IOU_API int iou_opcode_supported(iou_t *iou, unsigned opcode) IOU_MUST_USE;
 
 /*
- * io_uring_register(2) on the engine: buffers, files, buffer rings, a probe. Use it in place of
- * liburing's register functions, which know io_uring only. Returns as the system call, or -errno.
- * Refused with -EINVAL, since iou's own work rests on them: ENABLE_RINGS, RESIZE_RINGS, RING_FDS,
- * CLOCK, SYNC_CANCEL, SEND_MSG_RING, and eventfds once iou_fd() was called. [loop thread]
+ * io_uring_register(2) on the engine: buffers, files, limits, restrictions, a probe. Returns as the
+ * system call, or -errno; -EINVAL also for what the engine does not know, and for what iou's own
+ * work rests on: IORING_REGISTER_ENABLE_RINGS, _RESIZE_RINGS, _RING_FDS and their opposites,
+ * _CLOCK, _SYNC_CANCEL, _SEND_MSG_RING, and eventfds once iou_fd() was called. [loop thread]
  */
 IOU_API int iou_register(iou_t *iou, unsigned opcode, const void *arg,
 			 unsigned nr_args) IOU_MUST_USE;
-
-/*
- * iou_free() calls fn(data) last, when nothing is touched any more; of several, the latest first.
- * Not in a forked child. Errors: -ENOMEM, -EINVAL. [loop thread]
- */
-IOU_API int iou_at_free(iou_t *iou, void (*fn)(void *data), void *data) IOU_MUST_USE;
 
 
 /* ---- Ops ------------------------------------------------------------------------------------- */

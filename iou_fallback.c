@@ -116,6 +116,9 @@ static int result_of(long ret)
 	return ret > INT_MAX ? INT_MAX : (int)ret;
 }
 
+/* The call is unknown, or a filter refuses it: an older one will say if the error is its own. */
+static bool call_is_missing(long error) { return error == ENOSYS || error == EPERM; }
+
 static void *pointer_of(uint64_t address) { return (void *)(uintptr_t)address; }
 
 static uint64_t min_u64(uint64_t a, uint64_t b) { return a < b ? a : b; }
@@ -1031,7 +1034,7 @@ static int waits_look(waits_t *waits, struct epoll_event *events, uint64_t ns, c
 					 ns ? -1 : 0, mask, _NSIG / 8));
 	ret = result_of(syscall(SYS_epoll_pwait2, waits->epoll, events, WAITS_EVENTS, &time, mask,
 				_NSIG / 8));
-	waits->no_pwait2 = ret == -ENOSYS || ret == -EPERM;
+	waits->no_pwait2 = ret < 0 && call_is_missing(-ret);
 	return waits->no_pwait2 ? 0 : ret;
 }
 
@@ -1422,7 +1425,7 @@ static int rw_attempt(req_t *req)
 		return rw_took(req, (size_t)ret);
 	if (errno == EAGAIN && !nowait)
 		return wait_for(req, req->sqe.fd, rw_writes(req) ? POLLOUT : POLLIN);
-	if ((errno == EOPNOTSUPP || errno == ENOSYS) && !nowait)
+	if ((errno == EOPNOTSUPP || call_is_missing(errno)) && !nowait)
 		return rw_by_kind(req);
 	return req->n_done ? (int)req->n_done : -errno;
 }
@@ -1736,7 +1739,7 @@ static int open_call(const req_t *req, const char *path, struct how *how)
 		ret = result_of(syscall(SYS_openat2, req->sqe.fd, path, how, sizeof(*how)));
 	else
 		how->resolve = 0;
-	if (ret != -ENOSYS)
+	if (!call_is_missing(-ret) || (ret == -EPERM && how->resolve))
 		return ret;
 	if (how->resolve || how->flags >> 32 ||
 	    (req->sqe.opcode == IORING_OP_OPENAT2 && how->mode &&
@@ -1903,7 +1906,7 @@ static int statx_work(req_t *req)
 	int ret = result_of(syscall(SYS_statx, sqe->fd, req->parameters, sqe->statx_flags, sqe->len,
 				    pointer_of(sqe->off)));
 
-	return ret == -ENOSYS ? statx_by_stat(req, pointer_of(sqe->off)) : ret;
+	return call_is_missing(-ret) ? statx_by_stat(req, pointer_of(sqe->off)) : ret;
 }
 
 static int unlinkat_work(req_t *req)

@@ -223,24 +223,20 @@ bool on_fallback(void)
 	return known;
 }
 
+bool ring_works(void)
+{
+	iou_t *iou = iou_new_with(&(iou_config_t){.engine = IOU_ENGINE_RING});
+
+	iou_free(iou);
+	return iou != NULL;
+}
+
 void get_events(iou_t *iou)
 {
 	if (on_fallback())
 		iou_fallback.enter(iou_ring(iou), 0, 0, IORING_ENTER_GETEVENTS, NULL, 8);
 	else
 		io_uring_get_events(iou_ring(iou));
-}
-
-/* What the fallback is to say of the flags: it has no SQPOLL, else it is as new as any kernel. */
-static int ask_fallback(unsigned setup_flags)
-{
-	const unsigned lazy = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN;
-	bool fits = !(setup_flags & IORING_SETUP_SQPOLL) &&
-		    (setup_flags & lazy || !(setup_flags & IORING_SETUP_TASKRUN_FLAG)) &&
-		    (setup_flags & IORING_SETUP_SINGLE_ISSUER ||
-		     !(setup_flags & IORING_SETUP_DEFER_TASKRUN));
-
-	return fits ? 0 : -EINVAL;
 }
 
 /* What the kernel itself says of the flags. */
@@ -261,11 +257,28 @@ static int ask_kernel(unsigned entries, unsigned setup_flags)
 	return ret;
 }
 
+/* What the engine is to say of them. The fallback has no SQPOLL, else it is as new as any kernel;
+ * who leaves the choice gets the kernel's answer to SQPOLL. */
+static int ask_engine(unsigned entries, unsigned setup_flags)
+{
+	const unsigned lazy = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN;
+	const char *wanted = getenv("IOU_ENGINE");
+
+	if (!on_fallback() ||
+	    (setup_flags & IORING_SETUP_SQPOLL && !(wanted && strcmp(wanted, "fallback") == 0)))
+		return ask_kernel(entries, setup_flags);
+	if (setup_flags & IORING_SETUP_SQPOLL ||
+	    (setup_flags & IORING_SETUP_TASKRUN_FLAG && !(setup_flags & lazy)) ||
+	    (setup_flags & IORING_SETUP_DEFER_TASKRUN &&
+	     !(setup_flags & IORING_SETUP_SINGLE_ISSUER)))
+		return -EINVAL;
+	return 0;
+}
+
 iou_t *ck_new_iou_of(const char *func, unsigned entries, unsigned setup_flags)
 {
 	iou_t *iou = iou_new_with(&(iou_config_t){.entries = entries, .setup_flags = setup_flags});
-	int error = iou ? 0 : errno;
-	int ret = on_fallback() ? ask_fallback(setup_flags) : ask_kernel(entries, setup_flags);
+	int error = iou ? 0 : errno, ret = ask_engine(entries, setup_flags);
 	char why[64];
 
 	ck_assert_msg(ret == -error, "setup_flags %#x: the engine says %s, iou_new_with %s",

@@ -76,6 +76,8 @@ iou_op_t *new_op(iou_t *iou);
 
 /* True if ious of this process run on iou_fallback.c. */
 bool on_fallback(void);
+/* True if iou can have io_uring here. */
+bool ring_works(void);
 /* As io_uring_get_events(), which knows io_uring only: let completions come, and deliver none. */
 void get_events(iou_t *iou);
 

@@ -24,7 +24,7 @@ typedef struct mixture_t {
 	iou_op_t *reader, *writer, *job, *timer;
 	int fds[2], n_reads, n_writes, n_jobs, n_ticks, n_posts;
 	int to_do;
-	bool storm; /* of signals */
+	bool interrupted; /* by signals, again and again */
 	char in, out;
 	pthread_t thread;
 } mixture_t;
@@ -33,7 +33,7 @@ typedef struct mixture_t {
  * "Storms of signals". */
 static bool gave_up(const mixture_t *mix, const iou_op_t *op)
 {
-	return op->result == -ECANCELED && mix->storm && is_slow();
+	return op->result == -ECANCELED && mix->interrupted && is_slow();
 }
 
 static int on_read(void *data);
@@ -153,7 +153,7 @@ static void mix_all(mixture_t *mix)
 /* A thousand signals a second: nothing of it is seen. */
 START_TEST(a_storm_of_signals_does_no_harm)
 {
-	mixture_t mix = {.to_do = is_slow() ? 2000 : 20000, .storm = true};
+	mixture_t mix = {.to_do = is_slow() ? 2000 : 20000, .interrupted = true};
 
 	start_alarms(MSEC, NULL);
 	mix_all(&mix);
@@ -169,7 +169,7 @@ static void mix_in_child(void *data)
 /* Returns how often it was stopped before it ended. */
 static int stop_and_continue(int to_do)
 {
-	mixture_t mix = {.to_do = to_do};
+	mixture_t mix = {.to_do = to_do, .interrupted = true};
 	int status, n = 0;
 	pid_t pid = fork();
 

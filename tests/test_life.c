@@ -379,6 +379,8 @@ START_TEST(io_uring_is_refused)
 		{SYS_io_uring_register, EACCES, 0, "fallback"},
 	};
 
+	if (!ring_works())
+		SKIP("needs io_uring");
 	for (unsigned i = 0; i < sizeof(table) / sizeof(table[0]); i++)
 		in_good_child(make_denied, &table[i]);
 }
@@ -412,6 +414,8 @@ static void refused_later(void *data)
 
 START_TEST(io_uring_is_refused_later)
 {
+	if (!ring_works())
+		SKIP("needs io_uring");
 	in_good_child(refused_later, NULL);
 }
 END_TEST

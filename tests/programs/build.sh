@@ -11,7 +11,7 @@ trap 'rm -rf "$dir"' EXIT
 fail() { echo "FAIL: $*"; exit 1; }
 [ "${SHARED:-}" != no ] || { echo "SKIP build: it needs a libiou.so, and SHARED=no was said"; exit 77; }
 cc=${CC:-cc} make=${MAKE:-make}
-unset B CC SAN V T CFLAGS CPPFLAGS LDFLAGS AR SHARED DESTDIR PREFIX
+unset B CC SAN ENGINE V T CFLAGS CPPFLAGS LDFLAGS AR SHARED DESTDIR PREFIX
 unset prefix libdir includedir pkgconfigdir datarootdir docdir
 
 # A tree of its own with little in it: its library is one function.
@@ -79,6 +79,8 @@ said ' -O0 .*iou.c$'
 # Errors: one line of ours, and make's own.
 bad SAN=memory
 said 'SAN=memory: address or thread'
+bad ENGINE=ring2
+said 'ENGINE=ring2: fallback or ring'
 bad CC=no-such-compiler
 said "^iou: no C compiler 'no-such-compiler'"
 bad CFLAGS=-fno-such-flag
@@ -107,7 +109,7 @@ rm -r build
 DEPS_STATUS=1 bad deps all
 [ ! -e build ] || fail "all ran though deps failed"
 
-good help SAN=memory
+good help SAN=memory ENGINE=none
 said 'make check '
 
 # The library alone, and without libiou.so; one that was there before does not stay.

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: MIT
 #
 # examples/echo under load: what each test of tests/programs/echo_client.c does is said there.
-# Needs io_uring.
 # shellcheck disable=SC2015
 set -eu
 dir=$(mktemp -d)

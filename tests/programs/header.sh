@@ -348,9 +348,9 @@ int main(void)
 END
 
 original() {
-	quietly $cc -std=c11 -Wall -Wextra -o original ../original.c ../iou.c -luring -pthread
-	[ -n "${REFUSED:-}" ] || [ "$(./original)" = "as ever" ] ||
-		fail "the original's program built by $cc"
+	quietly $cc -std=c11 -Wall -Wextra -o original ../original.c ../iou.c ../iou_fallback.c -luring \
+		-pthread
+	[ "$(./original)" = "as ever" ] || fail "the original's program built by $cc"
 }
 
 # ---- All of it, by each compiler -----------------------------------------------------------------
@@ -360,9 +360,7 @@ all_c() {
 		with_musl="-nostdinc -isystem $musl -isystem $dir/links"
 		with_musl="$with_musl -isystem $($cc -print-file-name=include)"
 		headers_c $with_musl
-		for file in iou.c iou_fallback.c; do
-			quietly $cc $with_musl -std=c11 -Wall -Wextra -fsyntax-only $file
-		done
+		quietly $cc $with_musl -std=c11 -Wall -Wextra -fsyntax-only iou.c iou_fallback.c
 	fi
 	ignored
 	replaced replace.c
@@ -397,5 +395,5 @@ for cc in g++ clang++; do
 done
 status=0
 for pid in $started; do wait "$pid" || status=1; done
-[ -z "${REFUSED:-}" ] || echo "SKIP header: running what was built (io_uring is refused here)"
+[ -z "${REFUSED:-}" ] || echo "SKIP header: running iou.c alone (io_uring is refused here)"
 exit $status

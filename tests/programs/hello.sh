@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: MIT
 #
 # examples/hello counts lines as wc does, and says in one line what went wrong.
-# Needs io_uring.
 # shellcheck disable=SC2015,SC2086
 set -eu
 hello=$B/examples/hello
@@ -40,16 +39,3 @@ status=0
 [ "$status $(cat "$dir/err")" = "1 hello: standard output: No space left on device" ] || fail "a full disk: status $status"
 refused "$dir/none" "No such file or directory"
 refused "$dir" "Is a directory"
-
-# Where the kernel refuses io_uring, the examples say so.
-refuse="strace -qq -o $dir/calls -e inject=io_uring_setup:error=EPERM"
-if $refuse true 2>/dev/null; then
-	for program in "$B"/examples/*; do
-		name=$(basename "$program") status=0
-		case $name in hello | echo | sum | walk) ;; *) continue ;; esac
-		ASAN_OPTIONS=detect_leaks=0 $refuse "$program" </dev/null >"$dir/out" 2>"$dir/err" || status=$?
-		[ "$status $(cat "$dir/err")" = "1 $name: io_uring: Operation not permitted" ] || fail "$(cat "$dir/err")"
-	done
-else
-	echo "SKIP io_uring refused: no strace that can"
-fi

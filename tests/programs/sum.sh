@@ -3,7 +3,6 @@
 #
 # examples/sum prints and checks what sha256sum does, byte for byte, whatever the files and their names are; in
 # little memory, and with few descriptors.
-# Needs io_uring.
 # shellcheck disable=SC1003,SC2015,SC2016
 set -u
 sum=$B/examples/sum

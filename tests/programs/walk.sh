@@ -3,7 +3,6 @@
 #
 # examples/walk counts what find, du and cat | wc -l count: on odd, deep and wide trees, with few descriptors, little
 # memory, and where not all can be read.
-# Needs io_uring.
 # Words are split on purpose, and every sh that we know has these limits.
 # shellcheck disable=SC2086,SC3045
 set -eu

@@ -3,7 +3,8 @@
 #
 # kernels.sh [RELEASE...]: the Check program, linked statically, on the cloud kernels of these Debian releases, in QEMU
 # without KVM. Kernels are fetched from Debian's mirror by apt, into a folder of its own below $B, once. Also sets
-# kernel.io_uring_disabled to 1 and 2, which no test may do to the machine that it runs on. SUITE= runs one suite only.
+# kernel.io_uring_disabled to 1 and 2, which no test may do to the machine that it runs on: some suites have to pass then,
+# on the fallback. SUITE= runs one suite only.
 set -eu
 : "${B:?the build folder}" "${CC:=cc}" "${MAKE:=make}"
 cd "$(dirname "$0")/../.."

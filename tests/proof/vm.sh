@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: MIT
 #
 # Sourced by the scripts that run the Check program, linked statically, in QEMU without KVM, on a cloud kernel of
-# Debian's. After debs.sh. SUITE= runs one suite only.
+# Debian's; and some suites on the fallback: as IOU_ENGINE=fallback, and with kernel.io_uring_disabled=1 (to others than
+# root) and 2, if the kernel has that. After debs.sh. SUITE= runs one suite only.
 : "${LIMIT:=1800}"
 
 # vm_kernel FOLDER RELEASE ARCH: leaves its kernel in FOLDER/vmlinuz and its version beside it, once.
@@ -41,14 +42,38 @@ vm_initrd() {
 		mount -t tmpfs shm /dev/shm
 		chmod 1777 /tmp
 		ip link set lo up
+		mkdir -p /etc
+		echo nobody:x:65534:65534::/:/bin/sh >/etc/passwd
 		dmesg -c >/boot.log
 		# Emulated, on a machine that has other work: patience
 		export CK_TIMEOUT_MULTIPLIER=3 IOU_TEST_SLOW=1 CK_VERBOSITY=normal
 		export CK_TAP_LOG_FILE_NAME=/dev/$(sed 's/.*console=\([^ ]*\).*/\1/' /proc/cmdline)
 		. /suite
+
+		# part DISABLED [COMMAND...]: some suites, by this command, on the fallback, with io_uring_disabled so.
+		part() {
+			how="$1 $(shift; "$@" /check engine)"
+			shift
+			for suite in ${CK_RUN_SUITE:-engine loop nested deadline post}; do
+				CK_RUN_SUITE=$suite "$@" /check >/out
+				counts=$(sed -n 's/.*Checks: \([0-9]*\), Failures: \([0-9]*\), Errors: \([0-9]*\).*/\1 \2 \3/p' /out)
+				echo "IOU part $how $suite $counts $(grep -c ^SKIP /out)"
+				grep ':[FE]:' /out
+			done
+		}
 		echo "IOU kernel $(uname -r)"
 		/check >/out; status=$?; echo; cat /out; echo "IOU status $status"
 		IOU_TEST_OWN_MACHINE=1 CK_RUN_SUITE=hostile CK_RUN_CASE=machine /check; echo "IOU machine status $?"
+		unset CK_TAP_LOG_FILE_NAME
+		sysctl=/proc/sys/kernel/io_uring_disabled
+		part 0 env IOU_ENGINE=fallback
+		if [ -e $sysctl ]; then
+			echo 1 >$sysctl # to others than root
+			part 1 su -s /bin/sh nobody -c 'exec "$0" "$@"'
+			echo 2 >$sysctl
+			part 2
+			echo 0 >$sysctl
+		fi
 		for word in WARNING BUG Oops 'blocked for more' 'Call Trace' 'general protection' 'rcu.*stall' refcount after-free; do
 			dmesg | grep "$word" | sed 's/^/IOU dmesg /'
 		done
@@ -78,11 +103,20 @@ vm_tell() {
 	n=${1:-0} bad=$((${2:-1} + ${3:-0})) skips=$(grep -ac '^SKIP' "$log") || true
 	sed -n "s|^SKIP|SKIP $name|p" "$log" | sort -u
 	[ "$n" != 0 ] || bad=1
+	# The part that had to run on the fallback.
+	# shellcheck disable=SC2046
+	set -- $(sed -n 's/^IOU part //p' "$log" | awk '
+		$2 == "fallback" && NF == 7 { n += $4; bad += $5 + $6; skips += $7; next }
+		{ bad++ }
+		END { print n + 0, bad + (NR == 0), skips + 0 }')
+	n=$((n + $1)) bad=$((bad + $2)) skips=$((skips + $3))
+	disabled=$(sed -n 's/^IOU part \([12]\) .*/\1/p' "$log" | sort -u | paste -sd,)
 	grep -aq '^IOU machine status 0' "$log" || { echo "FAIL $name: hostile, machine"; bad=$((bad + 1)); }
 	if grep -aq '^IOU dmesg' "$log"; then echo "FAIL $name: dmesg"; bad=$((bad + 1)); fi
 	grep -aq '^IOU end' "$log" || { echo "FAIL $name: it did not come to its end"; bad=$((bad + 1)); }
 	[ "$bad" = 0 ] || grep -aE '^not ok|:[FE]:|^IOU|panic' "$log" | sed "s/^/    $name: /"
 	good=$((n > bad + skips ? n - bad - skips : 0))
-	echo "kernel $(cat "$vm/version"): $good passed, $bad failed, $skips skipped, $took s"
+	echo "kernel $(cat "$vm/version"): $good passed, $bad failed, $skips skipped, $took s; io_uring_disabled:" \
+		"${disabled:-not there}"
 	passed=$((passed + good)) failed=$((failed + bad)) skipped=$((skipped + skips))
 }
