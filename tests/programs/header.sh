@@ -3,9 +3,10 @@
 #
 # iou.h compiles without a warning: alone, twice, before and after other headers, and beside a
 # program's own `typedef struct iou_t iou_t;`; as C99 to C23 and C++11 to C++23, strict and GNU; with
-# gcc and clang (those that are there); with musl's headers. iou.c compiles beside a tool with no
-# flag but the libraries', in each C, with iou_fallback.c and without. Results that must be looked at cannot be ignored. A program
-# written for the original libiou 0.1 compiles and works.
+# gcc and clang (those that are there); with musl's headers. iou.c, and iou_fallback.c if it is
+# wanted, compile beside a tool with no flag but the libraries', in each C: with the latter the tool
+# runs on the fallback too, without it nothing does. Results that must be looked at cannot be
+# ignored. A program written for the original libiou 0.1 compiles and works.
 #
 # Words are split on purpose; each compiler has a subshell.
 # shellcheck disable=SC2030,SC2031,SC2086,SC2317
@@ -19,6 +20,10 @@ fail() { echo "FAIL: $*"; exit 1; }
 quietly() { # a warning counts as an error
 	"$@" >"$own/out" 2>&1 || { cat "$own/out"; fail "$*"; }
 	[ ! -s "$own/out" ] || { cat "$own/out"; fail "warnings: $*"; }
+}
+
+runs() { # COMMAND, which needs io_uring
+	[ -n "${REFUSED:-}" ] || $1
 }
 
 # ---- The header alone ----------------------------------------------------------------------------
@@ -197,40 +202,70 @@ replaced() { # FILE
 
 # ---- The files beside a tool: cc tool.c iou.c [iou_fallback.c] -luring -pthread ------------------
 cat >"$dir/tool.c" <<'END'
+#include <errno.h>
+#include <string.h>
 #include "iou.h"
 static int on_nop(void *n_calls)
 {
 	++*(int *)n_calls;
 	return 0;
 }
-int main(void)
+/* tool ENGINE: a nop on that engine. tool none: is there no fallback? */
+int main(int argc, char **argv)
 {
+	iou_config_t config = { 0 };
 	int n_calls = 0, result = 1;
-	iou_t *iou = iou_new(4);
-	iou_op_t *op = iou ? iou_op_new(iou) : NULL;
+	iou_t *iou;
+	iou_op_t *op;
 
+	if (argc == 2 && strcmp(argv[1], "none") == 0) {
+		config.engine = IOU_ENGINE_FALLBACK;
+		iou = iou_new_with(&config);
+		return iou != NULL || errno != ENOSYS;
+	}
+	iou = iou_new(4);
+	op = iou ? iou_op_new(iou) : NULL;
 	if (op) {
 		io_uring_prep_nop(op->sqe);
 		iou_op_queue(iou, op, on_nop, &n_calls);
 		result = iou_run(iou);
 	}
+	if (op && argc == 2)
+		result |= strcmp(iou_engine_name(iou), argv[1]);
 	iou_free(iou);
 	return result || n_calls != 1;
 }
 END
 
+try() { # FILE...
+	quietly $cc $flags -o tool "$@" -luring -pthread
+	runs ./tool || fail "the tool built by $cc $flags"
+	./tool none || fail "the fallback is there without its file ($cc $flags)"
+	IOU_ENGINE=fallback runs "./tool io_uring" ||
+		fail "IOU_ENGINE is read without iou_fallback.c ($cc $flags)"
+}
+
+try_fallback() {
+	quietly $cc $flags -o tool "$@" -luring -pthread
+	IOU_ENGINE=fallback ./tool fallback || fail "the tool with the fallback, by $cc $flags"
+	IOU_ENGINE=ring runs "./tool io_uring" || fail "IOU_ENGINE=ring is not read ($cc $flags)"
+	runs "./tool io_uring" || fail "io_uring is not the first choice ($cc $flags)"
+}
+
 tools() {
-	for std in c99 c11 gnu17; do
-		quietly $cc -std=$std -Wall -Wextra -Wimplicit-fallthrough -O1 -o tool ../tool.c ../iou.c \
-			-luring -pthread
-		[ -n "${REFUSED:-}" ] || ./tool || fail "the tool built by $cc -std=$std"
-		quietly $cc -std=$std -Wall -Wextra -Wimplicit-fallthrough -O1 -o tool ../tool.c ../iou.c \
-			../iou_fallback.c -luring -pthread
-		./tool || fail "the tool built by $cc -std=$std with iou_fallback.c"
+	unset IOU_ENGINE
+	for std in c11 gnu17; do
+		quietly $cc -std=$std -Wall -Wextra -fsyntax-only ../tool.c ../iou.c ../iou_fallback.c
 	done
-	quietly $cc -Wall -Wextra -Wshadow -Wstrict-prototypes -O2 -DNDEBUG -o tool ../tool.c ../iou.c \
-		../iou_fallback.c -luring -pthread
-	./tool || fail "the tool built by $cc -DNDEBUG"
+	for std in c99 c2x; do
+		flags="-std=$std -Wall -Wextra -Wimplicit-fallthrough -O1"
+		quietly $cc $flags -c ../tool.c ../iou.c ../iou_fallback.c
+		try tool.o iou.o
+		try_fallback tool.o iou.o iou_fallback.o
+	done
+	flags='-Wall -Wextra -Wshadow -Wstrict-prototypes -O2 -DNDEBUG'
+	try ../tool.c ../iou.c
+	try_fallback ../tool.c ../iou.c ../iou_fallback.c
 }
 
 # ---- A program for the original's ten functions; it ignores what iou_flush and iou_quit return ---

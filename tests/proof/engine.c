@@ -8,8 +8,9 @@
  *
  *     engine            all cases, both engines
  *     engine -v         show all answers
- *     engine NAME...    only the cases whose name contains one of these
+ *     engine NAME...    only the cases whose name contains one of these; ~NAME: not this one
  *     engine -f ...     the fallback alone (answers are shown)
+ *     engine -x ...     no further case once one has failed
  */
 
 #ifndef _GNU_SOURCE
@@ -19,6 +20,7 @@
 #include "iou.h"
 
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -35,6 +37,7 @@
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -68,7 +71,20 @@ static int ring_reg(struct io_uring *io, unsigned opcode, const void *arg, unsig
 	return io_uring_register((unsigned)io->ring_fd, opcode, arg, n);
 }
 
-static const iou_backend_t ring = {"ring", ring_open, ring_close, ring_enter, ring_reg, NULL};
+static int ring_reserve(struct io_uring *io, size_t n)
+{
+	(void)io, (void)n;
+	return 0;
+}
+
+static const iou_backend_t ring = {
+	.name = "ring",
+	.open = ring_open,
+	.close = ring_close,
+	.reserve = ring_reserve,
+	.enter = ring_enter,
+	.reg = ring_reg,
+};
 
 /* ---- What the engine is compiled to call: memory and threads that can be refused ---- */
 
@@ -78,11 +94,17 @@ int engine_pthread_create(pthread_t *id, const pthread_attr_t *attr, void *(*fn)
 			  void *arg);
 
 static long n_allocations = -1; /* that succeed before one fails; negative: all */
+static bool no_memory_left;     /* all fail */
+static unsigned n_refused;      /* that failed */
 static int n_threads = -1;      /* that can be started; negative: all */
+static unsigned n_started;      /* threads that were */
 
 static bool refused(void)
 {
-	return n_allocations >= 0 && n_allocations-- == 0;
+	bool refuses = no_memory_left || (n_allocations >= 0 && n_allocations-- == 0);
+
+	n_refused += refuses;
+	return refuses;
 }
 
 void *engine_malloc(size_t size) { return refused() ? NULL : malloc(size); }
@@ -94,6 +116,7 @@ int engine_pthread_create(pthread_t *id, const pthread_attr_t *attr, void *(*fn)
 	if (n_threads == 0)
 		return EAGAIN;
 	n_threads -= n_threads > 0;
+	n_started++;
 	return pthread_create(id, attr, fn, arg);
 }
 
@@ -101,12 +124,14 @@ int engine_pthread_create(pthread_t *id, const pthread_attr_t *attr, void *(*fn)
 
 static const iou_backend_t *backend;
 static struct io_uring io;
+static bool is_open;
 static unsigned n_queued, entries = 64, setup_flags = IORING_SETUP_SUBMIT_ALL;
 static int last[2048];    /* the last result by user_data */
 static unsigned n_cqes[2048];
 static bool hide_fds;     /* results >= 0 are descriptors: their numbers differ */
 static bool sort_answers; /* no order is promised */
-static char folder[] = "/tmp/iou-engine-XXXXXX";
+static bool quiet;        /* look() prints nothing */
+static char folder[96] = "/tmp/iou-engine-XXXXXX";
 
 static void die(const char *what)
 {
@@ -115,15 +140,39 @@ static void die(const char *what)
 	_exit(3);
 }
 
-static void start(void)
+static int try_open(void)
 {
 	struct io_uring_params params = {.flags = setup_flags};
 	int ret = backend->open(entries, &io, &params);
+
+	is_open = ret >= 0;
+	n_queued = 0;
+	return ret;
+}
+
+static void start(void)
+{
+	int ret = try_open();
 
 	if (ret < 0) {
 		errno = -ret;
 		die("open");
 	}
+}
+
+static void end(void)
+{
+	if (is_open)
+		backend->close(&io);
+	is_open = false;
+}
+
+/* A new ring in place of the one that stands. */
+static void restart(unsigned flags)
+{
+	end();
+	setup_flags = flags;
+	start();
 }
 
 static struct io_uring_sqe *sqe_next(unsigned user_data)
@@ -134,6 +183,17 @@ static struct io_uring_sqe *sqe_next(unsigned user_data)
 	sqe->user_data = user_data;
 	n_queued++;
 	return sqe;
+}
+
+/* Give n SQEs to enter, which does not wait. Returns what it says. */
+static int submit(unsigned n, unsigned flags)
+{
+	int ret;
+
+	__atomic_store_n(io.sq.ktail, io.sq.sqe_tail, __ATOMIC_RELEASE);
+	ret = backend->enter(&io, n, 0, flags, NULL, _NSIG / 8);
+	n_queued -= ret > 0 ? (unsigned)ret : 0;
+	return ret;
 }
 
 /* prep NAME with user_data, then flags: Q(1, 0, read, fd, buf, 8, 0) */
@@ -218,6 +278,8 @@ static void look(const char *label, unsigned n)
 		if ((n && n_text >= n) || now_ms() >= until)
 			break;
 	}
+	if (quiet)
+		return;
 	if (sort_answers)
 		qsort(text, n_text, sizeof(text[0]), by_value);
 	printf("    %-32s", label);
@@ -235,6 +297,42 @@ static void say(const char *format, ...)
 	vprintf(format, args);
 	va_end(args);
 	printf("\n");
+}
+
+/* What the engine promises beside the ring's answers: a line, which differs, if it is not so. */
+#define must(so, ...) \
+	do { \
+		if (!(so)) { \
+			printf("    line %d: ", __LINE__); \
+			say(__VA_ARGS__); \
+		} \
+	} while (0)
+
+/* The engine's threads, by their name. One that was joined may be listed a little longer. */
+static unsigned n_threads_left(void)
+{
+	char path[64], name[32];
+	unsigned n = 1;
+
+	for (unsigned i = 0; i < 100 && n; i++) {
+		DIR *dir = opendir("/proc/self/task");
+		struct dirent *entry;
+
+		for (n = 0; (entry = readdir(dir));) {
+			FILE *file;
+
+			snprintf(path, sizeof(path), "/proc/self/task/%.16s/comm", entry->d_name);
+			file = fopen(path, "r");
+			n += file && fgets(name, sizeof(name), file) &&
+			     strcmp(name, "iou-fallback\n") == 0;
+			if (file)
+				fclose(file);
+		}
+		closedir(dir);
+		if (n)
+			usleep(2000);
+	}
+	return n;
 }
 
 /* ---- Things to ask about ---- */
@@ -1153,19 +1251,19 @@ static void timeouts(void)
 		Q(i, 0, timeout, &ts, 0, 0);
 	look("three equal", 3);
 	Q(30, 0, timeout, &ts, 0, 0);
-	__atomic_store_n(io.sq.ktail, io.sq.sqe_tail, __ATOMIC_RELEASE);
-	backend->enter(&io, n_queued, 0, 0, NULL, _NSIG / 8);
-	n_queued = 0;
+	submit(n_queued, 0);
 	ts.tv_sec = 100;
 	look("overwritten", 1);
 	Q(31, 0, timeout, &zero, 3, (1 << 6) | IORING_TIMEOUT_ABS);
 	look("multishot abs", 1);
+	clock_gettime(CLOCK_MONOTONIC, &real);
 	for (unsigned i = 0; i < 60; i++) {
-		ts = (struct __kernel_timespec){.tv_nsec = 300000000 + (i * 37) % 60 * 10000000};
-		Q(200 + (i * 37) % 60, 0, timeout, &ts, 0, 0);
-		__atomic_store_n(io.sq.ktail, io.sq.sqe_tail, __ATOMIC_RELEASE);
-		backend->enter(&io, n_queued, 0, 0, NULL, _NSIG / 8);
-		n_queued = 0;
+		uint64_t ns = (uint64_t)real.tv_nsec + 300000000 + (i * 37) % 60 * 10000000;
+
+		ts = (struct __kernel_timespec){real.tv_sec + (int64_t)(ns / 1000000000),
+						(int64_t)(ns % 1000000000)};
+		Q(200 + (i * 37) % 60, 0, timeout, &ts, 0, IORING_TIMEOUT_ABS);
+		submit(n_queued, 0);
 		if (i % 7 == 3) {
 			Q(1000, 0, cancel64, 200 + (i * 37) % 60, 0);
 			look("", 2);
@@ -1222,6 +1320,7 @@ static void polls(void)
 
 static void poll_multi(void)
 {
+	struct __kernel_timespec ts = {.tv_nsec = 200000000};
 	int p[2], s[2], e = eventfd(0, 0);
 	uint64_t one = 1;
 
@@ -1264,6 +1363,14 @@ static void poll_multi(void)
 	look("event", 1);
 	Q(13, 0, poll_update, 10, 11, 0, IORING_POLL_UPDATE_USER_DATA);
 	look("not found", 1);
+	drain_fd(s[0], 1);
+	Q(14, L, poll_add, s[0], POLLIN);
+	Q(15, 0, link_timeout, &ts, 0);
+	look("with a limit", 0);
+	Q(16, 0, poll_update, 14, 17, POLLPRI,
+	  IORING_POLL_UPDATE_EVENTS | IORING_POLL_UPDATE_USER_DATA);
+	look("update", 1);
+	look("its end", 2);
 }
 
 /* ---- Files ---- */
@@ -1501,9 +1608,7 @@ static void overflow(void)
 
 	for (unsigned i = 0; i < n; i++) {
 		nop(i, 0);
-		__atomic_store_n(io.sq.ktail, io.sq.sqe_tail, __ATOMIC_RELEASE);
-		backend->enter(&io, 1, 0, 0, NULL, _NSIG / 8);
-		n_queued = 0;
+		submit(1, 0);
 	}
 	was = *io.sq.kflags & IORING_SQ_CQ_OVERFLOW;
 	say("flag %d, dropped %u, ready %d", was, *io.cq.koverflow,
@@ -1556,16 +1661,12 @@ static void entering(void)
 	say("ring_fd: %d", poll(&fd, 1, 100));
 	look("a read", 1);
 	Q(2, 0, fsync, file_new("ring", 3, 0), 0);
-	__atomic_store_n(io.sq.ktail, io.sq.sqe_tail, __ATOMIC_RELEASE);
-	backend->enter(&io, 1, 0, 0, NULL, _NSIG / 8);
-	n_queued = 0;
+	submit(1, 0);
 	say("ring_fd: %d", poll(&fd, 1, 1000));
 	look("fsync", 1);
 	ts.tv_nsec = 1000000;
 	Q(3, 0, timeout, &ts, 0, 0);
-	__atomic_store_n(io.sq.ktail, io.sq.sqe_tail, __ATOMIC_RELEASE);
-	backend->enter(&io, 1, 0, 0, NULL, _NSIG / 8);
-	n_queued = 0;
+	submit(1, 0);
 	say("ring_fd: %d", poll(&fd, 1, 1000));
 	look("timeout", 1);
 }
@@ -1630,11 +1731,8 @@ static void no_memory(void)
 		int ret;
 
 		n_allocations = n_short % 3;
-		__atomic_store_n(io.sq.ktail, io.sq.sqe_tail, __ATOMIC_RELEASE);
-		ret = backend->enter(&io, n_queued, 0, IORING_ENTER_GETEVENTS, NULL, _NSIG / 8);
-		if (ret > 0)
-			n_queued -= (unsigned)ret;
-		else if (ret != -EAGAIN)
+		ret = submit(n_queued, IORING_ENTER_GETEVENTS);
+		if (ret < 0 && ret != -EAGAIN)
 			say("enter: %s", name_of(ret));
 		n_short++;
 	}
@@ -1674,134 +1772,750 @@ static void threads(void)
 	look("one", 31);
 }
 
-/* Closing with everything pending. */
+/* ---- What is registered, and how a ring is set up ---- */
+
+static int reg(unsigned opcode, const void *arg, unsigned n)
+{
+	return backend->reg(&io, opcode, arg, n);
+}
+
+static void restrict_to(const char *label, const struct io_uring_restriction *items, unsigned n)
+{
+	say("%s: %s", label, name_of(reg(IORING_REGISTER_RESTRICTIONS, items, n)));
+}
+
+static void restricted(void)
+{
+	const struct io_uring_restriction items[] = {
+		{.opcode = IORING_RESTRICTION_REGISTER_OP, .register_op = IORING_REGISTER_PROBE},
+		{.opcode = IORING_RESTRICTION_REGISTER_OP,
+		 .register_op = IORING_REGISTER_ENABLE_RINGS},
+		{.opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_NOP},
+		{.opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_TIMEOUT},
+		{.opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED, .sqe_flags = L},
+		{.opcode = IORING_RESTRICTION_SQE_FLAGS_REQUIRED, .sqe_flags = A},
+	};
+	const struct io_uring_restriction odd = {.opcode = 77},
+		no_such_op = {.opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = 255},
+		no_such_register = {.opcode = IORING_RESTRICTION_REGISTER_OP, .register_op = 255};
+	uint64_t memory[80] = {0};
+	unsigned limits[2] = {0};
+
+	restrict_to("an open ring", items, 6);
+	restart(setup_flags | IORING_SETUP_R_DISABLED);
+	nop(1, A);
+	say("enter, disabled: %s", name_of(submit(1, 0)));
+	restrict_to("odd", &odd, 1);
+	restrict_to("no such opcode", &no_such_op, 1);
+	restrict_to("no such register opcode", &no_such_register, 1);
+	say("free before: %s", name_of(reg(IORING_REGISTER_IOWQ_MAX_WORKERS, limits, 2)));
+	restrict_to("given", items, 6);
+	restrict_to("twice", items, 6);
+	say("enable: %s", name_of(reg(IORING_REGISTER_ENABLE_RINGS, NULL, 0)));
+	restrict_to("enabled", items, 6);
+	say("again: %s", name_of(reg(IORING_REGISTER_ENABLE_RINGS, NULL, 0)));
+	look("the nop", 1);
+	say("probe: %s", name_of(reg(IORING_REGISTER_PROBE, memory, 8)));
+	say("limits: %s", name_of(reg(IORING_REGISTER_IOWQ_MAX_WORKERS, limits, 2)));
+	say("eventfd: %s", name_of(reg(IORING_UNREGISTER_EVENTFD, NULL, 0)));
+	Q(2, A, read, 0, buf, 1, 0);
+	look("an opcode", 1);
+	nop(3, 0);
+	look("without what is required", 1);
+	nop(4, A | H);
+	look("a flag", 1);
+	nop(5, A | L);
+	Q(6, A, read, 0, buf, 1, 0);
+	look("in a chain", 2);
+	nop(7, A | L);
+	nop(8, A);
+	look("allowed", 2);
+	nop(9, A);
+	LAST->opcode = 200;
+	look("no opcode", 1);
+	nop(10, A | 0x80);
+	look("no flag", 1);
+
+	restart(setup_flags);
+	say("enable: %s", name_of(reg(IORING_REGISTER_ENABLE_RINGS, NULL, 0)));
+	nop(1, 0);
+	look("without restrictions", 1);
+	restart(setup_flags);
+	restrict_to("none", items, 0);
+	say("enable: %s", name_of(reg(IORING_REGISTER_ENABLE_RINGS, NULL, 0)));
+	restart(setup_flags & ~IORING_SETUP_R_DISABLED);
+	say("enable: %s", name_of(reg(IORING_REGISTER_ENABLE_RINGS, NULL, 0)));
+}
+
+static void limits(void)
+{
+	unsigned want[2] = {1, 1}, got[2] = {0};
+	int fd = file_new("limits", 0, 0);
+
+	say("n: %s", name_of(reg(IORING_REGISTER_IOWQ_MAX_WORKERS, want, 1)));
+	say("one: %s", name_of(reg(IORING_REGISTER_IOWQ_MAX_WORKERS, want, 2)));
+	say("ask: %s", name_of(reg(IORING_REGISTER_IOWQ_MAX_WORKERS, got, 2)));
+	say("%u", got[0]);
+	sort_answers = true;
+	for (unsigned i = 0; i < 30; i++)
+		Q(i, 0, fsync, fd, 0);
+	look("one thread", 30);
+	must(n_started <= 1, "%u threads", n_started);
+	want[0] = 2;
+	say("two: %s", name_of(reg(IORING_REGISTER_IOWQ_MAX_WORKERS, want, 2)));
+	say("were %u", want[0]);
+	for (unsigned i = 0; i < 30; i++)
+		Q(i, 0, fsync, fd, 0);
+	look("two threads", 30);
+	must(n_started <= 2, "%u threads", n_started);
+}
+
+/* An opcode that the engine knows is one of the kernel's; else an SQE with it says -EINVAL. */
+static void probes(void)
+{
+	uint64_t memory[2][300] = {{0}};
+	struct io_uring_probe *probe = (void *)memory[0], *kernel = (void *)memory[1];
+	struct io_uring real;
+
+	say("8: %s", name_of(reg(IORING_REGISTER_PROBE, probe, 8)));
+	say("ops_len %u, %u %u", probe->ops_len, probe->ops[7].op, probe->ops[8].op);
+	memset(memory, 0, sizeof(memory));
+	say("0: %s", name_of(reg(IORING_REGISTER_PROBE, probe, 0)));
+	memset(memory, 0, sizeof(memory));
+	probe->ops_len = 1;
+	say("not zero: %s", name_of(reg(IORING_REGISTER_PROBE, probe, 8)));
+	memset(memory, 0, sizeof(memory));
+	say("257: %s", name_of(reg(IORING_REGISTER_PROBE, probe, 257)));
+	memset(memory, 0, sizeof(memory));
+	say("256: %s", name_of(reg(IORING_REGISTER_PROBE, probe, 256)));
+	if (backend == &ring)
+		return;
+	if (io_uring_queue_init(1, &real, 0) ||
+	    io_uring_register((unsigned)real.ring_fd, IORING_REGISTER_PROBE, kernel, 256))
+		die("the kernel's probe");
+	for (unsigned i = 0; i < probe->ops_len; i++)
+		must(!(probe->ops[i].flags & ~kernel->ops[i].flags), "the kernel knows no %u", i);
+	for (unsigned i = probe->ops_len ? 1 : 256; i < 256; i++) {
+		if (i < probe->ops_len && probe->ops[i].flags)
+			continue;
+		nop(1, 0);
+		LAST->opcode = (unsigned char)i;
+		submit(1, IORING_ENTER_GETEVENTS);
+		must(*io.cq.ktail - *io.cq.khead == 1 &&
+		     io.cq.cqes[*io.cq.khead & io.cq.ring_mask].res == -EINVAL, "opcode %u", i);
+		*io.cq.khead = *io.cq.ktail;
+	}
+	io_uring_queue_exit(&real);
+}
+
+static void signalled(const char *label, int fd)
+{
+	uint64_t n = 0;
+
+	if (read(fd, &n, 8) != 8)
+		n = 0;
+	say("%s: %d", label, (int)n);
+}
+
+static void eventfds(void)
+{
+	int e = eventfd(0, EFD_NONBLOCK), other = dup(e), p[2], bad = 999;
+
+	pipe_new(p, O_NONBLOCK);
+	say("n: %s", name_of(reg(IORING_REGISTER_EVENTFD, &e, 2)));
+	say("bad: %s", name_of(reg(IORING_REGISTER_EVENTFD, &bad, 1)));
+	say("none: %s", name_of(reg(IORING_UNREGISTER_EVENTFD, NULL, 0)));
+	say("register: %s", name_of(reg(IORING_REGISTER_EVENTFD, &e, 1)));
+	say("again: %s", name_of(reg(IORING_REGISTER_EVENTFD, &e, 1)));
+	for (unsigned i = 1; i <= 3; i++)
+		nop(i, 0);
+	submit(3, 0);
+	signalled("a batch", other);
+	look("three", 3);
+	signalled("looked", other);
+	Q(4, 0, read, p[0], buf, 8, 0);
+	look("a read", 0);
+	signalled("pending", other);
+	put(p[1], 1);
+	look("a read", 1);
+	signalled("done", other);
+	Q(5, 0, fsync, file_new("eventfd", 1, 0), 0);
+	look("fsync", 1);
+	signalled("done", other);
+	__atomic_or_fetch(io.cq.kflags, IORING_CQ_EVENTFD_DISABLED, __ATOMIC_RELAXED);
+	nop(6, 0);
+	look("disabled", 1);
+	signalled("disabled", other);
+	__atomic_and_fetch(io.cq.kflags, ~IORING_CQ_EVENTFD_DISABLED, __ATOMIC_RELAXED);
+	nop(7, 0);
+	look("enabled", 1);
+	signalled("enabled", other);
+	say("unregister: %s", name_of(reg(IORING_UNREGISTER_EVENTFD, NULL, 0)));
+	say("again: %s", name_of(reg(IORING_UNREGISTER_EVENTFD, NULL, 0)));
+	nop(8, 0);
+	look("unregistered", 1);
+	signalled("unregistered", other);
+
+	/* The program may close it, and use its number for something else. */
+	say("register: %s", name_of(reg(IORING_REGISTER_EVENTFD, &e, 1)));
+	dup2(p[1], e);
+	nop(9, 0);
+	look("closed", 1);
+	signalled("closed", other);
+	say("in the pipe: %d", (int)read(p[0], buf, 9));
+}
+
+/* Each combination of the flags that the engine knows, and sizes. */
+static void setups(void)
+{
+	static const unsigned flags[] = {
+		IORING_SETUP_SUBMIT_ALL, IORING_SETUP_COOP_TASKRUN, IORING_SETUP_TASKRUN_FLAG,
+		1U << 12 /* SINGLE_ISSUER */, 1U << 13 /* DEFER_TASKRUN */,
+		IORING_SETUP_R_DISABLED, IORING_SETUP_CLAMP, IORING_SETUP_CQSIZE};
+	static const unsigned sizes[][2] = {
+		{1, 1}, {3, 0}, {3, 2}, {3, 5}, {0, 4}, {32768, 1}, {40000, 65536}, {7, 70000}};
+	struct io_uring other;
+
+	end();
+	for (unsigned i = 0; i < 256 + 32; i++) {
+		const unsigned *size = sizes[i < 256 ? 0 : i % 8];
+		struct io_uring_params params = {.cq_entries = i < 256 ? 8 : size[1]};
+		unsigned set = i < 256 ? i : (i - 256) / 8 << 6;
+		int ret;
+
+		for (unsigned j = 0; j < 8; j++)
+			params.flags |= set >> j & 1 ? flags[j] : 0;
+		for (unsigned n = 0; n < 10; n++) { /* the kernel's memory comes back late */
+			ret = backend->open(i < 256 ? 4 : size[0], &other, &params);
+			if (ret != -ENOMEM)
+				break;
+			usleep(10000);
+		}
+		say("%x %u %u: %s", params.flags, i < 256 ? 4 : size[0], size[1], name_of(ret));
+		if (ret < 0)
+			continue;
+		say("%u %u", params.sq_entries, params.cq_entries);
+		backend->close(&other);
+	}
+}
+
+/* ---- More than one, and numbers that are used again ---- */
+
+static void two_rings(void)
+{
+	struct io_uring first;
+	int p[2], q[2], fd = file_new("two", 0, 0);
+
+	pipe_new(p, 0);
+	pipe_new(q, 0);
+	Q(1, 0, read, p[0], buf, 1, 0);
+	Q(2, 0, fsync, fd, 0);
+	submit(n_queued, 0);
+	first = io;
+	start();
+	Q(3, 0, poll_add, p[0], POLLIN);
+	Q(4, 0, fsync, fd, 0);
+	look("the second's fsync", 1);
+	put(p[1], 1);
+	look("the second's poll", 1);
+	Q(5, 0, read, q[0], buf, 1, 0);
+	Q(1000, 0, cancel64, 1, 0);
+	look("the first's read from here", 1);
+	end();
+	io = first;
+	is_open = true;
+	sort_answers = true;
+	look("both of the first", 2);
+	put(p[1], 1);
+	Q(6, 0, read, p[0], buf, 1, 0);
+	look("goes on", 1);
+}
+
+/* A descriptor is closed while an op waits for it, and its number is used again. */
+static void reused(void)
+{
+	int p[2], q[2];
+
+	pipe_new(p, 0);
+	pipe_new(q, 0);
+	Q(1, 0, read, p[0], buf, 8, 0);
+	look("waits", 0);
+	put(p[1], 1);
+	look("data", 1);
+	close(p[0]);
+	dup2(q[0], p[0]);
+	Q(2, 0, read, p[0], buf, 8, 0);
+	look("used again", 0);
+	put(q[1], 1);
+	look("data", 1);
+	pipe_new(p, 0);
+	Q(3, 0, poll_add, p[0], POLLPRI); /* it stays: HUP of the first pipe does not come */
+	look("waits", 0);
+	close(q[0]);
+	pipe_new(q, 0);
+	dup2(q[0], p[0]);
+	Q(4, 0, poll_add, p[0], POLLIN);
+	look("beside a wait for what was there", 0);
+	put(q[1], 1);
+	sort_answers = true;
+	for (unsigned n = 0; n < 20 && !n_cqes[4]; n++)
+		look("data", 0);
+}
+
+/* ---- The engine alone: the answers of the kernel are none ---- */
+
+/* Takes n SQEs, and ends them, with no memory beside that which was reserved. */
+static void reserved(void)
+{
+	unsigned n = 0, n_late = 0, sent = 0;
+	struct iovec iov[4] = {{buf, 1}, {buf, 1}, {buf, 1}, {buf, 1}};
+	int p[2], fd = file_new("reserved", 0, 0);
+
+	if (backend == &ring)
+		return;
+	pair_new(p, SOCK_STREAM);
+	must(backend->reserve(&io, 500) == 0, "500");
+	must(backend->reserve(&io, 10) == 0, "less");
+	n_allocations = 0;
+	must(backend->reserve(&io, 100000) == -ENOMEM, "100000");
+	must(backend->reserve(&io, 500) == 0, "what is there already");
+	no_memory_left = true;
+	while (sent < 500) {
+		int ret;
+
+		while (sent + n_queued < 500 && n_queued < entries) {
+			unsigned i = sent + n_queued;
+
+			switch (i % 5) {
+			case 0: nop(i, i % 2 ? 0 : L); break;
+			case 1: Q(i, 0, recv, p[0], buf, 1, 0); break;
+			case 2: Q(i, 0, writev, fd, iov, 4, -1); break;
+			case 3: Q(i, 0, openat, AT_FDCWD, folder, O_RDONLY | O_DIRECTORY, 0); break;
+			case 4: Q(i, 0, poll_add, p[0], POLLPRI); break;
+			}
+		}
+		ret = submit(n_queued, 0);
+		must(ret > 0, "after %u: %s", sent, name_of(ret));
+		if (ret <= 0)
+			return;
+		sent += (unsigned)ret;
+	}
+	must(n_refused == 1, "%u allocations", n_refused - 1);
+	for (unsigned i = 0; i < 100; i++)
+		put(p[1], 1);
+	Q(1000, 0, cancel64, 0, IORING_ASYNC_CANCEL_ANY);
+	for (uint64_t until = now_ms() + 5000; n < 501 && now_ms() < until;) {
+		unsigned head = *io.cq.khead;
+
+		submit(n_queued, IORING_ENTER_GETEVENTS);
+		for (; head != *io.cq.ktail; head++, n++)
+			n_late += io.cq.cqes[head & io.cq.ring_mask].res == -ENOMEM;
+		__atomic_store_n(io.cq.khead, head, __ATOMIC_RELEASE);
+	}
+	must(n == 501 && !n_late, "%u of 501 completed, %u without memory", n, n_late);
+	must(n_refused == 1, "%u allocations", n_refused - 1);
+	no_memory_left = false;
+}
+
+static unsigned n_fds(void)
+{
+	unsigned n = 0;
+
+	for (int fd = 0; fd < 1024; fd++)
+		n += fcntl(fd, F_GETFD) >= 0;
+	return n;
+}
+
+
+/* Each n-th allocation fails: to open is an error; to submit takes less, and loses nothing. */
+static void each_allocation(void)
+{
+	static char path[512];
+	struct iovec iov[100];
+	unsigned n, before;
+	int p[2], ret;
+
+	if (backend == &ring)
+		return;
+	end();
+	before = n_fds();
+	for (n = 0, ret = -1; ret < 0 && n < 100; n++) {
+		n_allocations = n;
+		n_refused = 0;
+		ret = try_open();
+		must(ret == (n_refused ? -ENOMEM : 0), "open: %s, %u refused", name_of(ret),
+		     n_refused);
+		must(ret == 0 || n_fds() == before, "descriptors after a failed open");
+	}
+	must(n > 5 && n < 100, "%u", n);
+	memset(path, '/', sizeof(path) - 1);
+	for (unsigned i = 0; i < 100; i++)
+		iov[i] = (struct iovec){buf, 1};
+	pipe_new(p, 0);
+	for (n = 0, n_refused = 1; n_refused && n < 100; n++) {
+		put(p[1], 392); /* what one turn reads */
+		n_allocations = -1;
+		restart(setup_flags);
+		n_refused = 0;
+		n_allocations = n;
+		for (unsigned i = 0; i < 48; i += 3) {
+			nop(i, L);
+			Q(i + 1, 0, openat, AT_FDCWD, path, O_PATH, 0);
+			Q(i + 2, 0, readv, p[0], iov, 2 + i, 0);
+		}
+		for (unsigned i = 0; i < 64 && n_queued; i++) {
+			ret = submit(n_queued, IORING_ENTER_GETEVENTS);
+			must(ret > 0 || ret == -EAGAIN, "enter: %s", name_of(ret));
+		}
+		must(!n_queued, "%u SQEs stay", n_queued);
+		n_allocations = -1;
+		memset(n_cqes, 0, sizeof(n_cqes));
+		quiet = true;
+		look("", 48);
+		quiet = false;
+		for (unsigned i = 0; i < 48; i++)
+			must(n_cqes[i] == 1, "%u CQEs of %u at %u", n_cqes[i], i, n);
+	}
+	must(n > 10 && n < 100, "%u", n);
+}
+
+/* The n-th thread and all later ones are refused: only without any do ops fail. */
+static void each_thread(void)
+{
+	int fd = file_new("each_thread", 0, 0);
+
+	if (backend == &ring)
+		return;
+	for (int n = 0; n < 6; n++) {
+		unsigned n_failed = 0, n_good = 0;
+
+		restart(setup_flags);
+		n_threads = n;
+		memset(n_cqes, 0, sizeof(n_cqes));
+		for (unsigned i = 0; i < 60; i++) {
+			if (i % 2)
+				Q(i, 0, fsync, fd, 0);
+			else
+				Q(i, 0, write, fd, buf, 1, -1);
+		}
+		quiet = true;
+		look("", 60);
+		for (unsigned i = 0; i < 60; i++) {
+			must(n_cqes[i] == 1, "%u CQEs of %u with %d", n_cqes[i], i, n);
+			n_failed += last[i] == -EAGAIN;
+			n_good += last[i] >= 0;
+		}
+		must(n ? n_good == 60 : n_failed == 60, "%u failed with %d", n_failed, n);
+		n_threads = -1;
+		Q(1, 0, fsync, fd, 0);
+		look("", 1);
+		quiet = false;
+		must(last[1] == 0, "then: %s", name_of(last[1]));
+	}
+}
+
+/* The n-th descriptor is refused: to open is an error, and leaves none. */
+static void each_descriptor(void)
+{
+	struct rlimit limit;
+	struct __kernel_timespec ts = {.tv_nsec = 1000000};
+	unsigned n, before;
+	int next, ret = -1;
+
+	if (backend == &ring)
+		return;
+	end();
+	before = n_fds();
+	getrlimit(RLIMIT_NOFILE, &limit);
+	next = dup(0);
+	close(next);
+	for (n = 0; ret < 0 && n < 10; n++) {
+		limit.rlim_cur = (unsigned)next + n;
+		setrlimit(RLIMIT_NOFILE, &limit);
+		ret = try_open();
+		must(ret == 0 || ret == -EMFILE, "open: %s", name_of(ret));
+		must(ret == 0 || n_fds() == before, "%u left", n_fds() - before);
+	}
+	must(n > 2 && n < 10, "%u", n);
+	quiet = true; /* now there is none left */
+	Q(1, 0, timeout, &ts, 0, IORING_TIMEOUT_BOOTTIME);
+	Q(2, 0, timeout, &ts, 0, 0);
+	Q(3, 0, openat, AT_FDCWD, folder, O_RDONLY, 0);
+	Q(4, 0, socket, AF_INET, SOCK_STREAM, 0, 0);
+	look("", 4);
+	must(last[1] == -EMFILE && last[2] == -ETIME && last[3] == -EMFILE && last[4] == -EMFILE,
+	     "%d %d %d %d", last[1], last[2], last[3], last[4]);
+	limit.rlim_cur = 1024;
+	setrlimit(RLIMIT_NOFILE, &limit);
+	Q(1, 0, timeout, &ts, 0, IORING_TIMEOUT_BOOTTIME);
+	look("", 1);
+	must(last[1] == -ETIME, "then: %s", name_of(last[1]));
+}
+
+/* A read that would wait for the disk is a thread's: RWF_NOWAIT does not help with O_DIRECT. */
+static void direct(void)
+{
+	int fd = file_new("direct", 8192, 0), direct = open(path_of("direct"), O_RDONLY | O_DIRECT);
+	char *aligned = aligned_alloc(4096, 8192);
+
+	say("O_DIRECT %d", direct >= 0);
+	if (direct < 0)
+		return;
+	fsync(fd);
+	must(n_started == 0, "a thread too early");
+	Q(1, 0, read, direct, aligned, 4096, 4096);
+	submit(1, 0);
+	must(backend == &ring || n_started == 1, "the caller reads");
+	look("aligned", 1);
+	say("%.4s", aligned);
+	Q(2, 0, read, direct, aligned + 1, 100, 1);
+	look("unaligned", 1);
+	Q(3, 0, read, direct, aligned, 8192, -1);
+	look("at -1", 1);
+}
+
+/*
+ * A cancel comes while a thread works on the op, or has just worked on it. The cancel's result
+ * depends on the moment. The op ends, and once.
+ */
+static void late_cancels(void)
+{
+	const char *path = path_of("late");
+
+	if (backend == &ring)
+		return;
+	mkfifo(path, 0600);
+	quiet = true;
+	for (unsigned i = 0; i < 300; i++) {
+		memset(n_cqes, 0, sizeof(n_cqes));
+		Q(1, A, openat, AT_FDCWD, path, i % 3 ? O_RDONLY : O_WRONLY | O_TRUNC, 0);
+		submit(1, 0);
+		for (volatile unsigned n = 0; n < i % 60 * 1000; n++)
+			;
+		Q(2, 0, cancel64, 1, 0);
+		look("", 2);
+		must(n_cqes[1] == 1 && n_cqes[2] == 1, "%u and %u CQEs", n_cqes[1], n_cqes[2]);
+		must(last[1] == -ECANCELED, "the op's end: %s", name_of(last[1]));
+		must(!last[2] || last[2] == -EALREADY, "the cancel's: %s", name_of(last[2]));
+		if (n_cqes[1] != 1)
+			return;
+	}
+	quiet = false;
+}
+
+/* Closing with ops in every state: nothing is written afterwards, and nothing is left. */
 static void closing(void)
 {
 	struct __kernel_timespec ten = {.tv_sec = 10};
-	int p[2], fd = file_new("closing", 0, 0);
+	const char *path = path_of("closing-r"), *path2 = path_of("closing-w");
+	int p[2], s[2], fd = file_new("closing", 0, 0);
+	struct stat then, now;
+	unsigned before;
 
 	pipe_new(p, 0);
-	mkfifo(path_of("closing-fifo"), 0600);
+	pair_new(s, SOCK_STREAM);
+	mkfifo(path, 0600);
+	mkfifo(path2, 0600);
+	end();
+	before = n_fds();
+	start();
+	for (unsigned i = 0; i < 200; i++) { /* the CQ has room for 128 */
+		nop(i, 0);
+		submit(1, 0);
+	}
 	Q(1, 0, read, p[0], buf, 8, 0);
-	Q(2, L, recv, p[0], buf, 8, 0);
+	Q(2, L, recv, s[0], buf, 8, MSG_WAITALL);
 	nop(3, 0);
 	Q(4, L, poll_add, p[0], POLLIN);
 	Q(5, 0, link_timeout, &ten, 0);
 	Q(6, 0, timeout, &ten, 0, 0);
-	Q(7, A, openat, AT_FDCWD, path_of("closing-fifo"), O_RDONLY, 0);
+	Q(7, A, openat, AT_FDCWD, path, O_RDONLY, 0);
+	Q(8, L | A, openat, AT_FDCWD, path2, O_WRONLY, 0);
+	Q(9, 0, link_timeout, &ten, 0);
 	for (unsigned i = 0; i < 20; i++)
-		Q(10 + i, 0, write, fd, buf, MUCH / 16, -1);
-	__atomic_store_n(io.sq.ktail, io.sq.sqe_tail, __ATOMIC_RELEASE);
-	say("enter %d", backend->enter(&io, n_queued, 0, 0, NULL, _NSIG / 8));
+		Q(10 + i, 0, write, fd, buf2, sizeof(buf2), -1);
+	Q(40, 0, poll_multishot, s[0], POLLPRI);
+	Q(41, 0, timeout, &ten, 0, 1 << 6);
+	put(s[1], 3);
+	say("enter %d", submit(n_queued, 0));
+	if (backend == &ring)
+		return; /* closing it ends later */
+	usleep(3000);
+	submit(0, IORING_ENTER_GETEVENTS);
+	end();
+	must(n_fds() == before, "%u descriptors left", n_fds() - before);
+	must(!n_threads_left(), "%u threads left", n_threads_left());
+	memset(buf, '#', 64);
+	put(p[1], 8);
+	put(s[1], 8);
+	fstat(fd, &then);
+	usleep(20000);
+	fstat(fd, &now);
+	must(now.st_size == then.st_size, "the file grows");
+	for (unsigned i = 0; i < 64; i++)
+		must(buf[i] == '#', "byte %u is written", i);
 }
+
+#define CASE(name) {#name, name, 0}
 
 static const struct {
 	const char *name;
 	void (*run)(void);
 	unsigned entries;
 } cases[] = {
-	{"read_pipe", read_pipe, 0}, {"three_readers", three_readers, 0}, {"kinds", kinds, 0},
-	{"tty", tty, 0}, {"write_pipe", write_pipe, 0}, {"sigpipe", sigpipe, 0},
-	{"no_sigpipe", no_sigpipe, 0}, {"offsets", offsets, 0}, {"write_order", write_order, 0},
-	{"recv", recv_cases, 0}, {"waitall", waitall, 0}, {"send_much", send_much, 0},
-	{"messages", messages, 0}, {"accept", accept_cases, 0}, {"connect", connect_cases, 0},
-	{"link_short", link_short, 0}, {"link_fail", link_fail, 0},
-	{"link_timeout", link_timeout, 0}, {"cancels", cancels, 0}, {"timeouts", timeouts, 0},
-	{"polls", polls, 0}, {"poll_multi", poll_multi, 0}, {"files", files, 0},
-	{"fifos", fifos, 0},
-	{"splices", splices, 0}, {"makers", makers, 0}, {"overflow", overflow, 8},
-	{"entering", entering, 0}, {"stable", stable, 0}, {"many", many, 0},
-	{"closing", closing, 0},
-	{"no_memory", no_memory, 0}, {"threads", threads, 0},
+	CASE(read_pipe), CASE(three_readers), CASE(kinds), CASE(tty), CASE(write_pipe),
+	CASE(sigpipe), CASE(no_sigpipe), CASE(offsets), CASE(write_order), CASE(recv_cases),
+	CASE(waitall), CASE(send_much), CASE(messages), CASE(accept_cases), CASE(connect_cases),
+	CASE(link_short), CASE(link_fail), CASE(link_timeout), CASE(cancels), CASE(timeouts),
+	CASE(polls), CASE(poll_multi), CASE(files), CASE(fifos), CASE(splices), CASE(makers),
+	{"overflow", overflow, 8}, CASE(entering), CASE(stable), CASE(many), CASE(no_memory),
+	CASE(threads), CASE(restricted), CASE(limits), CASE(probes), CASE(eventfds), CASE(setups),
+	CASE(two_rings), CASE(reused), CASE(reserved), CASE(each_allocation), CASE(each_thread),
+	CASE(each_descriptor), CASE(direct), CASE(late_cancels), CASE(closing),
 };
 
-/* Run a case in a child. Its answers, one line each. */
-static char *answers_of(const iou_backend_t *of, unsigned i)
-{
-	static char all[2][1 << 16];
-	char *text = all[of == &ring];
-	size_t n = 0;
-	ssize_t got;
-	int fds[2], status;
-	pid_t child;
+enum { N_CASES = sizeof(cases) / sizeof(cases[0]), N_AT_ONCE = 8 };
 
-	if (pipe(fds))
-		die("pipe");
+/* ---- Running them ---- */
+
+static struct run {
+	pid_t child; /* 0: none, or it has ended */
+	FILE *out;
+	int status;
+} runs[N_CASES][2]; /* the ring's and the engine's */
+
+/* Run a case in a child. Its answers, one line each, go to a file. */
+static void run_case(unsigned i, const iou_backend_t *of)
+{
+	struct run *run = &runs[i][of != &ring];
+
+	run->out = tmpfile();
+	if (!run->out)
+		die("tmpfile");
 	fflush(stdout);
-	child = fork();
-	if (child == 0) {
-		dup2(fds[1], 1);
-		close(fds[0]);
-		close(fds[1]);
-		setvbuf(stdout, NULL, _IOLBF, 4096);
-		if (!mkdtemp(folder))
-			die("mkdtemp");
-		alarm(60);
-		backend = of;
-		if (cases[i].entries)
-			entries = cases[i].entries;
-		start();
-		cases[i].run();
-		backend->close(&io);
-		fflush(stdout);
-		exit(0);
+	run->child = fork();
+	if (run->child)
+		return;
+	dup2(fileno(run->out), 1);
+	setvbuf(stdout, NULL, _IOLBF, 4096);
+	snprintf(folder + strlen(folder), sizeof(folder) - strlen(folder), "/%u-%s", i, of->name);
+	if (mkdir(folder, 0700))
+		die("mkdir");
+	alarm(30);
+	backend = of;
+	if (cases[i].entries)
+		entries = cases[i].entries;
+	start();
+	cases[i].run();
+	end();
+	must(backend == &ring || !n_threads_left(), "%u threads left", n_threads_left());
+	fflush(stdout);
+	exit(0);
+}
+
+static void wait_for_one(void)
+{
+	int status;
+	pid_t child = wait(&status);
+
+	for (unsigned i = 0; i < N_CASES * 2; i++) {
+		if (child > 0 && runs[i / 2][i % 2].child == child)
+			runs[i / 2][i % 2] = (struct run){0, runs[i / 2][i % 2].out, status};
 	}
-	close(fds[1]);
-	while ((got = read(fds[0], text + n, sizeof(all[0]) - 1 - n)) > 0)
-		n += (size_t)got;
+}
+
+static char *answers_of(struct run *run, char *text, size_t size)
+{
+	size_t n;
+
+	rewind(run->out);
+	n = fread(text, 1, size - 64, run->out);
+	fclose(run->out);
+	run->out = NULL;
 	text[n] = '\0';
-	close(fds[0]);
-	waitpid(child, &status, 0);
-	if (status)
-		snprintf(text + n, 64, "    status %x\n", (unsigned)status);
+	if (run->status)
+		snprintf(text + n, 64, "    status %x\n", (unsigned)run->status);
 	return text;
 }
 
-static unsigned compare(const char *name, char *one, char *two, bool all)
+/* How many answers differ. */
+static unsigned compare(unsigned i, bool all, bool alone)
 {
+	static char text[2][1 << 16];
+	char *one, *two, *a, *b, *rest1, *rest2;
 	unsigned n = 0;
-	char *a, *b, *rest1, *rest2;
 
+	two = answers_of(&runs[i][1], text[1], sizeof(text[1]));
+	if (alone) {
+		printf("%s\n%s", cases[i].name, two);
+		return 0;
+	}
+	one = answers_of(&runs[i][0], text[0], sizeof(text[0]));
 	for (a = strtok_r(one, "\n", &rest1), b = strtok_r(two, "\n", &rest2); a || b;
 	     a = a ? strtok_r(NULL, "\n", &rest1) : NULL,
 	     b = b ? strtok_r(NULL, "\n", &rest2) : NULL) {
 		if (a && b && strcmp(a, b) == 0) {
 			if (all)
-				printf("  %s: %s\n", name, a);
+				printf("  %s: %s\n", cases[i].name, a);
 			continue;
 		}
 		n++;
-		printf("%s:\n  ring     %s\n  fallback %s\n", name, a ? a : "-", b ? b : "-");
+		printf("%s:\n  ring     %s\n  fallback %s\n", cases[i].name, a ? a : "-",
+		       b ? b : "-");
 	}
 	return n;
 }
 
+static bool is_wanted(unsigned i, char **names)
+{
+	bool any = true, named = false;
+
+	for (; *names; names++) {
+		if (**names == '~' && strcmp(cases[i].name, *names + 1) == 0)
+			return false;
+		if (**names == '~')
+			continue;
+		any = false;
+		named |= strstr(cases[i].name, *names) != NULL;
+	}
+	return any || named;
+}
+
 int main(int argc, char **argv)
 {
-	bool show = false, alone = false;
-	unsigned n_different = 0, n_cases = 0;
-	int first = 1;
+	bool show = false, alone = false, first_only = false;
+	unsigned n_bad = 0, n_good = 0, n_running = 0, next = 0;
+	char command[128], top[sizeof(folder)];
 
-	for (; first < argc && argv[first][0] == '-'; first++) {
-		show |= argv[first][1] == 'v';
-		alone |= argv[first][1] == 'f';
+	for (; argc > 1 && argv[1][0] == '-'; argc--, argv++) {
+		show |= argv[1][1] == 'v';
+		alone |= argv[1][1] == 'f';
+		first_only |= argv[1][1] == 'x';
 	}
-	for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-		bool wanted = first == argc;
-
-		for (int j = first; j < argc; j++)
-			wanted |= strstr(cases[i].name, argv[j]) != NULL;
-		if (!wanted)
-			continue;
-		n_cases++;
-		if (alone)
-			printf("%s\n%s", cases[i].name, answers_of(&iou_fallback, i));
-		else
-			n_different += compare(cases[i].name, answers_of(&ring, i),
-					       answers_of(&iou_fallback, i), show);
+	if (!mkdtemp(folder))
+		die("mkdtemp");
+	strcpy(top, folder);
+	for (unsigned i = 0; i < N_CASES && !(first_only && n_bad); i++) {
+		if (is_wanted(i, argv + 1)) {
+			if (!alone)
+				run_case(i, &ring);
+			run_case(i, &iou_fallback);
+			n_running += 2 - alone;
+		}
+		for (; n_running > (i == N_CASES - 1 ? 0 : N_AT_ONCE); n_running--)
+			wait_for_one();
+		for (; next <= i && !runs[next][0].child && !runs[next][1].child; next++) {
+			if (!runs[next][1].out)
+				continue;
+			if (compare(next, show, alone))
+				n_bad++;
+			else
+				n_good++;
+		}
 	}
-	printf("%u cases, %u answers differ\n", n_cases, n_different);
-	if (system("rm -rf /tmp/iou-engine-??????"))
-		return 1;
-	return n_different != 0;
+	while (n_running--)
+		wait_for_one();
+	printf("%u passed, %u failed\n", n_good, n_bad);
+	snprintf(command, sizeof(command), "rm -rf %s", top);
+	return system(command) || n_bad;
 }

@@ -6,6 +6,7 @@
 #
 #   make check-sim       random programs on a fake kernel: SEED=, RUNS=, TRACE=1
 #   make check-faults    each call to the outside fails
+#   make check-engine    iou_fallback.c gives the answers of the kernel's ring; T="CASE..."
 #   make check-destroy   iou_free() in the middle of it all, DESTROYS= times
 #   make check-full      the Check program and walk.sh at full size
 #   make check-mutants   faults put into iou.c; T="NAME..." for some
@@ -83,6 +84,11 @@ $(B)/tests/faults: tests/proof/faults.c $(B)/iou.o
 check-faults: $(B)/tests/faults
 	$(Q)$(B)/tests/faults -j $$(($(JOBS) * 2))
 	$(Q)B='$(B)' JOBS='$(JOBS)' bash tests/proof/strace.sh
+
+# ---- check-engine: iou_fallback.c against the kernel's ring, tests/proof/engine.c ----------------
+.PHONY: check-engine
+check-engine:
+	$(Q)B='$(B)' CC='$(CC)' sh tests/proof/engine.sh $(T)
 
 # ---- check-destroy: nothing is written after iou_free(), tests/proof/destroy.c -------------------
 DESTROYS ?= 1000
@@ -169,11 +175,12 @@ one  = if $(make) --no-print-directory $(1); then echo '1 passed, 0 failed, 0 sk
 .PHONY: check-ci check-all
 check-ci:
 	$(Q)bad=0; $(call one,check-sim RUNS=10000000) $(call one,check-faults) \
-		$(call part,check-spin HANDOFFS=1000000) $(call part,check-destroy DESTROYS=100) \
-		$(call part,check-liburing T=sid) exit $$bad
+		$(call part,check-engine) $(call part,check-spin HANDOFFS=1000000) \
+		$(call part,check-destroy DESTROYS=100) $(call part,check-liburing T=sid) exit $$bad
 
 check-all:
-	$(Q)bad=0; $(call one,check-sim) $(call one,check-faults) $(call part,check-spin) \
-		$(call part,check-destroy) $(call part,check-full) $(call part,check-kernels) \
-		$(call part,check-liburing) $(call part,check-ports) $(call part,check-valgrind) \
-		$(call one,check-mutants) $(call one,check-instr) $(call one,coverage) exit $$bad
+	$(Q)bad=0; $(call one,check-sim) $(call one,check-faults) \
+		$(call part,check-engine) $(call part,check-spin) $(call part,check-destroy) \
+		$(call part,check-full) $(call part,check-kernels) $(call part,check-liburing) \
+		$(call part,check-ports) $(call part,check-valgrind) $(call one,check-mutants) \
+		$(call one,check-instr) $(call one,coverage) exit $$bad
