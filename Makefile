@@ -71,6 +71,7 @@ shared       := $(if $(built),$(wildcard $(B)/$(SONAME)),$(B)/$(SONAME))
 shared       := $(if $(filter no,$(SHARED)),,$(shared))
 library      := $(B)/libiou.a $(shared)
 parts        := iou.c $(wildcard iou_fallback.c)
+symbols      := $(wildcard libiou.map)
 example-src  := $(filter-out $(if $(HAVE_CRYPTO),,examples/sum.c),$(wildcard examples/*.c))
 examples     := $(example-src:%.c=$(B)/%)
 check-src    := $(wildcard tests/main.c tests/helper*.c tests/test_*.c)
@@ -100,10 +101,10 @@ $(B)/libiou.a: $(parts:%.c=$(B)/%.o)
 	$(call say,AR)
 	$(Q)rm -f $@ && $(CC) $(CFLAGS) -r -nostdlib -o $(B)/libiou.o $^ && $(AR) rcs $@ $(B)/libiou.o
 
-$(B)/$(SONAME): $(parts:%.c=$(B)/%.pic.o)
+$(B)/$(SONAME): $(parts:%.c=$(B)/%.pic.o) $(symbols)
 	$(call say,LD)
-	$(Q)$(link) -shared -Wl,-soname,$(SONAME) -o $@ $^ $(libs) && \
-		ln -sf $(SONAME) $(B)/libiou.so
+	$(Q)$(link) -shared -Wl,-soname,$(SONAME) $(symbols:%=-Wl,--version-script=%) -o $@ \
+		$(filter %.o,$^) $(libs) && ln -sf $(SONAME) $(B)/libiou.so
 
 # ---- Programs ------------------------------------------------------------------------------------
 example-libs  = $(libs) $(if $(findstring sum,$@),$(call pc,--cflags --libs libcrypto))
