@@ -7,12 +7,12 @@
 # toolchain), there is no libiou.so to look at. (symbols.sh looks at what is exported.)
 #
 # Words are split on purpose.
-# shellcheck disable=SC2086,SC2046
+# shellcheck disable=SC2015,SC2086,SC2046
 set -eu
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 pc=${PKG_CONFIG:-pkg-config}
-unset pkgconfigdir datarootdir docdir
+unset pkgconfigdir datarootdir docdir mandir url
 
 fail() { echo "FAIL: $*"; exit 1; }
 quietly() { # a warning counts as an error
@@ -21,7 +21,7 @@ quietly() { # a warning counts as an error
 }
 # The plain library, whatever is being tested: sanitizers are not what people install.
 to() { ${MAKE:-make} -s B="$dir/build" SAN= CFLAGS='-O2 -g' CPPFLAGS= LDFLAGS= "$@"; }
-listing() { (cd "$1" && find . ! -type d | LC_ALL=C sort | tr '\n' ' '); }
+listing() { (cd "$1" && find . ! -type d | LC_ALL=C sort); }
 
 version=$(sed -n 's/^#define IOU_VERSION_[A-Z]* //p' iou.h | paste -sd .)
 soname=libiou.so.${version%%.*}
@@ -30,23 +30,39 @@ shared=yes
 
 # ---- Where things go ------------------------------------------------------------------------------------
 to lib >/dev/null
+touch "$dir/built"
 quietly to install prefix=/opt/iou libdir=/opt/iou/lib64 includedir=/opt/iou/include/x DESTDIR="$dir/dest"
-want="./include/x/iou.h ./lib64/libiou.a "
-[ ! $shared ] || want="$want./lib64/libiou.so ./lib64/$soname ./lib64/libiou.so.$version "
-want="$want./lib64/pkgconfig/iou.pc ./share/doc/iou/CHANGELOG.md ./share/doc/iou/LICENSE "
-[ "$(listing "$dir/dest/opt/iou")" = "$want" ] || fail "installed: $(listing "$dir/dest")"
+[ -z "$(find "$dir/build" -newer "$dir/built")" ] || fail "install made $(find "$dir/build" -newer "$dir/built")"
+want() {
+	for file in include/x/iou.h lib64/libiou.a lib64/pkgconfig/iou.pc; do echo "./$file"; done
+	[ ! $shared ] || for file in libiou.so $soname libiou.so.$version; do echo "./lib64/$file"; done
+	for file in LICENSE CHANGELOG.md README.md docs/*.md; do
+		[ ! -f "$file" ] || echo "./share/doc/iou/$file"
+	done
+	echo ./share/man/man7/iou.7
+	for page in life engines ops loop threads inspect; do echo "./share/man/man3/iou_$page.3"; done
+	sed -n 's/^IOU_API .*[ *]\(iou_[a-z_]*\)(.*/.\/share\/man\/man3\/\1.3/p' iou.h
+}
+want | LC_ALL=C sort >"$dir/want"
+listing "$dir/dest/opt/iou" | diff "$dir/want" - || fail "installed (>) something else than it should (<)"
 grep -q "$dir" -r "$dir/dest/opt/iou/lib64/pkgconfig" && fail "iou.pc names DESTDIR"
 export PKG_CONFIG_PATH="$dir/dest/opt/iou/lib64/pkgconfig"
 for pair in prefix=/opt/iou libdir=/opt/iou/lib64 includedir=/opt/iou/include/x; do
 	[ "$($pc --variable=${pair%=*} iou)" = "${pair#*=}" ] || fail "iou.pc: $pair is $($pc --variable=${pair%=*} iou)"
 done
+grep -qx 'URL: file:///opt/iou/share/doc/iou/README.md' "$PKG_CONFIG_PATH/iou.pc" || fail "iou.pc: URL"
 [ "$($pc --modversion iou)" = "$version" ] || fail "iou.pc: version $($pc --modversion iou), not $version"
 quietly to uninstall prefix=/opt/iou libdir=/opt/iou/lib64 includedir=/opt/iou/include/x DESTDIR="$dir/dest"
 [ -z "$(listing "$dir/dest")" ] || fail "uninstall left $(listing "$dir/dest")"
+[ ! -e "$dir/dest/opt/iou/share/doc/iou" ] || fail "uninstall left its folder"
 
 # ---- Programs against an installed iou -------------------------------------------------------------------
 prefix=$dir/usr
-quietly to install prefix="$prefix" libdir="$prefix/lib" includedir="$prefix/include" DESTDIR=
+quietly to install prefix="$prefix" libdir="$prefix/lib" includedir="$prefix/include" DESTDIR= \
+	mandir="$prefix/man" url=https://example.org/iou
+grep -qx 'URL: https://example.org/iou' "$prefix/lib/pkgconfig/iou.pc" || fail "iou.pc: not the URL that was given"
+[ "$(readlink "$prefix/man/man3/iou_run.3")" = iou_loop.3 ] && [ -f "$prefix/man/man3/iou_run.3" ] ||
+	fail "iou_run.3 is no link to iou_loop.3"
 export PKG_CONFIG_PATH="$prefix/lib/pkgconfig"
 mkdir "$dir/src" "$dir/c++"
 cp examples/hello.c "$dir/src"
@@ -156,7 +172,7 @@ fi
 
 # ---- And gone again --------------------------------------------------------------------------------------
 cd "$OLDPWD"
-quietly to uninstall prefix="$prefix" libdir="$prefix/lib" includedir="$prefix/include" DESTDIR=
+quietly to uninstall prefix="$prefix" libdir="$prefix/lib" includedir="$prefix/include" DESTDIR= mandir="$prefix/man"
 [ -z "$(listing "$prefix")" ] || fail "uninstall left $(listing "$prefix")"
 [ -n "$cxx" ] || echo "SKIP install: the part in C++ (no C++ compiler)"
 [ -z "${REFUSED:-}" ] || echo "SKIP install: running what was built (io_uring is refused here)"
