@@ -16,7 +16,7 @@ INSTALL      ?= install
 url          ?= file://$(docdir)/$(firstword $(filter README.md,$(documents)) LICENSE)
 
 to           := $(DESTDIR)
-documents    := LICENSE CHANGELOG.md $(wildcard README.md docs/*.md)
+documents    := LICENSE CHANGELOG.md $(wildcard README.md docs/*.md docs/*.svg)
 in-prefix     = $(patsubst $(prefix)/%,$${prefix}/%,$(1))
 # If there is no libiou.so, programs link the archive, and pkg-config lists what that needs.
 static-pc    := -e 's/^Requires.private/Requires/' -e '/^Libs.private/d' \

@@ -36,7 +36,7 @@ quietly to install prefix=/opt/iou libdir=/opt/iou/lib64 includedir=/opt/iou/inc
 want() {
 	for file in include/x/iou.h lib64/libiou.a lib64/pkgconfig/iou.pc; do echo "./$file"; done
 	[ ! $shared ] || for file in libiou.so $soname libiou.so.$version; do echo "./lib64/$file"; done
-	for file in LICENSE CHANGELOG.md README.md docs/*.md; do
+	for file in LICENSE CHANGELOG.md README.md docs/*.md docs/*.svg; do
 		[ ! -f "$file" ] || echo "./share/doc/iou/$file"
 	done
 	echo ./share/man/man7/iou.7
