@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 #
 #   make [all]      the library and the examples, in build/
-#   make lib        the library alone
+#   make lib        the library alone, and its manual pages
 #   make demo       walk /usr
 #   make check      run the tests; T="timer install" for some; SAN=thread; SAN=address (ASan, UBSan,
 #                   iou's own checks); ENGINE=fallback: without io_uring (ENGINE=ring: never without)
@@ -10,7 +10,8 @@
 #                   check-instr coverage (see tests/README.md; check-ci: the quick ones)
 #   make bench      measure against the bare ring and other libraries; WHAT=nop for a part
 #                   (clean-bench takes that away)
-#   make install    install what was built; DESTDIR=, prefix=, libdir=, includedir=, docdir=
+#   make install    install what was built; DESTDIR=, prefix=, libdir=, includedir=, docdir=,
+#                   mandir=, url= (in iou.pc)
 #   make uninstall  take it away again
 #   make deps       install what `all` and `check` need; deps-dev: what every test needs;
 #                   deps-bench: the peers
@@ -72,6 +73,9 @@ shared       := $(if $(built),$(wildcard $(B)/$(SONAME)),$(B)/$(SONAME))
 shared       := $(if $(filter no,$(SHARED)),,$(shared))
 library      := $(B)/libiou.a $(shared)
 parts        := iou.c $(wildcard iou_fallback.c)
+symbols      := $(wildcard libiou.map)
+man-pages    := $(if $(wildcard man),$(addprefix $(B)/man/,iou.7 iou_life.3 iou_engines.3 \
+		iou_ops.3 iou_loop.3 iou_threads.3 iou_inspect.3))
 example-src  := $(filter-out $(if $(HAVE_CRYPTO),,examples/sum.c),$(wildcard examples/*.c))
 examples     := $(example-src:%.c=$(B)/%)
 check-src    := $(wildcard tests/main.c tests/helper*.c tests/test_*.c)
@@ -84,7 +88,7 @@ all: lib $(examples)
 
 # ---- The library ---------------------------------------------------------------------------------
 named        := $(SAN)$(filter-out file,$(origin B))
-lib: $(library)
+lib: $(library) $(man-pages)
 	$(Q)$(if $(shared),,rm -f $(B)/libiou.so $(B)/$(SONAME))
 	$(Q)$(if $(named),,echo $< | cmp -s - build/last || echo $< >build/last)
 
@@ -101,10 +105,15 @@ $(B)/libiou.a: $(parts:%.c=$(B)/%.o)
 	$(call say,AR)
 	$(Q)rm -f $@ && $(CC) $(CFLAGS) -r -nostdlib -o $(B)/libiou.o $^ && $(AR) rcs $@ $(B)/libiou.o
 
-$(B)/$(SONAME): $(parts:%.c=$(B)/%.pic.o)
+$(B)/$(SONAME): $(parts:%.c=$(B)/%.pic.o) $(symbols)
 	$(call say,LD)
-	$(Q)$(link) -shared -Wl,-soname,$(SONAME) -o $@ $^ $(libs) && \
-		ln -sf $(SONAME) $(B)/libiou.so
+	$(Q)$(link) -shared -Wl,-soname,$(SONAME) $(symbols:%=-Wl,--version-script=%) -o $@ \
+		$(filter %.o,$^) $(libs) && ln -sf $(SONAME) $(B)/libiou.so
+
+$(man-pages): $(B)/man/%: man/make.awk man/iou.7.in iou.h
+	$(call say,MAN)
+	$(Q)mkdir -p $(@D) && rm -f $@ && \
+		awk -v page=$* -f man/make.awk iou.h man/iou.7.in >$@.new && mv $@.new $@
 
 # ---- Programs ------------------------------------------------------------------------------------
 example-libs  = $(libs) $(if $(findstring sum,$@),$(call pc,--cflags --libs libcrypto))

@@ -363,7 +363,7 @@ IOU_API int iou_op_async(iou_t *iou, iou_op_t *op, int (*work)(void *work_data),
  * completion_cb(completion_cb_data) on the loop. If async_cb returned a negative value, iou_run()
  * ends with it after the completion, unless completion_cb returned a negative value itself. A job
  * that iou_cancel_all() stopped before it started has no result.
- * Errors: -ENOMEM, -EAGAIN, -EINVAL. [loop thread]
+ * Errors: -ENOMEM, -EAGAIN (as iou_op_async()), -EINVAL. [loop thread]
  */
 IOU_API int iou_async(iou_t *iou, int (*async_cb)(void *async_cb_data), void *async_cb_data,
 		      int (*completion_cb)(void *completion_cb_data),
