@@ -204,17 +204,18 @@ IOU_API iou_t *iou_free(iou_t *iou);
 
 /*
  * Change the number of SQ entries. Queued ops stay queued, and iou_fd() stays the same descriptor.
- * Files, buffers and limits that the program registered are not carried over. If it fails, the old
- * ring goes on. Errors: -EBUSY (ring ops are in flight), -EINVAL (entries 0), -ENOMEM, -EMFILE,
- * -ENFILE. [loop thread]
+ * Files, buffers, limits and restrictions that the program registered are not carried over. If it
+ * fails, the old ring goes on. Errors: -EBUSY (ring ops are in flight), -EINVAL (entries 0),
+ * -ENOMEM, -EMFILE, -ENFILE. [loop thread]
  */
 IOU_API int iou_resize(iou_t *iou, unsigned entries) IOU_MUST_USE;
 
 /*
  * The ring: to read its features, and to register on it with liburing's functions (these know
  * io_uring only; iou_register() knows each engine). The program submits nothing on it, reaps
- * nothing from it, and sends it no messages. It is disabled (IORING_SETUP_R_DISABLED) until the
- * first flush, run or poll, if the kernel knows that.
+ * nothing from it, and sends it no messages. Until the first flush, run or poll it is
+ * disabled (IORING_SETUP_R_DISABLED) if it has IORING_SETUP_SINGLE_ISSUER (Linux 6.0), and on the
+ * fallback.
  *
  * What iou itself needs must not be registered: IORING_REGISTER_ENABLE_RINGS, _RESIZE_RINGS,
  * _RING_FDS and their opposites, _CLOCK, _SYNC_CANCEL, _SEND_MSG_RING; and eventfds once iou_fd()
