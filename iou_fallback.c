@@ -57,6 +57,9 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#ifndef STATX_TYPE /* musl before 1.2.4 */
+#include <linux/stat.h>
+#endif
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/timerfd.h>
@@ -954,16 +957,24 @@ static void cq_signal(cq_t *cq)
 	cq->signals = false;
 }
 
-/* fd -1: no longer. 0, -EBUSY, -ENXIO or -EBADF. */
+static void cq_close_eventfd(cq_t *cq)
+{
+	if (cq->eventfd >= 0)
+		close(cq->eventfd);
+	cq->eventfd = -1;
+}
+
+/* A descriptor of its own: the program may close the other. fd -1: no longer. 0 or -errno. */
 static int cq_set_eventfd(cq_t *cq, int fd)
 {
 	if ((fd < 0) == (cq->eventfd < 0))
 		return fd < 0 ? -ENXIO : -EBUSY;
-	if (fd >= 0 && fcntl(fd, F_GETFD) < 0)
-		return -EBADF;
-	cq->eventfd = fd < 0 ? -1 : fd; /* it must stay open */
+	cq_close_eventfd(cq);
+	if (fd < 0)
+		return 0;
+	cq->eventfd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
 	cq->signals = false;
-	return 0;
+	return cq->eventfd < 0 ? -errno : 0;
 }
 
 static unsigned cq_size(const cq_t *cq) { return cq->n_entries; }
@@ -983,7 +994,11 @@ static int cq_open(cq_t *cq, unsigned n_entries)
 	return cq->cqes ? 0 : -ENOMEM;
 }
 
-static void cq_exit(cq_t *cq) { free(cq->cqes); }
+static void cq_exit(cq_t *cq)
+{
+	cq_close_eventfd(cq);
+	free(cq->cqes);
+}
 
 /* The queue as liburing sees it. */
 static void cq_show(cq_t *cq, struct io_uring_cq *shown)
@@ -1435,8 +1450,8 @@ static int rw_by_kind(req_t *req)
 		return GO_THREAD;
 	if (S_ISSOCK(file.mode) && req->sqe.off && req->sqe.off != NEVER)
 		return -ESPIPE;
-	if (S_ISCHR(file.mode) && !ready_bits(fd, mask))
-		return wait_for(req, fd, mask);
+	if ((S_ISCHR(file.mode) || S_ISFIFO(file.mode)) && !ready_bits(fd, mask))
+		return wait_for(req, fd, mask); /* a FIFO without a writer yet is not at its end */
 	terminal = S_ISCHR(file.mode) && isatty(fd);
 	if (S_ISCHR(file.mode) && !terminal)
 		return GO_THREAD; /* it is ready, or cannot tell */
@@ -2260,14 +2275,18 @@ static unsigned sqe_used(const struct io_uring_sqe *sqe)
 	       (sqe->file_index ? INDEX : 0u) | (sqe->fd ? FD : 0u);
 }
 
-/* 0, an error that the whole chain fails for, or NO_MEMORY. */
-static int op_prepare(req_t *req)
+/* 0, an error that the whole chain fails for, or NO_MEMORY. refused: by the ring's restrictions. */
+static int op_prepare(req_t *req, bool refused)
 {
 	const unsigned known = IOSQE_FIXED_FILE | IOSQE_IO_LINK | IOSQE_IO_HARDLINK | IOSQE_ASYNC |
 			       IOSQE_BUFFER_SELECT;
 	const op_t *op = op_of(req);
 
-	if (!op || req->sqe.flags & ~known || req->sqe.personality ||
+	if (!op || req->sqe.flags & ~known)
+		return -EINVAL;
+	if (refused)
+		return -EACCES;
+	if (req->sqe.personality ||
 	    sqe_used(&req->sqe) & op->zero || (req->sqe.ioprio && !(op->traits & PRIO)))
 		return -EINVAL;
 	if (req->sqe.flags & IOSQE_BUFFER_SELECT && !(op->traits & SELECT))
@@ -2448,7 +2467,7 @@ static void req_pend(engine_t *engine, req_t *req, int state)
 	if (!line_joined(&req->by_key)) {
 		list_add(&engine->pending, &req->node);
 		lines_join(&engine->keys, &req->by_key, req->sqe.user_data, 0);
-		if (req->limit)
+		if (req->limit && !due_is_set(&req->limit->due))
 			req_set_timer(engine, req->limit);
 	}
 	req->state = state;
@@ -3048,8 +3067,8 @@ static int engine_submit(engine_t *engine, unsigned n)
 	n = n < n_there ? n : n_there;
 	while (n_taken < n && (req = engine_new_req(engine))) {
 		req->sqe = engine->sqes[engine->sq_head & engine->sq_mask];
-		req->result = restrictions_refuse(&engine->restrictions, &req->sqe) ?
-				      -EACCES : op_prepare(req);
+		req->result = op_prepare(req, restrictions_refuse(&engine->restrictions,
+								  &req->sqe));
 		if (req->result == NO_MEMORY) {
 			req_free(&engine->reqs, req);
 			break;
@@ -3315,11 +3334,17 @@ static int fallback_reserve(struct io_uring *io, size_t n)
 	return engine_reserve(engine_of(io), n + RESERVED);
 }
 
+/* probe: all zero, with room for n opcodes. */
 static int register_probe(struct io_uring_probe *probe, unsigned n)
 {
-	if (n > OP_END)
-		n = OP_END;
-	memset(probe, 0, sizeof(*probe) + n * sizeof(probe->ops[0]));
+	const unsigned char *bytes = (const unsigned char *)probe;
+
+	if (n > UINT8_MAX + 1)
+		return -EINVAL;
+	n = n < OP_END ? n : OP_END;
+	for (size_t i = 0; i < sizeof(*probe) + n * sizeof(probe->ops[0]); i++)
+		if (bytes[i])
+			return -EINVAL;
 	probe->last_op = OP_END - 1;
 	probe->ops_len = (__u8)n;
 	for (unsigned i = 0; i < n; i++) {
