@@ -5225,7 +5225,11 @@ struct io_uring *iou_ring(iou_t *iou)
 	return ring_io(&iou->ring);
 }
 
-/* iou_stats() and iou_dump(). Loop thread only. */
+/*
+ * ==== inspect ===================================================================================
+ *
+ * iou_stats() and iou_dump(). Loop thread only.
+ */
 
 void iou_stats(const iou_t *iou, iou_stats_t *stats)
 {

@@ -57,6 +57,9 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#ifndef STATX_TYPE /* musl before 1.2.4 */
+#include <linux/stat.h>
+#endif
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/timerfd.h>
@@ -337,6 +340,8 @@ static int lines_grow(lines_t *lines, size_t n)
 	return 0;
 }
 
+static void lines_exit(lines_t *lines) { free(lines->buckets); }
+
 /*
  * ==== timers ====================================================================================
  *
@@ -366,6 +371,8 @@ typedef struct timers_t {
 	int epoll;
 	uint64_t epoll_data;         /* of the timerfds' events */
 } timers_t;
+
+static bool due_is_set(const due_t *due) { return due->set; }
 
 static bool due_before(const due_t *a, const due_t *b)
 {
@@ -510,12 +517,16 @@ static void timers_arm(timers_t *timers, uint64_t limit_ns)
 	}
 }
 
-static int timers_init(timers_t *timers, int epoll, uint64_t epoll_data)
+static void timers_init(timers_t *timers)
+{
+	timers->fds[BOOTTIME] = timers->fds[REALTIME] = timers->fds[MONOTONIC] = -1;
+	timers_rang(timers);
+}
+
+static int timers_open(timers_t *timers, int epoll, uint64_t epoll_data)
 {
 	timers->epoll = epoll;
 	timers->epoll_data = epoll_data;
-	timers->fds[BOOTTIME] = timers->fds[REALTIME] = timers->fds[MONOTONIC] = -1;
-	timers_rang(timers);
 	return timers_need(timers, MONOTONIC);
 }
 
@@ -578,6 +589,8 @@ typedef struct pool_t {
 	bool stop;
 	atomic_bool some_done; /* a hint for the owner, who looks without the lock */
 } pool_t;
+
+static int job_result(const job_t *job) { return job->result; }
 
 /* With the lock held: the next job, once there is one. NULL: the thread must leave. */
 static job_t *pool_next(pool_t *pool)
@@ -808,13 +821,20 @@ static unsigned pool_cpus(void)
 	return n > 0 ? (unsigned)n : 1;
 }
 
-static int pool_init(pool_t *pool, int epoll, uint64_t epoll_data)
+static void pool_init(pool_t *pool)
+{
+	pool->bell = -1;
+	list_init(&pool->fresh);
+	list_init(&pool->queued);
+	list_init(&pool->done);
+}
+
+static int pool_open(pool_t *pool, int epoll, uint64_t epoll_data)
 {
 	struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.u64 = epoll_data};
 	pthread_condattr_t monotonic;
 
 	pool->n_max = pool->n_places = 4 * pool_cpus();
-	pool->bell = -1;
 	pool->threads = calloc(pool->n_places, sizeof(*pool->threads));
 	if (!pool->threads)
 		return -ENOMEM;
@@ -826,9 +846,6 @@ static int pool_init(pool_t *pool, int epoll, uint64_t epoll_data)
 	pthread_mutex_init(&pool->lock, NULL);
 	pthread_cond_init(&pool->call, &monotonic);
 	pthread_condattr_destroy(&monotonic);
-	list_init(&pool->fresh);
-	list_init(&pool->queued);
-	list_init(&pool->done);
 	return 0;
 }
 
@@ -847,6 +864,8 @@ static void pool_stop(pool_t *pool)
 	pthread_cond_destroy(&pool->call);
 	pthread_mutex_destroy(&pool->lock);
 }
+
+static bool pool_has_fd(const pool_t *pool, int fd) { return fd == pool->bell; }
 
 static void pool_exit(pool_t *pool)
 {
@@ -938,26 +957,61 @@ static void cq_signal(cq_t *cq)
 	cq->signals = false;
 }
 
-/* fd -1: no longer. 0, -EBUSY, -ENXIO or -EBADF. */
+static void cq_close_eventfd(cq_t *cq)
+{
+	if (cq->eventfd >= 0)
+		close(cq->eventfd);
+	cq->eventfd = -1;
+}
+
+/* A descriptor of its own: the program may close the other. fd -1: no longer. 0 or -errno. */
 static int cq_set_eventfd(cq_t *cq, int fd)
 {
 	if ((fd < 0) == (cq->eventfd < 0))
 		return fd < 0 ? -ENXIO : -EBUSY;
-	if (fd >= 0 && fcntl(fd, F_GETFD) < 0)
-		return -EBADF;
-	cq->eventfd = fd < 0 ? -1 : fd; /* it must stay open */
+	cq_close_eventfd(cq);
+	if (fd < 0)
+		return 0;
+	cq->eventfd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
 	cq->signals = false;
-	return 0;
+	return cq->eventfd < 0 ? -errno : 0;
 }
 
-static int cq_init(cq_t *cq, unsigned n_entries, unsigned *sq_flags)
+static unsigned cq_size(const cq_t *cq) { return cq->n_entries; }
+
+static void cq_init(cq_t *cq, unsigned *sq_flags)
+{
+	cq->eventfd = -1;
+	cq->sq_flags = sq_flags;
+	list_init(&cq->late);
+}
+
+static int cq_open(cq_t *cq, unsigned n_entries)
 {
 	cq->n_entries = n_entries;
 	cq->mask = n_entries - 1;
-	cq->sq_flags = sq_flags;
-	list_init(&cq->late);
 	cq->cqes = calloc(n_entries, sizeof(struct io_uring_cqe));
 	return cq->cqes ? 0 : -ENOMEM;
+}
+
+static void cq_exit(cq_t *cq)
+{
+	cq_close_eventfd(cq);
+	free(cq->cqes);
+}
+
+/* The queue as liburing sees it. */
+static void cq_show(cq_t *cq, struct io_uring_cq *shown)
+{
+	shown->khead = &cq->head;
+	shown->ktail = &cq->tail;
+	shown->kflags = &cq->flags;
+	shown->koverflow = &cq->n_lost;
+	shown->kring_mask = &cq->mask;
+	shown->kring_entries = &cq->n_entries;
+	shown->cqes = cq->cqes;
+	shown->ring_mask = cq->mask;
+	shown->ring_entries = cq->n_entries;
 }
 
 /*
@@ -978,6 +1032,27 @@ typedef struct waits_t {
 	bool no_pwait2;
 	lines_t lines;
 } waits_t;
+
+static void waits_init(waits_t *waits) { waits->epoll = -1; }
+
+static int waits_open(waits_t *waits)
+{
+	waits->epoll = epoll_create1(EPOLL_CLOEXEC);
+	return waits->epoll < 0 ? -errno : 0;
+}
+
+static void waits_exit(waits_t *waits)
+{
+	if (waits->epoll >= 0)
+		close(waits->epoll);
+	lines_exit(&waits->lines);
+}
+
+static int waits_grow(waits_t *waits, size_t n) { return lines_grow(&waits->lines, n); }
+static int waits_fd(const waits_t *waits) { return waits->epoll; }
+
+/* True if waits_look() can sleep for a while by itself. */
+static bool waits_has_timeout(const waits_t *waits) { return !waits->no_pwait2; }
 
 static int waits_set(const waits_t *waits, int fd, unsigned mask)
 {
@@ -1120,7 +1195,9 @@ static int reqs_grow(reqs_t *reqs, size_t n)
 	return 0;
 }
 
+static void reqs_init(reqs_t *reqs) { list_init(&reqs->free); }
 static bool reqs_left(const reqs_t *reqs) { return !list_empty(&reqs->free); }
+static size_t reqs_size(const reqs_t *reqs) { return reqs->n; }
 
 static req_t *req_new(reqs_t *reqs)
 {
@@ -1373,8 +1450,8 @@ static int rw_by_kind(req_t *req)
 		return GO_THREAD;
 	if (S_ISSOCK(file.mode) && req->sqe.off && req->sqe.off != NEVER)
 		return -ESPIPE;
-	if (S_ISCHR(file.mode) && !ready_bits(fd, mask))
-		return wait_for(req, fd, mask);
+	if ((S_ISCHR(file.mode) || S_ISFIFO(file.mode)) && !ready_bits(fd, mask))
+		return wait_for(req, fd, mask); /* a FIFO without a writer yet is not at its end */
 	terminal = S_ISCHR(file.mode) && isatty(fd);
 	if (S_ISCHR(file.mode) && !terminal)
 		return GO_THREAD; /* it is ready, or cannot tell */
@@ -2198,14 +2275,18 @@ static unsigned sqe_used(const struct io_uring_sqe *sqe)
 	       (sqe->file_index ? INDEX : 0u) | (sqe->fd ? FD : 0u);
 }
 
-/* 0, an error that the whole chain fails for, or NO_MEMORY. */
-static int op_prepare(req_t *req)
+/* 0, an error that the whole chain fails for, or NO_MEMORY. refused: by the ring's restrictions. */
+static int op_prepare(req_t *req, bool refused)
 {
 	const unsigned known = IOSQE_FIXED_FILE | IOSQE_IO_LINK | IOSQE_IO_HARDLINK | IOSQE_ASYNC |
 			       IOSQE_BUFFER_SELECT;
 	const op_t *op = op_of(req);
 
-	if (!op || req->sqe.flags & ~known || req->sqe.personality ||
+	if (!op || req->sqe.flags & ~known)
+		return -EINVAL;
+	if (refused)
+		return -EACCES;
+	if (req->sqe.personality ||
 	    sqe_used(&req->sqe) & op->zero || (req->sqe.ioprio && !(op->traits & PRIO)))
 		return -EINVAL;
 	if (req->sqe.flags & IOSQE_BUFFER_SELECT && !(op->traits & SELECT))
@@ -2321,7 +2402,6 @@ typedef struct engine_t { /* [open] to the rooms below */
 	struct io_uring_sqe *sqes;
 	bool disabled;
 	restrictions_t restrictions;
-	int epoll;
 	pid_t process;
 	uint64_t n_completed; /* CQEs, those of timeouts not counted */
 	node_t pending, started, ended, counted;
@@ -2387,7 +2467,7 @@ static void req_pend(engine_t *engine, req_t *req, int state)
 	if (!line_joined(&req->by_key)) {
 		list_add(&engine->pending, &req->node);
 		lines_join(&engine->keys, &req->by_key, req->sqe.user_data, 0);
-		if (req->limit)
+		if (req->limit && !due_is_set(&req->limit->due))
 			req_set_timer(engine, req->limit);
 	}
 	req->state = state;
@@ -2502,22 +2582,22 @@ static req_t *engine_find(const engine_t *engine, uint64_t user_data, unsigned o
 /* Memory for n requests in all. 0 or -ENOMEM. */
 static int engine_reserve(engine_t *engine, size_t n)
 {
-	size_t size = engine->reqs.n ? engine->reqs.n : 64;
+	size_t n_there = reqs_size(&engine->reqs), size = n_there ? n_there : 64;
 
 	while (size < n)
 		size *= 2;
-	if (size == engine->reqs.n)
+	if (size == n_there)
 		return 0;
 	if (lines_grow(&engine->keys, size) < 0 || lines_grow(&engine->inodes, size) < 0 ||
-	    lines_grow(&engine->waits.lines, size) < 0)
+	    waits_grow(&engine->waits, size) < 0)
 		return -ENOMEM;
-	return reqs_grow(&engine->reqs, size - engine->reqs.n);
+	return reqs_grow(&engine->reqs, size - n_there);
 }
 
 /* A request's memory, or NULL. */
 static req_t *engine_new_req(engine_t *engine)
 {
-	if (!reqs_left(&engine->reqs) && engine_reserve(engine, engine->reqs.n + 1) < 0)
+	if (!reqs_left(&engine->reqs) && engine_reserve(engine, reqs_size(&engine->reqs) + 1) < 0)
 		return NULL;
 	return req_new(&engine->reqs);
 }
@@ -2592,7 +2672,7 @@ static req_t *limit_find(const engine_t *engine, uint64_t user_data)
 	for (node_t *node = engine->pending.next; node != &engine->pending; node = node->next) {
 		req_t *limit = req_of(node)->limit;
 
-		if (limit && limit->due.set && limit->sqe.user_data == user_data)
+		if (limit && due_is_set(&limit->due) && limit->sqe.user_data == user_data)
 			return limit;
 	}
 	return NULL;
@@ -2794,7 +2874,7 @@ static int poll_update(engine_t *engine, const req_t *req, req_t **again)
 
 static bool own_fd(const engine_t *engine, int fd)
 {
-	return fd == engine->epoll || fd == engine->pool.bell ||
+	return fd == waits_fd(&engine->waits) || pool_has_fd(&engine->pool, fd) ||
 	       timers_have_fd(&engine->timers, fd);
 }
 
@@ -2906,7 +2986,7 @@ static void engine_jobs(engine_t *engine)
 	pool_collect(&engine->pool, &done);
 	while ((node = list_pop(&done))) {
 		req_t *req = container_of(node, req_t, job.node);
-		int ret = req->job.result;
+		int ret = job_result(&req->job);
 
 		if (req->cancelled && (ret == GO_WAIT || ret == GO_THREAD || ret == GO_LATER))
 			ret = req_cancelled(req);
@@ -2987,8 +3067,8 @@ static int engine_submit(engine_t *engine, unsigned n)
 	n = n < n_there ? n : n_there;
 	while (n_taken < n && (req = engine_new_req(engine))) {
 		req->sqe = engine->sqes[engine->sq_head & engine->sq_mask];
-		req->result = restrictions_refuse(&engine->restrictions, &req->sqe) ?
-				      -EACCES : op_prepare(req);
+		req->result = op_prepare(req, restrictions_refuse(&engine->restrictions,
+								  &req->sqe));
 		if (req->result == NO_MEMORY) {
 			req_free(&engine->reqs, req);
 			break;
@@ -3019,7 +3099,7 @@ static int engine_look(engine_t *engine, uint64_t until_ns, const void *mask)
 	uint64_t ns = until_ns == NEVER ? NEVER : until_ns > now_ns ? until_ns - now_ns : 0;
 	int n;
 
-	if (ns && ns != NEVER && engine->waits.no_pwait2) {
+	if (ns && ns != NEVER && !waits_has_timeout(&engine->waits)) {
 		timers_arm(&engine->timers, until_ns);
 		ns = NEVER;
 	} else if (ns) {
@@ -3074,8 +3154,8 @@ static int engine_wait(engine_t *engine, unsigned min, unsigned flags, const voi
 		return -EINVAL;
 	if (time)
 		until_ns = sum_u64(clock_ns(CLOCK_MONOTONIC), ns_of(time->tv_sec, time->tv_nsec));
-	if (min > engine->cq.n_entries)
-		min = engine->cq.n_entries;
+	if (min > cq_size(&engine->cq))
+		min = cq_size(&engine->cq);
 	return engine_get(engine, min, until_ns, pointer_of(args.sigmask));
 }
 
@@ -3116,12 +3196,10 @@ static void engine_free(engine_t *engine)
 	reqs_exit(&engine->reqs);
 	pool_exit(&engine->pool);
 	timers_exit(&engine->timers);
-	if (engine->epoll >= 0)
-		close(engine->epoll);
-	free(engine->waits.lines.buckets);
-	free(engine->keys.buckets);
-	free(engine->inodes.buckets);
-	free(engine->cq.cqes);
+	waits_exit(&engine->waits);
+	lines_exit(&engine->keys);
+	lines_exit(&engine->inodes);
+	cq_exit(&engine->cq);
 	free(engine->sqes);
 	free(engine->array);
 	free(engine);
@@ -3133,33 +3211,35 @@ static void engine_init(engine_t *engine, unsigned n, unsigned flags)
 	engine->sq_mask = n - 1;
 	engine->disabled = flags & IORING_SETUP_R_DISABLED;
 	engine->process = getpid();
-	engine->epoll = engine->pool.bell = engine->cq.eventfd = -1;
-	for (unsigned i = 0; i < N_CLOCKS; i++)
-		engine->timers.fds[i] = -1;
 	list_init(&engine->pending);
 	list_init(&engine->started);
 	list_init(&engine->ended);
 	list_init(&engine->counted);
-	list_init(&engine->reqs.free);
+	cq_init(&engine->cq, &engine->sq_flags);
+	waits_init(&engine->waits);
+	timers_init(&engine->timers);
+	pool_init(&engine->pool);
+	reqs_init(&engine->reqs);
 }
 
 /* Memory and descriptors. 0 or -errno. */
 static int engine_make(engine_t *engine, unsigned n_cq)
 {
-	int ret;
+	int epoll, ret;
 
 	engine->sqes = calloc(engine->n_sq, sizeof(*engine->sqes));
 	engine->array = calloc(engine->n_sq, sizeof(*engine->array));
-	if (!engine->sqes || !engine->array || cq_init(&engine->cq, n_cq, &engine->sq_flags) < 0 ||
+	if (!engine->sqes || !engine->array || cq_open(&engine->cq, n_cq) < 0 ||
 	    engine_reserve(engine, 1) < 0)
 		return -ENOMEM;
 	for (unsigned i = 0; i < engine->n_sq; i++)
 		engine->array[i] = i;
-	engine->epoll = engine->waits.epoll = epoll_create1(EPOLL_CLOEXEC);
-	if (engine->epoll < 0)
-		return -errno;
-	ret = timers_init(&engine->timers, engine->epoll, (uint64_t)EVENT_TIMER);
-	return ret < 0 ? ret : pool_init(&engine->pool, engine->epoll, (uint64_t)EVENT_BELL);
+	ret = waits_open(&engine->waits);
+	if (ret < 0)
+		return ret;
+	epoll = waits_fd(&engine->waits);
+	ret = timers_open(&engine->timers, epoll, (uint64_t)EVENT_TIMER);
+	return ret < 0 ? ret : pool_open(&engine->pool, epoll, (uint64_t)EVENT_BELL);
 }
 
 /* Both queues, as liburing sees them. */
@@ -3176,18 +3256,10 @@ static void engine_show(engine_t *engine, struct io_uring *io, const struct io_u
 	io->sq.sqes = engine->sqes;
 	io->sq.ring_mask = engine->sq_mask;
 	io->sq.ring_entries = engine->n_sq;
-	io->cq.khead = &engine->cq.head;
-	io->cq.ktail = &engine->cq.tail;
-	io->cq.kflags = &engine->cq.flags;
-	io->cq.koverflow = &engine->cq.n_lost;
-	io->cq.kring_mask = &engine->cq.mask;
-	io->cq.kring_entries = &engine->cq.n_entries;
-	io->cq.cqes = engine->cq.cqes;
-	io->cq.ring_mask = engine->cq.mask;
-	io->cq.ring_entries = engine->cq.n_entries;
+	cq_show(&engine->cq, &io->cq);
 	io->flags = params->flags;
 	io->features = params->features;
-	io->ring_fd = io->enter_ring_fd = engine->epoll;
+	io->ring_fd = io->enter_ring_fd = waits_fd(&engine->waits);
 }
 
 /* The next power of two, if that is allowed; else 0. */
@@ -3262,11 +3334,17 @@ static int fallback_reserve(struct io_uring *io, size_t n)
 	return engine_reserve(engine_of(io), n + RESERVED);
 }
 
+/* probe: all zero, with room for n opcodes. */
 static int register_probe(struct io_uring_probe *probe, unsigned n)
 {
-	if (n > OP_END)
-		n = OP_END;
-	memset(probe, 0, sizeof(*probe) + n * sizeof(probe->ops[0]));
+	const unsigned char *bytes = (const unsigned char *)probe;
+
+	if (n > UINT8_MAX + 1)
+		return -EINVAL;
+	n = n < OP_END ? n : OP_END;
+	for (size_t i = 0; i < sizeof(*probe) + n * sizeof(probe->ops[0]); i++)
+		if (bytes[i])
+			return -EINVAL;
 	probe->last_op = OP_END - 1;
 	probe->ops_len = (__u8)n;
 	for (unsigned i = 0; i < n; i++) {

@@ -83,7 +83,7 @@ struct sum {
 	unsigned char *chunks; /* of all lanes */
 	struct lane *idle;
 	struct lane *waiting; /* for another lane to end: out of descriptors, or it reads standard input */
-	unsigned n_open;
+	unsigned n_open; /* files that are open or being opened */
 	bool stdin_is_read;
 
 	uint64_t n_checked, n_bad, n_unread, n_malformed; /* with -c, in this list */
@@ -337,14 +337,13 @@ static int on_open(void *data)
 	int result = lane->reader->result;
 
 	lane->reader = NULL;
+	lane->sum->n_open -= result < 0;
 	if ((result == -EMFILE || result == -ENFILE) && lane->sum->n_open > 0)
 		return wait_for_another(lane);
-	if (result < 0) {
+	if (result < 0)
 		fail(lane, result);
-	} else {
+	else
 		lane->fd = result;
-		lane->sum->n_open++;
-	}
 	return goes_on(lane);
 }
 
@@ -365,6 +364,7 @@ static void open_file(struct lane *lane)
 		if (lane->reader) {
 			io_uring_prep_openat(lane->reader->sqe, AT_FDCWD, name, O_RDONLY | O_CLOEXEC | O_NOCTTY, 0);
 			iou_op_queue(sum->iou, lane->reader, on_open, lane);
+			sum->n_open++;
 			return;
 		}
 		fail(lane, -ENOMEM);

@@ -356,13 +356,16 @@ static void refused(void *as_nobody)
 	if (as_nobody)
 		become_nobody();
 	errno = 0;
-	iou = iou_new(4);
+	iou = iou_new_with(&(iou_config_t){.engine = IOU_ENGINE_RING});
 	EXPECT(!iou && errno == EPERM);
+	iou = iou_new(4);
+	EXPECT(iou && strcmp(iou_engine_name(iou), "fallback") == 0);
+	iou_free(iou);
 }
 
 static void granted(void *data)
 {
-	iou_t *iou = iou_new(4);
+	iou_t *iou = iou_new_with(&(iou_config_t){.engine = IOU_ENGINE_RING});
 
 	(void)data;
 	EXPECT(iou && iou_run(iou) == 0);

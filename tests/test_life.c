@@ -1587,7 +1587,7 @@ static void fd_without_descriptors(void *data)
 	for (int fd = 0; fd < highest; fd++) /* fill the gaps */
 		if (fcntl(fd, F_GETFD) < 0)
 			EXPECT(dup2(0, fd) == fd);
-	for (int spare = 0; spare < 4 && pollfd.fd <= 0; spare++) {
+	for (int spare = 0; spare < 8 && pollfd.fd <= 0; spare++) {
 		struct rlimit few = {(rlim_t)(highest + 1 + spare), before.rlim_max};
 
 		/* and again, with as many as before */

@@ -252,7 +252,7 @@ try_fallback() {
 	runs "./tool io_uring" || fail "io_uring is not the first choice ($cc $flags)"
 }
 
-tools() {
+tools() ( # in a subshell, for its IOU_ENGINE
 	unset IOU_ENGINE
 	for std in c11 gnu17; do
 		quietly $cc -std=$std -Wall -Wextra -fsyntax-only ../tool.c ../iou.c ../iou_fallback.c
@@ -266,7 +266,7 @@ tools() {
 	flags='-Wall -Wextra -Wshadow -Wstrict-prototypes -O2 -DNDEBUG'
 	try ../tool.c ../iou.c
 	try_fallback ../tool.c ../iou.c ../iou_fallback.c
-}
+)
 
 # ---- A program for the original's ten functions; it ignores what iou_flush and iou_quit return ---
 cat >"$dir/original.c" <<'END'

@@ -3,10 +3,12 @@
 #
 # mutants.sh [NAME...]: does a fault in iou.c make a test fail? Each line of mutants.txt is one, made in a copy. Then
 # the simulation is tried (for a second), the Check program, the faults, and the simulation for longer, until one fails.
+# fallback-* are faults in iou_fallback.c, seam-* in what iou.c does for it: engine.c is tried (for the former), and the
+# Check program with IOU_ENGINE=fallback.
 # B has what `make` built of the tests; JOBS at once. WITH="check" leaves the others out. What newer-* does only shows
 # with a liburing newer than 2.3: such a fault is left out unless it is named; liburing.sh does.
 # Words are split on purpose.
-# shellcheck disable=SC2086
+# shellcheck disable=SC2046,SC2086
 set -u
 : "${B:?the build folder}" "${CC:=cc}" "${JOBS:=$(nproc)}" "${WITH:=sim fine check faults sim-long}"
 cd "$(dirname "$0")/../.." || exit 1
@@ -66,23 +68,51 @@ check() {
 	return 1
 }
 
-# What a test is linked of is as `make` does it, but for iou.o.
+check_on() { # WAY
+	case $1 in
+	check) check ;;
+	fallback) IOU_ENGINE=fallback check ;;
+	esac
+}
+
+# What a test is linked of is as `make` does it, but for the object with the fault.
+object() { if [ -f "$dir/$1" ]; then echo "$dir/$1"; else echo "$good/$1"; fi; }
+compile() { # FILE OBJECT FLAG...
+	$CC $FLAGS -w -I. "${@:3}" -c -o "$dir/$2" "$1"
+}
+refusing='-Dmalloc=engine_malloc -Dcalloc=engine_calloc -Dpthread_create=engine_pthread_create'
 link_sim() { $CC $FLAGS -I. -o "$dir/sim" $SIM_SRC "$dir/iou.o" $SIM_WRAPS $LIBS; }
 link_fine() {
 	eval "$SMALL" '<"$dir/iou.c"' | $CC $FLAGS -w -I. -fsanitize=thread -x c -c -o "$dir/fine.o" - 2>>"$dir/log" &&
 		$CC $FLAGS -DSIM_FINE -DROUND_MAX=3 -I. -o "$dir/fine" $SIM_SRC tests/sim/atomics.c "$dir/fine.o" $SIM_WRAPS $LIBS
 }
 link_faults() { $CC $FLAGS -I. -o "$dir/faults" tests/proof/faults.c "$dir/iou.o" $FAULT_WRAPS $LIBS; }
-link_check() { $CC $FLAGS -o "$dir/check" $CHECK_OBJECTS "$dir/iou.o" $CHECK_LIBS $LIBS; }
+link_check() {
+	$CC $FLAGS -o "$dir/check" $CHECK_OBJECTS "$(object iou.o)" "$(object iou_fallback.o)" $CHECK_LIBS $LIBS
+}
+link_fallback() { link_check; }
+link_engine() {
+	compile "$dir/iou_fallback.c" refusing.o $refusing &&
+		$CC $FLAGS -I. -o "$dir/engine" "$good/engine.o" "$dir/refusing.o" $LIBS
+}
+
+ways() { # NAME
+	case $1 in
+	fallback-*) echo engine fallback ;;
+	seam-*) echo fallback check ;;
+	*) echo "$WITH" ;;
+	esac
+}
 
 # Says who caught it, on stdout; nothing where it survives.
-catch() {
-	for by in $WITH; do
+catch() { # WAY...
+	for by; do
 		link_"${by%-long}" 2>>"$dir/log" || { echo "UNLINKED $by"; return; }
 		case $by in
 		sim) within 3600 "$dir/sim" -s 1 -n 100000 -j 1 || { echo sim; return; } ;;
 		fine) within 3600 "$dir/fine" -s 1 -n 100000 -j 1 || { echo "sim, step by step"; return; } ;;
-		check) check || { echo "check: $caught_by"; return; } ;;
+		check | fallback) check_on $by || { echo "$by: $caught_by"; return; } ;;
+		engine) within 300 "$dir/engine" -x || { echo engine; return; } ;;
 		faults) IOU_FAULTS_TIMEOUT=20 within 3600 "$dir/faults" -x -j "$JOBS" || { echo faults; return; } ;;
 		sim-long) within 3600 "$dir/sim" -s 1000000 -n 5000000 -j 1 || { echo "sim, for long"; return; } ;;
 		esac
@@ -90,16 +120,18 @@ catch() {
 }
 
 one() { # NAME SCRIPT
+	local file=iou
+	[[ $1 != fallback-* ]] || file=iou_fallback
 	dir=$top/$1
 	mkdir -p "$dir"
-	sed "$2" iou.c >"$dir/iou.c"
-	if cmp -s iou.c "$dir/iou.c"; then
+	sed "$2" $file.c >"$dir/$file.c"
+	if cmp -s $file.c "$dir/$file.c"; then
 		echo "BROKEN $1: changes nothing"
-	elif ! $CC $FLAGS -w -I. -c -o "$dir/iou.o" "$dir/iou.c" 2>"$dir/log"; then
+	elif ! compile "$dir/$file.c" $file.o 2>"$dir/log"; then
 		echo "BROKEN $1: does not compile: $(grep -m1 error: "$dir/log")"
 	else
 		began=$SECONDS
-		by=$(catch)
+		by=$(catch $(ways "$1"))
 		if [[ $by = UNLINKED* ]]; then
 			echo "BROKEN $1: $by"
 		elif [ -n "$by" ]; then
@@ -108,35 +140,44 @@ one() { # NAME SCRIPT
 			echo "SURVIVED $1"
 		fi
 	fi
-	rm -f "$dir/sim" "$dir/fine" "$dir/fine.o" "$dir/check" "$dir/faults" "$dir/iou.o"
+	rm -f "$dir/sim" "$dir/fine" "$dir/check" "$dir/faults" "$dir/engine" "$dir"/*.o
 }
+
+wanted() { # NAME
+	case $1 in
+	'' | '#'*) return 1 ;;
+	newer-*) [ -n "$names" ] || return 1 ;;
+	esac
+	[ -z "$names" ] || [[ " $names " = *" $1 "* ]]
+}
+names=$*
 
 # What fails without a fault put in catches nothing: a test of the Check program is excused, the others must be good.
 good=$top/none
 dir=$good
 mkdir -p "$dir"
-cp iou.c "$dir/iou.c"
-$CC $FLAGS -w -I. -c -o "$dir/iou.o" "$dir/iou.c" || exit 1
-if [[ $WITH = *check* ]]; then
-	while link_check && ! check; do
+cp iou.c iou_fallback.c "$dir"
+compile iou.c iou.o && compile iou_fallback.c iou_fallback.o && compile tests/proof/engine.c engine.o -O0 || exit 1
+needed=$(while IFS='	' read -r name script; do
+	if wanted "$name"; then ways "$name" | tr ' ' '\n'; fi
+done <tests/proof/mutants.txt | sort -u)
+needed=$(for by in $WITH engine fallback; do echo "$needed" | grep -x "$by"; done | paste -sd ' ')
+for by in $needed; do
+	[ $by = check ] || [ $by = fallback ] || continue
+	while link_check && ! check_on $by; do
 		[[ $caught_by != *' '* ]] || { echo "FAIL mutants: the Check program breaks off"; exit 1; }
 		echo "excused: $caught_by, which fails without a fault too"
 		excused="$excused|$caught_by"
 	done
-fi
-by=$(catch)
+done
+by=$(catch $needed)
 if [ -n "$by" ]; then
-	echo "FAIL mutants: without any fault in iou.c, this fails: $by"
+	echo "FAIL mutants: without any fault put in, this fails: $by"
 	exit 1
 fi
 
 while IFS='	' read -r name script; do
-	case $name in '' | '#'*) continue ;; esac
-	if [ $# != 0 ]; then
-		[[ " $* " = *" $name "* ]] || continue
-	elif [[ $name = newer-* ]]; then
-		continue
-	fi
+	wanted "$name" || continue
 	while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n; done
 	one "$name" "$script" </dev/null | tee -a "$top/results" &
 done <tests/proof/mutants.txt

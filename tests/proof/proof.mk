@@ -9,7 +9,7 @@
 #   make check-engine    iou_fallback.c gives the answers of the kernel's ring; T="CASE..."
 #   make check-destroy   iou_free() in the middle of it all, DESTROYS= times
 #   make check-full      the Check program and walk.sh at full size
-#   make check-mutants   faults put into iou.c; T="NAME..." for some
+#   make check-mutants   faults put into iou.c and iou_fallback.c; T="NAME..." for some
 #   make check-kernels   older and newer kernels in QEMU; T="RELEASE..." of Debian
 #   make check-ports     32-bit programs, musl, arm64 in QEMU; T="i386 musl arm64" for some
 #   make check-liburing  newer liburings; T="RELEASE..." of Debian
@@ -117,7 +117,7 @@ proof-env = B='$(B)' CC='$(CC)' JOBS='$(JOBS)' \
 	FAULT_WRAPS='$(fault-wraps:%=-Wl,--wrap=%)' \
 	CHECK_OBJECTS='$(check-src:%.c=$(B)/%.o)' CHECK_LIBS='$(check-libs)' LIBS='$(libs)'
 
-# ---- check-mutants: faults put into iou.c, each caught by some test ------------------------------
+# ---- check-mutants: faults put into iou.c and iou_fallback.c, each caught by some test -----------
 .PHONY: check-mutants
 check-mutants: $(check-bin)
 	$(Q)$(proof-env) bash tests/proof/mutants.sh $(T)
