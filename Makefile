@@ -146,7 +146,8 @@ $(if $(filter-out $(tests),$(T)),$(error T=$(filter-out $(tests),$(T)): the test
 endif
 check: $(library) $(examples) $(check-bin)
 	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' PKG_CONFIG='$(PKG_CONFIG)' SAN='$(SAN)' \
-		V='$(verbose)' $(ENGINE:%=IOU_ENGINE=%) sh tests/run $(T)
+		V='$(verbose)' $(ENGINE:%=IOU_ENGINE=%) $(if $(T),,sh tests/noted '$(strip check $(ENGINE:%=ENGINE=%) $(SAN:%=SAN=%))') \
+		sh tests/run $(T)
 
 demo: $(B)/examples/walk
 	$(B)/examples/walk /usr

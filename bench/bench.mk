@@ -38,7 +38,7 @@ bench-docs:
 
 .PHONY: check-instr
 check-instr: $(B)/bench/instr
-	$(Q)B='$(B)' sh bench/instr.sh || [ $$? = 77 ]
+	$(Q)B='$(B)' sh tests/noted check-instr sh bench/instr.sh || [ $$? = 77 ]
 
 clean-bench:
 	$(Q)rm -rf $(B)/bench

@@ -33,16 +33,27 @@ count() {
 	awk '/ Collected : / { print $4 }' "$log"
 }
 
+# each KIND BOUND: instructions per op, of up to four counts the least: with threads, a busy machine adds some.
+each() {
+	least=
+	for _ in 1 2 3 4; do
+		a=$(count "$1" $few) && b=$(count "$1" $many) || return 1
+		n=$(((b - a) / (many - few)))
+		[ "$least" ] && [ "$least" -le "$n" ] || least=$n
+		[ "$least" -gt "${2:-0}" ] || break
+	done
+	echo "$least"
+}
+
 passed=0 failed=0 bounds=
 for kind in nop nop1 job post timer; do
 	bound=$(awk -v kind=$kind -v arch="$arch" '$1 == kind && $2 == arch { print $3 }' instr.bounds)
-	if ! a=$(count $kind $few) || ! b=$(count $kind $many); then
+	if ! each=$(each $kind "$bound"); then
 		# A kernel or sandbox that refuses io_uring to valgrind is no failure of ours.
 		grep -q 'iou_new' "$log" && skip 'no io_uring here'
 		failed=$((failed + 1))
 		continue
 	fi
-	each=$(((b - a) / (many - few)))
 	bounds="$bounds$kind $arch $((each * 105 / 100 + 1))
 "
 	if [ $write ] || [ "$each" -le "$bound" ]; then

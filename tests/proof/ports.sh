@@ -44,7 +44,9 @@ sysroot() {
 # compiles COMPILER [ARGUMENT...]: without a warning.
 compiles() {
 	for std in c11 gnu17; do
-		"$@" -std=$std -Wall -Wextra -Werror -O2 -I. -pthread -c -o "$dir/quiet.o" iou.c || return
+		for source in iou.c iou_fallback.c; do
+			"$@" -std=$std -Wall -Wextra -Werror -O2 -I. -pthread -c -o "$dir/quiet.o" $source || return
+		done
 	done
 	for std in c99 c11 c17; do
 		"$@" -std=$std -Wall -Wextra -Wpedantic -Werror -I. -fsyntax-only -x c iou.h || return

@@ -16,7 +16,10 @@
 #   make check-spin      the wake-up protocols as models, and HANDOFFS= real ones
 #   make check-valgrind  memcheck; T="SUITE..."
 #   make coverage        lines and branches of iou.c
+#   make figures         write what they last measured into docs/testing.md
 #   make check-ci        those that fit into CI;  make check-all: all of them
+
+noted = sh tests/noted '$@'
 
 JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
@@ -60,7 +63,7 @@ $(B)/tests/iou-small.o $(B)/tests/iou-fine.o: iou.c iou.h $(B)/flags
 
 .PHONY: check-sim check-sim-part
 check-sim-part: $(B)/tests/$(or $(GRAIN),sim)
-	$(Q)$< -s $(SEED) -n $(RUNS) -j $(JOBS)
+	$(Q)sh tests/noted 'check-sim$(GRAIN:sim%=%)$(SAN:%=-%)' $< -s $(SEED) -n $(RUNS) -j $(JOBS)
 
 # RUNS=1 replays one seed. Else a tenth of the seeds is run again with short rounds, in the finer
 # grain, and under ASan and UBSan.
@@ -82,13 +85,13 @@ $(B)/tests/faults: tests/proof/faults.c $(B)/iou.o
 
 .PHONY: check-faults
 check-faults: $(B)/tests/faults
-	$(Q)$(B)/tests/faults -j $$(($(JOBS) * 2))
+	$(Q)$(noted) $(B)/tests/faults -j $$(($(JOBS) * 2))
 	$(Q)B='$(B)' JOBS='$(JOBS)' bash tests/proof/strace.sh
 
 # ---- check-engine: iou_fallback.c against the kernel's ring, tests/proof/engine.c ----------------
 .PHONY: check-engine
 check-engine:
-	$(Q)B='$(B)' CC='$(CC)' sh tests/proof/engine.sh $(T)
+	$(Q)B='$(B)' CC='$(CC)' $(noted) sh tests/proof/engine.sh $(T)
 
 # ---- check-destroy: nothing is written after iou_free(), tests/proof/destroy.c -------------------
 DESTROYS ?= 1000
@@ -98,7 +101,7 @@ $(B)/tests/destroy: tests/proof/destroy.c $(B)/libiou.a
 
 .PHONY: check-destroy
 check-destroy: $(B)/tests/destroy
-	$(Q)$(B)/tests/destroy $(DESTROYS); case $$? in \
+	$(Q)$(noted) $(B)/tests/destroy $(DESTROYS); case $$? in \
 		0) echo '1 passed, 0 failed, 0 skipped' ;; \
 		77) echo '0 passed, 0 failed, 1 skipped' ;; \
 		*) echo '0 passed, 1 failed, 0 skipped'; exit 1 ;; esac
@@ -108,7 +111,7 @@ check-destroy: $(B)/tests/destroy
 check-full: all $(check-bin)
 	$(Q)IOU_TEST_FULL=1 CK_TIMEOUT_MULTIPLIER=40 TIMEOUT=7200 B='$(B)' CC='$(CC)' \
 		MAKE='$(make)' PKG_CONFIG='$(PKG_CONFIG)' SAN='$(SAN)' V='$(V)' \
-		sh tests/run $(or $(T),check walk)
+		$(noted) sh tests/run $(or $(T),check walk)
 
 # What the scripts that link iou.o anew need to know.
 proof-env = B='$(B)' CC='$(CC)' JOBS='$(JOBS)' \
@@ -120,12 +123,12 @@ proof-env = B='$(B)' CC='$(CC)' JOBS='$(JOBS)' \
 # ---- check-mutants: faults put into iou.c and iou_fallback.c, each caught by some test -----------
 .PHONY: check-mutants
 check-mutants: $(check-bin)
-	$(Q)$(proof-env) bash tests/proof/mutants.sh $(T)
+	$(Q)$(proof-env) $(noted) bash tests/proof/mutants.sh $(T)
 
 # ---- check-kernels: the Check program on older and newer kernels ---------------------------------
 .PHONY: check-kernels
 check-kernels:
-	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' sh tests/proof/kernels.sh $(T)
+	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' $(noted) sh tests/proof/kernels.sh $(T)
 
 # ---- check-ports: on 32 bits, with musl, on arm64 ------------------------------------------------
 $(B)/tests/smoke: tests/proof/smoke.c $(B)/libiou.a
@@ -134,12 +137,12 @@ $(B)/tests/smoke: tests/proof/smoke.c $(B)/libiou.a
 
 .PHONY: check-ports
 check-ports:
-	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' sh tests/proof/ports.sh $(T)
+	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' $(noted) sh tests/proof/ports.sh $(T)
 
 # ---- check-liburing: the Check program and the scripts with newer liburings ----------------------
 .PHONY: check-liburing
 check-liburing:
-	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' JOBS='$(JOBS)' sh tests/proof/liburing.sh $(T)
+	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' JOBS='$(JOBS)' $(noted) sh tests/proof/liburing.sh $(T)
 
 # ---- check-spin: the wake-up protocols as models, and for real -----------------------------------
 HANDOFFS ?= 10000000
@@ -149,7 +152,7 @@ $(B)/tests/handoff: tests/proof/handoff.c $(B)/libiou.a
 
 .PHONY: check-spin
 check-spin: $(B)/tests/handoff
-	$(Q)B='$(B)' CC='$(CC)' HANDOFFS=$(HANDOFFS) sh tests/proof/spin.sh
+	$(Q)B='$(B)' CC='$(CC)' HANDOFFS=$(HANDOFFS) $(noted) sh tests/proof/spin.sh
 
 # ---- check-valgrind: memcheck over the Check program ---------------------------------------------
 $(B)/valgrind/check: tests/proof/valgrind.c $(check-src:%.c=$(B)/%.o) $(B)/libiou.a
@@ -159,12 +162,17 @@ $(B)/valgrind/check: tests/proof/valgrind.c $(check-src:%.c=$(B)/%.o) $(B)/libio
 
 .PHONY: check-valgrind
 check-valgrind: $(B)/valgrind/check
-	$(Q)B='$(B)' JOBS='$(JOBS)' bash tests/proof/valgrind.sh $(T)
+	$(Q)B='$(B)' JOBS='$(JOBS)' $(noted) bash tests/proof/valgrind.sh $(T)
 
 # ---- coverage: of iou.c, over the Check program, the simulation, and the faults ------------------
 .PHONY: coverage
 coverage: $(check-bin)
-	$(Q)$(proof-env) bash tests/proof/coverage.sh
+	$(Q)$(proof-env) $(noted) bash tests/proof/coverage.sh
+
+# ---- The last figures of all of these, into docs/testing.md --------------------------------------
+.PHONY: figures
+figures:
+	$(Q)awk -f tests/figures.awk docs/testing.md >$(B)/testing.md && mv $(B)/testing.md docs/testing.md
 
 # ---- Those that CI runs, a few minutes on two CPUs; and all of them ------------------------------
 # One that fails is no reason to leave out the others. What prints no sum of its own counts as one.
