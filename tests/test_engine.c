@@ -170,6 +170,42 @@ START_TEST(eventfds_are_the_programs_until_iou_fd)
 }
 END_TEST
 
+/* _i: on a ring that a resize made. All ops that the program has wait at once. */
+START_TEST(ops_in_flight_need_no_memory)
+{
+	enum { N = 300 };
+	iou_t *iou = new_iou(8);
+	call_t calls[N];
+	int fds[2], ret;
+	char byte;
+
+	if (is_slow()) {
+		done(iou);
+		SKIP("the sanitizers' and valgrind's malloc does not obey RLIMIT_AS");
+	}
+	new_pipe(fds);
+	for (int i = 0; i < N; i++)
+		call_op(iou, &calls[i], i);
+	if (_i)
+		ck_assert_int_eq(iou_resize(iou, 16), 0);
+	starve();
+	for (int i = 0; i < N; i++) {
+		io_uring_prep_read(calls[i].op->sqe, fds[0], &byte, 1, -1);
+		call_queue(iou, &calls[i]);
+	}
+	ret = iou_flush(iou);
+	feed();
+	ck_assert_int_eq(ret, 0);
+	ck_assert_uint_eq(get_stats(iou).backlog, 0);
+	iou_cancel_all(iou);
+	run(iou);
+	for (int i = 0; i < N; i++)
+		ck_assert_int_eq(calls[i].result, -ECANCELED);
+	close_pair(fds);
+	done(iou);
+}
+END_TEST
+
 /* ---- iou_at_free() --------------------------------------------------------------------------- */
 
 static char letters[8];
@@ -259,6 +295,7 @@ Suite *engine_suite(void)
 	tcase_add_checked_fixture(tcase, begin, end);
 	tcase = TEST_CASE(suite, "kinds", NULL);
 	tcase_add_loop_test(tcase, the_engine_stays, 0, 3);
+	tcase_add_loop_test(tcase, ops_in_flight_need_no_memory, 0, 2);
 	TEST_CASE(suite, "at_free", the_latest_is_called_first, nothing_is_touched_any_more,
 		  a_child_calls_none);
 	return suite;

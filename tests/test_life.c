@@ -354,6 +354,11 @@ static void make_denied(void *data)
 	deny(denied->nr, denied->error);
 	make_one(IOU_ENGINE_RING, denied->expected, "io_uring");
 	make_one(IOU_ENGINE_AUTO, denied->engine ? 0 : denied->expected, denied->engine);
+	if (denied->expected) { /* SQPOLL is io_uring's alone */
+		errno = 0;
+		EXPECT(!iou_new_with(&(iou_config_t){.setup_flags = IORING_SETUP_SQPOLL}));
+		EXPECT(errno == denied->expected);
+	}
 	make_one(IOU_ENGINE_FALLBACK, 0, "fallback");
 	setenv("IOU_ENGINE", "ring", 1);
 	make_one(IOU_ENGINE_AUTO, denied->expected, "io_uring");
