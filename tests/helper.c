@@ -673,17 +673,19 @@ void ck_defined(const void *data, size_t size)
 #endif
 }
 
-bool is_slow(void)
+bool is_watched(void)
 {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || \
 	__has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
 	return true;
 #elif defined(HAVE_VALGRIND)
-	return RUNNING_ON_VALGRIND || getenv("IOU_TEST_SLOW");
+	return RUNNING_ON_VALGRIND;
 #else
-	return getenv("IOU_TEST_SLOW");
+	return false;
 #endif
 }
+
+bool is_slow(void) { return is_watched() || getenv("IOU_TEST_SLOW"); }
 
 bool is_tsan(void)
 {

@@ -199,8 +199,9 @@ void ck_defined(const void *data, size_t size);
 /* Write to a page that may not be written: a fault, of which memcheck says nothing. */
 void touch_badly(volatile char *page);
 
-/* True under ASan, TSan or valgrind, and with IOU_TEST_SLOW=1: for tests whose size should shrink
- * there. */
+/* True under ASan, TSan or valgrind, whose malloc does not obey RLIMIT_AS. */
+bool is_watched(void);
+/* True there, and with IOU_TEST_SLOW=1: for tests whose size should shrink. */
 bool is_slow(void);
 bool is_tsan(void);
 

@@ -179,7 +179,7 @@ START_TEST(ops_in_flight_need_no_memory)
 	int fds[2], ret;
 	char byte;
 
-	if (is_slow()) {
+	if (is_watched()) {
 		done(iou);
 		SKIP("the sanitizers' and valgrind's malloc does not obey RLIMIT_AS");
 	}

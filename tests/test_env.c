@@ -190,7 +190,7 @@ START_TEST(small_environments_cost_no_allocation)
 	iou_op_t *op[2];
 	iou_t *iou;
 
-	if (is_slow())
+	if (is_watched())
 		SKIP("the sanitizers' and valgrind's malloc does not obey RLIMIT_AS");
 	iou = new_iou(2);
 	op[0] = new_op(iou);

@@ -1552,7 +1552,7 @@ START_TEST(calls_work_again_once_memory_comes_back)
 	needy_t needy = {.n_posts = 0};
 	int errors[N];
 
-	if (is_slow())
+	if (is_watched())
 		SKIP("the sanitizers' and valgrind's malloc does not obey RLIMIT_AS");
 	needy.iou = new_iou(4);
 	needy.op = new_op(needy.iou);

@@ -350,7 +350,7 @@ START_TEST(a_taken_op_needs_no_memory)
 	call_t job;
 	void *memory;
 
-	if (is_slow())
+	if (is_watched())
 		SKIP("the sanitizers' and valgrind's malloc does not obey RLIMIT_AS");
 	iou = new_iou(8);
 	ops = calloc((size_t)3 * N, sizeof(iou_op_t *));
@@ -400,7 +400,7 @@ START_TEST(iou_op_new_tells_that_there_is_no_memory)
 	call_t call;
 	iou_t *iou;
 
-	if (is_slow())
+	if (is_watched())
 		SKIP("the sanitizers' and valgrind's malloc does not obey RLIMIT_AS");
 	iou = new_iou(2);
 	starve();
@@ -1332,7 +1332,7 @@ START_TEST(iou_add_sqe_tells_that_there_is_no_memory)
 	int n_taken = 0, ret = 0;
 	iou_t *iou;
 
-	if (is_slow())
+	if (is_watched())
 		SKIP("the sanitizers' and valgrind's malloc does not obey RLIMIT_AS");
 	iou = new_iou(2);
 	starve();
