@@ -111,7 +111,7 @@ extern "C" {
 #endif
 
 #define IOU_VERSION_MAJOR 0
-#define IOU_VERSION_MINOR 2
+#define IOU_VERSION_MINOR 3
 #define IOU_VERSION_PATCH 0
 
 #if defined(__GNUC__)
@@ -415,7 +415,7 @@ IOU_API int iou_op_cancel(iou_t *iou, iou_op_t *op);
 /*
  * Ask every op that is pending now to end, as iou_op_cancel(). The next iou_run() delivers their
  * last callbacks: a graceful end. Posts and bottom halves are still delivered; holds stay; ops that
- * are queued later are not affected. Returns 0. Errors: -EINVAL, -EEXIST. [loop thread]
+ * are queued later are not affected. Returns 0 on success. Errors: -EINVAL, -EEXIST. [loop thread]
  */
 IOU_API int iou_cancel_all(iou_t *iou);
 
@@ -438,7 +438,7 @@ IOU_API int iou_add_sqe(iou_t *iou, void (*prep_sqe)(struct io_uring_sqe *sqe, v
 /* ---- The loop -------------------------------------------------------------------------------- */
 
 /*
- * Rounds. The loop goes in rounds. A round submits queued ops, sleeps if nothing is ready, then
+ * The loop goes in rounds. A round submits queued ops, sleeps if nothing is ready, then
  * delivers what is ready at that moment, in this order: due timers; posts and bottom halves; jobs,
  * and ops that ended in iou itself (cancelled timers, ops cancelled in the backlog); CQEs. What
  * becomes ready later belongs to the next round. All callbacks run on the loop's thread, one at a
@@ -472,8 +472,8 @@ IOU_API int iou_flush(iou_t *iou);
  * again, and goes on where it stopped: an error loses nothing.
  *
  * Errors: what a callback returned; -EAGAIN, -EBUSY, -ENOMEM (the kernel stayed short of
- * something); -EBADF, -EPERM and the like (the ring is gone, or is refused now); -EACCES
- * (restrictions: see iou_ring()); -EBADR (the kernel ran out of memory and dropped a completion: an
+ * something); -EBADF, -EPERM (the ring is gone, or is refused now); -EACCES (restrictions: see
+ * iou_ring()); -EBADR (the kernel ran out of memory and dropped a completion: an
  * op will never end, and iou_free() gives up the ops' memory); -EINVAL, -EEXIST. [loop thread]
  */
 IOU_API int iou_run(iou_t *iou) IOU_MUST_USE;
@@ -481,7 +481,7 @@ IOU_API int iou_run(iou_t *iou) IOU_MUST_USE;
 /*
  * End the iou_run() calls that are active, nested ones too. They start no further callback and
  * return 0. If none is active, the next iou_run() returns 0 at once. iou_poll() takes no notice.
- * It returns 0 and keeps errno. Errors: -EINVAL. [any thread, signal handlers]
+ * It returns 0 on success, and keeps errno. Errors: -EINVAL. [any thread, signal handlers]
  */
 IOU_API int iou_quit(iou_t *iou);
 
@@ -602,7 +602,7 @@ IOU_API void iou_stats(const iou_t *iou, iou_stats_t *stats);
  */
 IOU_API void iou_dump(const iou_t *iou, FILE *out);
 
-/* The version of the library that is linked: "0.3.0". [any thread] */
+/* The version of the library that is linked, such as "0.3.0". [any thread] */
 IOU_API const char *iou_version(void);
 
 #ifdef IOU_BACKEND
