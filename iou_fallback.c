@@ -30,8 +30,8 @@
  * system that hangs cannot be cancelled (-EALREADY), and close() waits for it. The kernel's own
  * ring does the same for most of these.
  *
- * Rooms, as in iou.c: base, lines, timers, pool, cq, waits, reqs, ops, restrictions, engine,
- * timeouts, cancels, run, enter, life. A room calls only the rooms above it.
+ * Rooms, as in iou.c: base, lines, timers, pool, cq, waits, tables, reqs, ops, restrictions,
+ * engine, timeouts, cancels, run, enter, life. A room calls only the rooms above it.
  */
 
 #ifndef _GNU_SOURCE
@@ -1114,6 +1114,242 @@ static int waits_look(waits_t *waits, struct epoll_event *events, uint64_t ns, c
 }
 
 /*
+ * ==== tables ====================================================================================
+ *
+ * Registered files and buffers. A slot of the file table has a descriptor of its own, so the
+ * program may close its one. It is closed when it has left the table and no request uses it.
+ */
+
+typedef struct fixed_t {
+	int fd;
+	unsigned n_uses; /* the table, and requests */
+} fixed_t;
+
+typedef struct tables_t {
+	fixed_t **files;
+	unsigned n_files;
+	unsigned first, end; /* the slots that are given away; end 0: all */
+	struct iovec *buffers;
+	unsigned n_buffers;
+} tables_t;
+
+static int fixed_fd(const fixed_t *fixed) { return fixed->fd; }
+
+static void fixed_drop(fixed_t *fixed)
+{
+	if (--fixed->n_uses)
+		return;
+	syscall(SYS_close, fixed->fd);
+	free(fixed);
+}
+
+/* What is in the slot, or NULL. */
+static fixed_t *files_at(const tables_t *tables, unsigned slot)
+{
+	return slot < tables->n_files ? tables->files[slot] : NULL;
+}
+
+/* The same, with one use more. */
+static fixed_t *files_use(const tables_t *tables, unsigned slot)
+{
+	fixed_t *fixed = files_at(tables, slot);
+
+	if (fixed)
+		fixed->n_uses++;
+	return fixed;
+}
+
+/* Put the descriptor into the slot, which takes it over. fd -1: empty the slot. 0 or -ENOMEM. */
+static int files_put(tables_t *tables, unsigned slot, int fd)
+{
+	fixed_t *fixed = fd < 0 ? NULL : malloc(sizeof(*fixed));
+
+	if (fd >= 0 && !fixed) {
+		syscall(SYS_close, fd);
+		return -ENOMEM;
+	}
+	if (fixed)
+		*fixed = (fixed_t){fd, 1};
+	if (tables->files[slot])
+		fixed_drop(tables->files[slot]);
+	tables->files[slot] = fixed;
+	return 0;
+}
+
+/* The first empty slot of those that are given away, or -ENFILE. */
+static int files_find_empty(const tables_t *tables)
+{
+	unsigned end = tables->end ? tables->end : tables->n_files;
+
+	for (unsigned i = tables->first; i < end; i++)
+		if (!tables->files[i])
+			return (int)i;
+	return -ENFILE;
+}
+
+/* A direct descriptor, for an SQE's file_index: the slot + 1, or IORING_FILE_INDEX_ALLOC. */
+static int files_install(tables_t *tables, unsigned file_index, int fd)
+{
+	bool any = file_index == IORING_FILE_INDEX_ALLOC;
+	int slot = any ? files_find_empty(tables) : (int)(file_index - 1), ret = 0;
+
+	if (!tables->n_files)
+		ret = any ? -ENFILE : -ENXIO;
+	else if (slot < 0 || (unsigned)slot >= tables->n_files)
+		ret = any ? slot : -EINVAL;
+	if (ret < 0) {
+		syscall(SYS_close, fd);
+		return ret;
+	}
+	ret = files_put(tables, (unsigned)slot, fd);
+	return ret < 0 ? ret : any ? slot : 0;
+}
+
+/* 0, or -errno: -ENXIO (no table), -EINVAL, -EBADF (it is empty). */
+static int files_close(tables_t *tables, unsigned slot)
+{
+	if (!tables->n_files)
+		return -ENXIO;
+	if (slot >= tables->n_files)
+		return -EINVAL;
+	return tables->files[slot] ? files_put(tables, slot, -1) : -EBADF;
+}
+
+/* fds[i]: a descriptor, -1 (empty the slot) or IORING_REGISTER_FILES_SKIP. How many, or -errno. */
+static int files_update(tables_t *tables, unsigned from, const int *fds, unsigned n)
+{
+	int ret = 0;
+	unsigned i;
+
+	if (!tables->n_files)
+		return -ENXIO;
+	if (n > tables->n_files || from > tables->n_files - n)
+		return -EINVAL;
+	for (i = 0; i < n && ret >= 0; i++) {
+		int fd = fds[i] < 0 ? -1 : fcntl(fds[i], F_DUPFD_CLOEXEC, 0);
+
+		if (fds[i] >= 0 && fd < 0)
+			ret = -errno;
+		else if (fds[i] != IORING_REGISTER_FILES_SKIP)
+			ret = files_put(tables, from + i, fd);
+	}
+	return ret >= 0 ? (int)i : i > 1 ? (int)i - 1 : ret;
+}
+
+static int files_unregister(tables_t *tables)
+{
+	if (!tables->n_files)
+		return -ENXIO;
+	for (unsigned i = 0; i < tables->n_files; i++)
+		files_put(tables, i, -1);
+	free(tables->files);
+	tables->files = NULL;
+	tables->n_files = tables->first = tables->end = 0;
+	return 0;
+}
+
+/* fds NULL: all slots are empty. */
+static int files_register(tables_t *tables, const int *fds, unsigned n)
+{
+	int ret;
+
+	if (tables->n_files)
+		return -EBUSY;
+	if (!n)
+		return -EINVAL;
+	if (n > 1U << 15)
+		return -EMFILE;
+	tables->files = calloc(n, sizeof(*tables->files));
+	if (!tables->files)
+		return -ENOMEM;
+	tables->n_files = n;
+	ret = fds ? files_update(tables, 0, fds, n) : (int)n;
+	if (ret == (int)n)
+		return 0;
+	files_unregister(tables);
+	return ret < 0 ? ret : -EBADF;
+}
+
+static int files_give_away(tables_t *tables, unsigned first, unsigned n)
+{
+	if (n > tables->n_files || first > tables->n_files - n)
+		return -EINVAL;
+	tables->first = first;
+	tables->end = first + n;
+	return 0;
+}
+
+static int buffer_check(const struct iovec *buffer)
+{
+	if (!buffer->iov_base)
+		return buffer->iov_len ? -EFAULT : 0;
+	return !buffer->iov_len || buffer->iov_len > 1 << 30 ? -EFAULT : 0;
+}
+
+/* As files_update(). */
+static int buffers_update(tables_t *tables, unsigned from, const struct iovec *buffers, unsigned n)
+{
+	int ret = 0;
+	unsigned i;
+
+	if (!tables->n_buffers)
+		return -ENXIO;
+	if (n > tables->n_buffers || from > tables->n_buffers - n)
+		return -EINVAL;
+	for (i = 0; i < n && (ret = buffer_check(&buffers[i])) == 0; i++)
+		tables->buffers[from + i] = buffers[i];
+	return i ? (int)i : ret;
+}
+
+static int buffers_unregister(tables_t *tables)
+{
+	if (!tables->n_buffers)
+		return -ENXIO;
+	free(tables->buffers);
+	tables->buffers = NULL;
+	tables->n_buffers = 0;
+	return 0;
+}
+
+/* buffers NULL: all slots are empty. */
+static int buffers_register(tables_t *tables, const struct iovec *buffers, unsigned n)
+{
+	int ret;
+
+	if (tables->n_buffers)
+		return -EBUSY;
+	if (!n || n > 1U << 14)
+		return -EINVAL;
+	tables->buffers = calloc(n, sizeof(*tables->buffers));
+	if (!tables->buffers)
+		return -ENOMEM;
+	tables->n_buffers = n;
+	ret = buffers ? buffers_update(tables, 0, buffers, n) : (int)n;
+	if (ret == (int)n)
+		return 0;
+	buffers_unregister(tables);
+	return ret < 0 ? ret : -EFAULT;
+}
+
+/* True if these bytes lie in the registered buffer. */
+static bool buffers_have(const tables_t *tables, unsigned slot, uint64_t address, uint64_t size)
+{
+	uint64_t begin, length;
+
+	if (slot >= tables->n_buffers)
+		return false;
+	begin = (uintptr_t)tables->buffers[slot].iov_base;
+	length = tables->buffers[slot].iov_len;
+	return length && address >= begin && size <= length && address - begin <= length - size;
+}
+
+static void tables_exit(tables_t *tables)
+{
+	files_unregister(tables);
+	buffers_unregister(tables);
+}
+
+/*
  * ==== reqs ======================================================================================
  *
  * Requests and their memory: slabs, which come with room in the tables of lines. A request is
@@ -1144,6 +1380,8 @@ typedef struct req_t {
 	bool positioned;     /* a file's offset is given */
 	bool owns_fd;        /* kept_fd is open */
 	int kept_fd;
+	fixed_t *fixed;      /* the registered file that it works on: sqe.fd is its descriptor */
+	fixed_t *fixed_in;   /* that it reads from, of a splice */
 	int wait_fd;         /* what an attempt wants to wait for, */
 	unsigned wait_mask;  /* and how */
 	unsigned n_later;    /* attempts put off */
@@ -1176,6 +1414,11 @@ static void req_clear(req_t *req)
 		free(req->parameters);
 	if (req->owns_fd)
 		close(req->kept_fd);
+	if (req->fixed)
+		fixed_drop(req->fixed);
+	if (req->fixed_in)
+		fixed_drop(req->fixed_in);
+	req->fixed = req->fixed_in = NULL;
 	req->parameters = NULL;
 	req->owns_fd = false;
 }
@@ -1362,7 +1605,8 @@ static int iov_copy(req_t *req, const struct iovec *iov, size_t n, size_t extra)
 
 static bool rw_writes(const req_t *req)
 {
-	return req->sqe.opcode == IORING_OP_WRITE || req->sqe.opcode == IORING_OP_WRITEV;
+	return req->sqe.opcode == IORING_OP_WRITE || req->sqe.opcode == IORING_OP_WRITEV ||
+	       req->sqe.opcode == IORING_OP_WRITE_FIXED;
 }
 
 static int rw_prepare(req_t *req)
@@ -1634,6 +1878,12 @@ static int msg_attempt(req_t *req)
 
 /* ---- ACCEPT, CONNECT, BIND, LISTEN, SHUTDOWN, SOCKET, PIPE ---- */
 
+/* A direct descriptor cannot be close-on-exec. */
+static bool direct_fits(const req_t *req, unsigned flags, unsigned cloexec)
+{
+	return !req->sqe.file_index || !(flags & cloexec);
+}
+
 static int accept_prepare(req_t *req)
 {
 	const struct io_uring_sqe *sqe = &req->sqe;
@@ -1641,9 +1891,11 @@ static int accept_prepare(req_t *req)
 
 	req->multishot = sqe->ioprio & IORING_ACCEPT_MULTISHOT;
 	if (sqe->ioprio & ~known || sqe->accept_flags & ~(unsigned)(SOCK_CLOEXEC | SOCK_NONBLOCK) ||
-	    (req->multishot && sqe->ioprio & ACCEPT_DONTWAIT))
+	    (req->multishot && (sqe->ioprio & ACCEPT_DONTWAIT ||
+				(sqe->file_index && sqe->file_index != IORING_FILE_INDEX_ALLOC))) ||
+	    !direct_fits(req, sqe->accept_flags, SOCK_CLOEXEC))
 		return -EINVAL;
-	return sqe->file_index ? -ENXIO : 0;
+	return 0;
 }
 
 static int accept_attempt(req_t *req)
@@ -1707,11 +1959,19 @@ static int shutdown_attempt(req_t *req)
 	return result_of(shutdown(req->sqe.fd, (int)req->sqe.len));
 }
 
-static int direct_prepare(req_t *req) { return req->sqe.file_index ? -ENXIO : 0; }
+static int socket_prepare(req_t *req)
+{
+	return direct_fits(req, (unsigned)req->sqe.off, SOCK_CLOEXEC) ? 0 : -EINVAL;
+}
 
 static int socket_attempt(req_t *req)
 {
 	return result_of(socket(req->sqe.fd, (int)req->sqe.off, (int)req->sqe.len));
+}
+
+static int pipe_prepare(req_t *req)
+{
+	return direct_fits(req, (unsigned)req->sqe.rw_flags, O_CLOEXEC) ? 0 : -EINVAL;
 }
 
 static int pipe_attempt(req_t *req)
@@ -1793,8 +2053,6 @@ static int open_prepare(req_t *req)
 	size_t size = strlen(path) + 1;
 	struct how *how;
 
-	if (sqe->file_index)
-		return -ENXIO;
 	if (sqe->opcode == IORING_OP_OPENAT2 && sqe->len < sizeof(*how))
 		return -EINVAL;
 	how = req_space(req, sizeof(*how) + size);
@@ -1804,7 +2062,7 @@ static int open_prepare(req_t *req)
 	*how = (struct how){(unsigned)sqe->open_flags, sqe->len, 0};
 	if (sqe->opcode == IORING_OP_OPENAT2)
 		memcpy(how, pointer_of(sqe->off), sizeof(*how));
-	return 0;
+	return direct_fits(req, (unsigned)how->flags, O_CLOEXEC) ? 0 : -EINVAL;
 }
 
 /* openat2 is Linux 5.6's; without it, what openat can do. */
@@ -1894,6 +2152,11 @@ static int open_work(req_t *req)
 		fd = open_call(req, path, &how);
 	}
 	return fd;
+}
+
+static int close_prepare(req_t *req)
+{
+	return req->sqe.file_index && req->sqe.fd ? -EINVAL : 0;
 }
 
 /* The last close of a file may write to a server; that of anything else does not block. */
@@ -2075,7 +2338,7 @@ static long splice_call(const req_t *req)
 {
 	const struct io_uring_sqe *sqe = &req->sqe;
 	off_t off_in = (off_t)sqe->splice_off_in, off_out = (off_t)sqe->off;
-	unsigned flags = sqe->splice_flags | SPLICE_F_NONBLOCK;
+	unsigned flags = (sqe->splice_flags & ~SPLICE_F_FD_IN_FIXED) | SPLICE_F_NONBLOCK;
 
 	if (sqe->opcode == IORING_OP_TEE)
 		return tee(sqe->splice_fd_in, sqe->fd, sqe->len, flags);
@@ -2107,8 +2370,7 @@ static int splice_attempt(req_t *req)
 {
 	file_t in, out;
 
-	if (req->sqe.splice_flags & SPLICE_F_FD_IN_FIXED || file_ask(req->sqe.fd, &out) < 0 ||
-	    file_ask(req->sqe.splice_fd_in, &in) < 0)
+	if (file_ask(req->sqe.fd, &out) < 0 || file_ask(req->sqe.splice_fd_in, &in) < 0)
 		return -EBADF;
 	return file_blocks(&in) || file_blocks(&out) ? GO_THREAD : splice_work(req);
 }
@@ -2193,7 +2455,8 @@ enum {
 	SHORT = 8,     /* less than was asked for breaks its link */
 	ORDERED = 16,  /* changes of one file are made one after another */
 	ENGINE = 32,   /* the engine's own */
-	REGISTERED = 64, /* it needs registered buffers, which there are none of */
+	REGISTERED = 64, /* its buffer is a part of a registered one */
+	DIRECT = 128,  /* its result can go into the file table */
 };
 
 typedef struct op_t { /* [open] */
@@ -2209,22 +2472,26 @@ static const op_t ops[OP_END] = {
 	[IORING_OP_READV] = {rw_prepare, rw_attempt, rw_work, 0, PRIO | FILE_OP | SELECT | SHORT},
 	[IORING_OP_WRITE] = {rw_prepare, rw_attempt, rw_work, 0, PRIO | FILE_OP | SHORT | ORDERED},
 	[IORING_OP_WRITEV] = {rw_prepare, rw_attempt, rw_work, 0, PRIO | FILE_OP | SHORT | ORDERED},
-	[IORING_OP_READ_FIXED] = {NULL, NULL, NULL, 0, PRIO | FILE_OP | REGISTERED},
-	[IORING_OP_WRITE_FIXED] = {NULL, NULL, NULL, 0, PRIO | FILE_OP | REGISTERED},
+	[IORING_OP_READ_FIXED] = {rw_prepare, rw_attempt, rw_work, 0,
+				  PRIO | FILE_OP | SHORT | REGISTERED},
+	[IORING_OP_WRITE_FIXED] = {rw_prepare, rw_attempt, rw_work, 0,
+				   PRIO | FILE_OP | SHORT | ORDERED | REGISTERED},
 	[IORING_OP_SEND] = {msg_prepare, msg_attempt, NULL, 0, PRIO | FILE_OP},
 	[IORING_OP_RECV] = {msg_prepare, msg_attempt, NULL, 0, PRIO | FILE_OP | SELECT},
 	[IORING_OP_SENDMSG] = {msg_prepare, msg_attempt, NULL, OFF | INDEX, PRIO | FILE_OP},
 	[IORING_OP_RECVMSG] = {msg_prepare, msg_attempt, NULL, OFF | INDEX,
 			       PRIO | FILE_OP | SELECT},
-	[IORING_OP_ACCEPT] = {accept_prepare, accept_attempt, NULL, LEN | BUF, PRIO | FILE_OP},
+	[IORING_OP_ACCEPT] = {accept_prepare, accept_attempt, NULL, LEN | BUF,
+			      PRIO | FILE_OP | DIRECT},
+	[IORING_OP_FILES_UPDATE] = {NULL, NULL, NULL, FLAGS | BUF | INDEX, ENGINE},
 	[IORING_OP_CONNECT] = {address_prepare, connect_attempt, NULL, LEN | FLAGS | BUF | INDEX,
 			       FILE_OP},
 	[OP_BIND] = {address_prepare, bind_attempt, NULL, LEN | FLAGS | BUF | INDEX, FILE_OP},
 	[OP_LISTEN] = {NULL, listen_attempt, NULL, OFF | ADDR | FLAGS | BUF | INDEX, FILE_OP},
 	[IORING_OP_SHUTDOWN] = {NULL, shutdown_attempt, NULL, OFF | ADDR | FLAGS | BUF | INDEX,
 				FILE_OP},
-	[IORING_OP_SOCKET] = {direct_prepare, socket_attempt, NULL, ADDR | FLAGS | BUF, 0},
-	[OP_PIPE] = {direct_prepare, pipe_attempt, NULL, FD | OFF, 0},
+	[IORING_OP_SOCKET] = {socket_prepare, socket_attempt, NULL, ADDR | FLAGS | BUF, DIRECT},
+	[OP_PIPE] = {pipe_prepare, pipe_attempt, NULL, FD | OFF, DIRECT},
 	[IORING_OP_POLL_ADD] = {poll_prepare, poll_attempt, NULL, OFF | ADDR | BUF, FILE_OP},
 	[IORING_OP_POLL_REMOVE] = {poll_remove_prepare, NULL, NULL, BUF | INDEX, ENGINE},
 	[IORING_OP_EPOLL_CTL] = {epoll_ctl_prepare, epoll_ctl_attempt, NULL, BUF | INDEX, 0},
@@ -2233,9 +2500,9 @@ static const op_t ops[OP_END] = {
 	[IORING_OP_TIMEOUT_REMOVE] = {timeout_remove_prepare, NULL, NULL, LEN | BUF | INDEX,
 				      ENGINE},
 	[IORING_OP_ASYNC_CANCEL] = {cancel_prepare, NULL, NULL, OFF | INDEX, ENGINE},
-	[IORING_OP_OPENAT] = {open_prepare, NULL, open_work, BUF, 0},
-	[IORING_OP_OPENAT2] = {open_prepare, NULL, open_work, BUF, 0},
-	[IORING_OP_CLOSE] = {direct_prepare, close_attempt, close_work,
+	[IORING_OP_OPENAT] = {open_prepare, NULL, open_work, BUF, DIRECT},
+	[IORING_OP_OPENAT2] = {open_prepare, NULL, open_work, BUF, DIRECT},
+	[IORING_OP_CLOSE] = {close_prepare, close_attempt, close_work,
 			     OFF | ADDR | LEN | FLAGS | BUF, 0},
 	[IORING_OP_STATX] = {path_prepare, NULL, statx_work, BUF | INDEX, 0},
 	[IORING_OP_UNLINKAT] = {path_prepare, NULL, unlinkat_work, OFF | LEN | BUF | INDEX, 0},
@@ -2292,18 +2559,6 @@ static int op_prepare(req_t *req, bool refused)
 	if (req->sqe.flags & IOSQE_BUFFER_SELECT && !(op->traits & SELECT))
 		return -EOPNOTSUPP;
 	return op->prepare ? op->prepare(req) : 0;
-}
-
-/* There are no registered files and buffers, and no provided buffers. 0 if it needs none. */
-static int op_refuses(const req_t *req)
-{
-	unsigned traits = op_of(req)->traits;
-
-	if (req->sqe.flags & IOSQE_FIXED_FILE && traits & FILE_OP)
-		return -EBADF;
-	if (req->sqe.flags & IOSQE_BUFFER_SELECT)
-		return -ENOBUFS;
-	return traits & REGISTERED ? -EFAULT : 0;
 }
 
 /* True if this result breaks a link. */
@@ -2402,6 +2657,7 @@ typedef struct engine_t { /* [open] to the rooms below */
 	struct io_uring_sqe *sqes;
 	bool disabled;
 	restrictions_t restrictions;
+	tables_t tables;
 	pid_t process;
 	uint64_t n_completed; /* CQEs, those of timeouts not counted */
 	node_t pending, started, ended, counted;
@@ -2711,6 +2967,7 @@ typedef struct match_t {
 	uint64_t user_data;
 	int fd;
 	unsigned opcode;
+	const fixed_t *fixed; /* what `fd` is in the file table */
 } match_t;
 
 static bool match_req(const match_t *match, const req_t *req)
@@ -2721,7 +2978,8 @@ static bool match_req(const match_t *match, const req_t *req)
 	if (match->flags & IORING_ASYNC_CANCEL_ANY)
 		return true;
 	if (match->flags & IORING_ASYNC_CANCEL_FD &&
-	    (!(ops[req->sqe.opcode].traits & FILE_OP) || req->sqe.fd != match->fd))
+	    (!(ops[req->sqe.opcode].traits & FILE_OP) || req->fixed != match->fixed ||
+	     (!req->fixed && req->sqe.fd != match->fd)))
 		return false;
 	if (match->flags & CANCEL_OP && req->sqe.opcode != match->opcode)
 		return false;
@@ -2744,14 +3002,17 @@ static int cancel_by_key(engine_t *engine, const match_t *match, bool all)
 	return all ? n_found : -ENOENT;
 }
 
-static int cancel_matching(engine_t *engine, const match_t *match)
+static int cancel_matching(engine_t *engine, match_t *match)
 {
+	bool by_slot = match->flags & IORING_ASYNC_CANCEL_FD_FIXED;
 	bool all = match->flags & (IORING_ASYNC_CANCEL_ALL | IORING_ASYNC_CANCEL_ANY);
 	const unsigned other = IORING_ASYNC_CANCEL_FD | IORING_ASYNC_CANCEL_ANY | CANCEL_OP;
 	int n_found = 0;
 
+	if (by_slot)
+		match->fixed = files_at(&engine->tables, (unsigned)match->fd);
 	if (match->flags & IORING_ASYNC_CANCEL_FD &&
-	    (match->flags & IORING_ASYNC_CANCEL_FD_FIXED || fcntl(match->fd, F_GETFD) < 0))
+	    (by_slot ? !match->fixed : fcntl(match->fd, F_GETFD) < 0))
 		return -EBADF;
 	if (!(match->flags & other))
 		return cancel_by_key(engine, match, all);
@@ -2771,7 +3032,7 @@ static int cancel_matching(engine_t *engine, const match_t *match)
 
 static int cancel_start(engine_t *engine, const req_t *req)
 {
-	const match_t match = {req->sqe.cancel_flags, req->sqe.addr, req->sqe.fd, req->sqe.len};
+	match_t match = {req->sqe.cancel_flags, req->sqe.addr, req->sqe.fd, req->sqe.len, NULL};
 
 	return cancel_matching(engine, &match);
 }
@@ -2835,13 +3096,41 @@ static int req_settle(engine_t *engine, req_t *req, int ret)
 	return ret;
 }
 
+/* Two direct descriptors; their slots go where the two descriptors were. */
+static int req_install_pipe(engine_t *engine, const req_t *req)
+{
+	const bool any = req->sqe.file_index == IORING_FILE_INDEX_ALLOC;
+	int *fds = pointer_of(req->sqe.addr), ret = 0;
+
+	for (unsigned i = 0; i < 2 && ret >= 0; i++) {
+		ret = files_install(&engine->tables, req->sqe.file_index + (any ? 0 : i), fds[i]);
+		if (ret < 0 && i == 0)
+			syscall(SYS_close, fds[1]);
+		else if (ret < 0)
+			files_close(&engine->tables, (unsigned)fds[0]);
+		else
+			fds[i] = any ? ret : (int)(req->sqe.file_index - 1 + i);
+	}
+	return ret < 0 ? ret : 0;
+}
+
+/* A result as the program sees it: a direct descriptor goes into the file table. */
+static int req_result(engine_t *engine, const req_t *req, int ret)
+{
+	if (ret < 0 || !req->sqe.file_index || !(ops[req->sqe.opcode].traits & DIRECT))
+		return ret;
+	return req->sqe.opcode == OP_PIPE ?
+		       req_install_pipe(engine, req) :
+		       files_install(&engine->tables, req->sqe.file_index, ret);
+}
+
 static int req_attempt(engine_t *engine, req_t *req)
 {
 	const op_t *op = &ops[req->sqe.opcode];
-	int ret = op->attempt ? op->attempt(req) : GO_THREAD;
+	int ret = op->attempt ? req_result(engine, req, op->attempt(req)) : GO_THREAD;
 
 	while (ret >= 0 && req->multishot && req_post_more(engine, req, ret))
-		ret = op->attempt(req);
+		ret = req_result(engine, req, op->attempt(req));
 	return ret;
 }
 
@@ -2872,6 +3161,28 @@ static int poll_update(engine_t *engine, const req_t *req, req_t **again)
 	return 0;
 }
 
+/* FILES_UPDATE. With IORING_FILE_INDEX_ALLOC each descriptor becomes the number of its slot. */
+static int files_update_start(engine_t *engine, const req_t *req)
+{
+	int *fds = pointer_of(req->sqe.addr), ret = 0;
+	unsigned i;
+
+	if (!req->sqe.len)
+		return -EINVAL;
+	if (req->sqe.off != IORING_FILE_INDEX_ALLOC)
+		return files_update(&engine->tables, (unsigned)req->sqe.off, fds, req->sqe.len);
+	for (i = 0; i < req->sqe.len; i++) {
+		int fd = fcntl(fds[i], F_DUPFD_CLOEXEC, 0);
+
+		ret = fd < 0 ? -errno :
+			       files_install(&engine->tables, IORING_FILE_INDEX_ALLOC, fd);
+		if (ret < 0)
+			break;
+		fds[i] = ret;
+	}
+	return i ? (int)i : ret;
+}
+
 static bool own_fd(const engine_t *engine, int fd)
 {
 	return fd == waits_fd(&engine->waits) || pool_has_fd(&engine->pool, fd) ||
@@ -2890,26 +3201,66 @@ static int req_start_own(engine_t *engine, req_t *req, req_t **again)
 		return cancel_start(engine, req);
 	case IORING_OP_POLL_REMOVE:
 		return poll_update(engine, req, again);
+	case IORING_OP_FILES_UPDATE:
+		return files_update_start(engine, req);
 	default:
 		return -EINVAL; /* a LINK_TIMEOUT that is linked to nothing */
 	}
 }
 
+/* Find the registered files and buffers that it names. 0, or its error. */
+static int req_resolve(engine_t *engine, req_t *req)
+{
+	unsigned traits = ops[req->sqe.opcode].traits;
+	bool splices = ops[req->sqe.opcode].attempt == splice_attempt;
+
+	if (req->sqe.flags & IOSQE_FIXED_FILE && traits & FILE_OP) {
+		req->fixed = files_use(&engine->tables, (unsigned)req->sqe.fd);
+		if (!req->fixed)
+			return -EBADF;
+		req->sqe.fd = fixed_fd(req->fixed);
+	}
+	if (splices && req->sqe.splice_flags & SPLICE_F_FD_IN_FIXED) {
+		req->fixed_in = files_use(&engine->tables, (unsigned)req->sqe.splice_fd_in);
+		if (!req->fixed_in)
+			return -EBADF;
+		req->sqe.splice_fd_in = fixed_fd(req->fixed_in);
+	}
+	if (req->sqe.flags & IOSQE_BUFFER_SELECT)
+		return -ENOBUFS; /* there are no provided buffers */
+	if (traits & REGISTERED && !buffers_have(&engine->tables, req->sqe.buf_index,
+						 req->sqe.addr, req->sqe.len))
+		return -EFAULT;
+	return 0;
+}
+
+/* CLOSE: of a slot, or of a descriptor that is the engine's own. 0: neither. */
+static int close_start(engine_t *engine, const req_t *req, bool *done)
+{
+	*done = req->sqe.file_index || own_fd(engine, req->sqe.fd);
+	if (req->sqe.file_index)
+		return files_close(&engine->tables, req->sqe.file_index - 1);
+	return *done ? -EBADF : 0;
+}
+
+/* It is this one's turn in its chain. */
 static void req_start(engine_t *engine, req_t *req)
 {
 	req_t *again = NULL;
-	int ret = op_refuses(req);
+	bool done = true;
+	int ret;
 
 	if (ops[req->sqe.opcode].traits & ENGINE) {
 		ret = req_start_own(engine, req, &again);
-	} else if (req->sqe.opcode == IORING_OP_CLOSE && own_fd(engine, req->sqe.fd)) {
-		ret = -EBADF;
-	} else if (!ret) {
-		if (!req_line_up(engine, req, true))
-			req_run(engine, req);
-		return;
+	} else if (req->sqe.opcode == IORING_OP_CLOSE) {
+		ret = close_start(engine, req, &done);
+	} else {
+		ret = req_resolve(engine, req);
+		done = ret != 0;
 	}
-	if (ret != GO_WAIT)
+	if (!done && !req_line_up(engine, req, true))
+		req_run(engine, req);
+	if (done && ret != GO_WAIT)
 		req_finish(engine, req, ret);
 	if (again)
 		req_run(engine, again);
@@ -2990,7 +3341,7 @@ static void engine_jobs(engine_t *engine)
 
 		if (req->cancelled && (ret == GO_WAIT || ret == GO_THREAD || ret == GO_LATER))
 			ret = req_cancelled(req);
-		ret = req_settle(engine, req, ret);
+		ret = req_settle(engine, req, req_result(engine, req, ret));
 		if (ret != GO_WAIT)
 			req_finish(engine, req, ret);
 	}
@@ -3194,6 +3545,7 @@ static int fallback_enter(struct io_uring *io, unsigned n, unsigned min, unsigne
 static void engine_free(engine_t *engine)
 {
 	reqs_exit(&engine->reqs);
+	tables_exit(&engine->tables);
 	pool_exit(&engine->pool);
 	timers_exit(&engine->timers);
 	waits_exit(&engine->waits);
@@ -3312,7 +3664,7 @@ static int fallback_open(unsigned entries, struct io_uring *io, struct io_uring_
 	params->cq_entries = n_cq;
 	params->features = IORING_FEAT_NODROP | IORING_FEAT_SUBMIT_STABLE | IORING_FEAT_RW_CUR_POS |
 			   IORING_FEAT_FAST_POLL | IORING_FEAT_POLL_32BITS | IORING_FEAT_EXT_ARG |
-			   IORING_FEAT_LINKED_FILE | FEAT_NO_IOWAIT;
+			   IORING_FEAT_LINKED_FILE | IORING_FEAT_RSRC_TAGS | FEAT_NO_IOWAIT;
 	engine_show(engine, io, params);
 	return 0;
 }
@@ -3356,7 +3708,7 @@ static int register_probe(struct io_uring_probe *probe, unsigned n)
 
 static int register_sync_cancel(engine_t *engine, const struct io_uring_sync_cancel_reg *cancel)
 {
-	const match_t match = {cancel->flags & ~CANCEL_OP, cancel->addr, cancel->fd, 0};
+	match_t match = {cancel->flags & ~CANCEL_OP, cancel->addr, cancel->fd, 0, NULL};
 	int state, ret;
 
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
@@ -3365,6 +3717,62 @@ static int register_sync_cancel(engine_t *engine, const struct io_uring_sync_can
 	cq_signal(&engine->cq);
 	pthread_setcancelstate(state, NULL);
 	return ret;
+}
+
+/* Files and buffers by the newer calls, whose argument says more. Tags are not supported. */
+static int register_rsrc(tables_t *tables, unsigned opcode, const void *arg, unsigned size)
+{
+	struct io_uring_rsrc_register fresh = {0};
+	struct io_uring_rsrc_update2 update = {0};
+	bool updates = opcode == IORING_REGISTER_FILES_UPDATE2 ||
+		       opcode == IORING_REGISTER_BUFFERS_UPDATE;
+	void *data;
+
+	if (size != (updates ? sizeof(update) : sizeof(fresh)))
+		return -EINVAL;
+	memcpy(updates ? (void *)&update : (void *)&fresh, arg, size);
+	data = pointer_of(updates ? update.data : fresh.data);
+	if (update.resv || update.resv2 || update.tags || fresh.resv2 || fresh.tags ||
+	    fresh.flags & ~IORING_RSRC_REGISTER_SPARSE || (fresh.flags && fresh.data))
+		return -EINVAL;
+	switch (opcode) {
+	case IORING_REGISTER_FILES2:
+		return files_register(tables, data, fresh.nr);
+	case IORING_REGISTER_BUFFERS2:
+		return buffers_register(tables, data, fresh.nr);
+	case IORING_REGISTER_FILES_UPDATE2:
+		return files_update(tables, update.offset, data, update.nr);
+	default:
+		return buffers_update(tables, update.offset, data, update.nr);
+	}
+}
+
+static int register_tables(tables_t *tables, unsigned opcode, const void *arg, unsigned n)
+{
+	const struct io_uring_files_update *update = arg;
+	const struct io_uring_file_index_range *range = arg;
+
+	switch (opcode) {
+	case IORING_REGISTER_FILES:
+		return files_register(tables, arg, n);
+	case IORING_UNREGISTER_FILES:
+		return files_unregister(tables);
+	case IORING_REGISTER_FILES_UPDATE:
+		return files_update(tables, update->offset, pointer_of(update->fds), n);
+	case IORING_REGISTER_FILE_ALLOC_RANGE:
+		return files_give_away(tables, range->off, range->len);
+	case IORING_REGISTER_BUFFERS:
+		return buffers_register(tables, arg, n);
+	case IORING_UNREGISTER_BUFFERS:
+		return buffers_unregister(tables);
+	case IORING_REGISTER_FILES2:
+	case IORING_REGISTER_FILES_UPDATE2:
+	case IORING_REGISTER_BUFFERS2:
+	case IORING_REGISTER_BUFFERS_UPDATE:
+		return register_rsrc(tables, opcode, arg, n);
+	default:
+		return -EINVAL;
+	}
 }
 
 static int fallback_reg(struct io_uring *io, unsigned opcode, const void *arg, unsigned n)
@@ -3392,11 +3800,8 @@ static int fallback_reg(struct io_uring *io, unsigned opcode, const void *arg, u
 		return n == 1 ? cq_set_eventfd(&engine->cq, *(const int *)arg) : -EINVAL;
 	case IORING_UNREGISTER_EVENTFD:
 		return cq_set_eventfd(&engine->cq, -1);
-	case IORING_UNREGISTER_FILES:
-	case IORING_UNREGISTER_BUFFERS:
-		return -ENXIO;
 	default:
-		return -EINVAL;
+		return register_tables(&engine->tables, opcode, arg, n);
 	}
 }
 

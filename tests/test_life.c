@@ -928,8 +928,6 @@ END_TEST
 /* As above, with a receive from it in flight. */
 START_TEST(a_registered_file_in_use_is_let_go_of)
 {
-	if (on_fallback())
-		SKIP("needs registered files");
 	for (int i = 0; i < 8; i++) {
 		iou_t *iou = new_iou(8);
 		iou_op_t *op = new_op(iou);
@@ -1347,10 +1345,6 @@ START_TEST(resize_forgets_registrations)
 	call_t call;
 	int fds[2];
 
-	if (on_fallback()) {
-		done(iou);
-		SKIP("needs registered files");
-	}
 	new_pipe(fds);
 	for (int i = 0; i < 2; i++) {
 		flush(iou);

@@ -369,8 +369,6 @@ START_TEST(required_flags_refuse_all_sqes_of_iou)
 	call_t read;
 	int fds[2];
 
-	if (on_fallback())
-		SKIP("needs registered files");
 	if (!new_restricted(NO_FLAGS))
 		SKIP(WHY);
 	new_socketpair(fds);
