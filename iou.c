@@ -1914,9 +1914,6 @@ static bool ring_is_sqpoll(const ring_t *ring) { return ring->flags & IORING_SET
 /* True if completions wait in the kernel until the loop enters it. */
 static bool ring_defers(const ring_t *ring) { return ring->flags & IORING_SETUP_DEFER_TASKRUN; }
 
-/* True if completions may wait in the kernel and no flag tells. */
-static bool ring_must_get(const ring_t *ring) { return ring->must_get; }
-
 static bool ring_cut_chain(const ring_t *ring) { return unlikely(ring->chain_cut); }
 static bool ring_is_broken(const ring_t *ring) { return ring->broken; }
 
@@ -4239,7 +4236,7 @@ static COLD void wait_spin(iou_t *iou, bool quits, uint64_t until_ns)
 	until_ns = min_u64(until_ns, add_ns(now_ns(), loop_spin_ns(&iou->loop)));
 	do {
 		cpu_pause();
-		if (ring_must_get(&iou->ring))
+		if (ring_engine_fd(&iou->ring) >= 0) /* it completes nothing by itself */
 			submit_enter(iou, 0, 0);
 		found = cq_ready(&iou->ring) || others_ready(iou) || sq_flags_tell(&iou->ring);
 	} while (!found && wait_may_sleep(iou, quits) && now_ns() < until_ns);
