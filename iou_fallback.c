@@ -30,8 +30,8 @@
  * system that hangs cannot be cancelled (-EALREADY), and close() waits for it. The kernel's own
  * ring does the same for most of these.
  *
- * Rooms, as in iou.c: base, lines, timers, pool, cq, waits, tables, reqs, ops, restrictions,
- * engine, timeouts, cancels, run, enter, life. A room calls only the rooms above it.
+ * Rooms, as in iou.c: base, lines, timers, pool, cq, waits, tables, groups, reqs, ops,
+ * restrictions, engine, timeouts, cancels, run, enter, life. A room calls only the rooms above it.
  */
 
 #ifndef _GNU_SOURCE
@@ -46,6 +46,7 @@
 
 #include <limits.h>
 #include <linux/falloc.h>
+#include <linux/limits.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -64,11 +65,19 @@
 #include <sys/sysmacros.h>
 #include <sys/timerfd.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
+#include <sys/xattr.h>
 #include <time.h>
 #include <unistd.h>
 
 /* Newer than liburing 2.3, the oldest that this file compiles with; or than the C library. */
-enum { OP_FTRUNCATE = 55, OP_BIND = 56, OP_LISTEN = 57, OP_PIPE = 62, OP_END = 63 };
+enum {
+	OP_READ_MULTISHOT = 49, OP_WAITID = 50, OP_FTRUNCATE = 55, OP_BIND = 56, OP_LISTEN = 57,
+	OP_EPOLL_WAIT = 59, OP_PIPE = 62, OP_END = 63
+};
+enum { PBUF_RING = 22, UNREGISTER_PBUF_RING = 23, PBUF_STATUS = 26 }; /* IORING_REGISTER_* */
+#define SEND_ZC_REPORT_USAGE  (1U << 3)
+#define NOTIF_USAGE_ZC_COPIED (1U << 31)
 #define TIMEOUT_MULTISHOT (1U << 6)
 #define CANCEL_USERDATA   (1U << 4)
 #define CANCEL_OP         (1U << 5)
@@ -93,6 +102,9 @@ enum { OP_FTRUNCATE = 55, OP_BIND = 56, OP_LISTEN = 57, OP_PIPE = 62, OP_END = 6
 #endif
 #ifndef SYS_openat2
 #define SYS_openat2 437
+#endif
+#ifndef SYS_pidfd_open
+#define SYS_pidfd_open 434
 #endif
 #ifndef SYS_epoll_pwait2
 #define SYS_epoll_pwait2 441
@@ -886,7 +898,7 @@ typedef struct late_t {
 	node_t node;
 	uint64_t user_data;
 	int result;
-	unsigned flags;
+	unsigned flags; /* with IORING_CQE_F_MORE: the request's last one comes after it */
 } late_t;
 
 typedef struct cq_t {
@@ -932,6 +944,8 @@ static bool cq_post(cq_t *cq, late_t *late, uint64_t user_data, int result, unsi
 	}
 	return false;
 }
+
+static bool late_is_last(const late_t *late) { return !(late->flags & IORING_CQE_F_MORE); }
 
 /* Move one that waits into the queue. Returns it, or NULL. */
 static late_t *cq_flush(cq_t *cq)
@@ -1350,6 +1364,213 @@ static void tables_exit(tables_t *tables)
 }
 
 /*
+ * ==== groups ====================================================================================
+ *
+ * Provided buffers: groups of them, each a ring in the program's memory or a queue of the engine's.
+ */
+
+typedef struct buffer_t { /* [open] */
+	uint64_t address;
+	unsigned size;
+	uint16_t id;
+} buffer_t;
+
+typedef struct group_t {
+	struct group_t *next;
+	uint16_t id;
+	struct io_uring_buf_ring *ring; /* NULL: the queue */
+	uint16_t head, mask;            /* of the ring */
+	buffer_t *queue;
+	size_t first, n, n_places;      /* of the queue */
+} group_t;
+
+typedef struct groups_t {
+	group_t *groups;
+} groups_t;
+
+static group_t *groups_find(const groups_t *groups, uint16_t id)
+{
+	group_t *group = groups->groups;
+
+	while (group && group->id != id)
+		group = group->next;
+	return group;
+}
+
+static group_t *groups_add(groups_t *groups, uint16_t id)
+{
+	group_t *group = calloc(1, sizeof(*group));
+
+	if (!group)
+		return NULL;
+	group->id = id;
+	group->next = groups->groups;
+	groups->groups = group;
+	return group;
+}
+
+static void groups_remove(groups_t *groups, group_t *group)
+{
+	group_t **place = &groups->groups;
+
+	while (*place != group)
+		place = &(*place)->next;
+	*place = group->next;
+	free(group->queue);
+	free(group);
+}
+
+/* Room for n more. 0 or -ENOMEM. */
+static int group_grow(group_t *group, size_t n)
+{
+	size_t size = group->n_places ? group->n_places : 16;
+	buffer_t *queue;
+
+	while (size < group->n + n)
+		size *= 2;
+	if (size == group->n_places)
+		return 0;
+	queue = malloc(size * sizeof(*queue));
+	if (!queue)
+		return -ENOMEM;
+	for (size_t i = 0; i < group->n; i++)
+		queue[i] = group->queue[(group->first + i) & (group->n_places - 1)];
+	free(group->queue);
+	group->queue = queue;
+	group->first = 0;
+	group->n_places = size;
+	return 0;
+}
+
+/* n buffers of this size one after another, numbered from `from`. 0 or -errno. */
+static int groups_provide(groups_t *groups, uint16_t id, uint64_t address, unsigned size,
+			  unsigned n, unsigned from)
+{
+	group_t *group = groups_find(groups, id);
+
+	if (!n || n > 65536 || !size)
+		return -EINVAL;
+	if (from + n > 65536)
+		return -E2BIG;
+	if (!group)
+		group = groups_add(groups, id);
+	if (group && group->ring)
+		return -EINVAL;
+	if (!group || group_grow(group, n) < 0)
+		return -ENOMEM;
+	for (unsigned i = 0; i < n; i++)
+		group->queue[(group->first + group->n++) & (group->n_places - 1)] =
+			(buffer_t){address + (uint64_t)i * size, size, (uint16_t)(from + i)};
+	return 0;
+}
+
+/* Take at most n away. How many, or -errno. */
+static int groups_take_away(groups_t *groups, uint16_t id, unsigned n)
+{
+	group_t *group = groups_find(groups, id);
+
+	if (!n || n > 65536)
+		return -EINVAL;
+	if (!group)
+		return -ENOENT;
+	if (group->ring)
+		return -EINVAL;
+	if (n > group->n)
+		n = (unsigned)group->n;
+	group->n -= n;
+	group->first += n;
+	return (int)n;
+}
+
+/* The next buffer of the group. 0 or -ENOBUFS. */
+static int groups_select(const groups_t *groups, uint16_t id, buffer_t *buffer)
+{
+	group_t *group = groups_find(groups, id);
+	const struct io_uring_buf *entry;
+
+	if (!group || (!group->ring && !group->n))
+		return -ENOBUFS;
+	if (!group->ring) {
+		*buffer = group->queue[group->first++ & (group->n_places - 1)];
+		group->n--;
+		return 0;
+	}
+	if (__atomic_load_n(&group->ring->tail, __ATOMIC_ACQUIRE) == group->head)
+		return -ENOBUFS;
+	entry = &((struct io_uring_buf *)group->ring)[group->head++ & group->mask];
+	*buffer = (buffer_t){entry->addr, entry->len, entry->bid};
+	return 0;
+}
+
+/* It was not needed: it is the next one again. */
+static void groups_give_back(const groups_t *groups, uint16_t id, const buffer_t *buffer)
+{
+	group_t *group = groups_find(groups, id);
+
+	if (!group)
+		return; /* unregistered meanwhile */
+	if (group->ring) {
+		group->head--;
+	} else if (group->n < group->n_places) {
+		group->queue[--group->first & (group->n_places - 1)] = *buffer;
+		group->n++;
+	}
+}
+
+static int groups_add_ring(groups_t *groups, const struct io_uring_buf_reg *reg)
+{
+	group_t *group = groups_find(groups, reg->bgid);
+	unsigned n = reg->ring_entries;
+
+	if (reg->pad || reg->resv[0] || reg->resv[1] || reg->resv[2] || !n || n & (n - 1) ||
+	    n > 32768)
+		return -EINVAL;
+	if (!reg->ring_addr)
+		return -EFAULT;
+	if (group && (group->ring || group->n))
+		return -EEXIST;
+	if (!group)
+		group = groups_add(groups, reg->bgid);
+	if (!group)
+		return -ENOMEM;
+	group->ring = pointer_of(reg->ring_addr);
+	group->mask = (uint16_t)(n - 1);
+	group->head = 0;
+	return 0;
+}
+
+static int groups_remove_ring(groups_t *groups, const struct io_uring_buf_reg *reg)
+{
+	group_t *group = groups_find(groups, reg->bgid);
+
+	if (!group)
+		return -ENOENT;
+	if (!group->ring)
+		return -EINVAL;
+	groups_remove(groups, group);
+	return 0;
+}
+
+/* Where the engine will take the next buffer of a ring. */
+static int groups_tell_head(const groups_t *groups, uint32_t status[10])
+{
+	const group_t *group = groups_find(groups, (uint16_t)status[0]);
+
+	if (!group)
+		return -ENOENT;
+	if (!group->ring)
+		return -EINVAL;
+	status[1] = group->head;
+	return 0;
+}
+
+static void groups_exit(groups_t *groups)
+{
+	while (groups->groups)
+		groups_remove(groups, groups->groups);
+}
+
+/*
  * ==== reqs ======================================================================================
  *
  * Requests and their memory: slabs, which come with room in the tables of lines. A request is
@@ -1368,6 +1589,7 @@ typedef struct req_t {
 	due_t due;           /* TIMED */
 	job_t job;           /* POOLED */
 	late_t late;         /* its last CQE */
+	late_t late_first;   /* of a zero-copy send, the one before */
 	struct req_t *next;  /* of its chain */
 	struct req_t *limit; /* the LINK_TIMEOUT linked to it */
 	struct req_t *limits;/* of a LINK_TIMEOUT: what it is linked to */
@@ -1385,6 +1607,12 @@ typedef struct req_t {
 	int wait_fd;         /* what an attempt wants to wait for, */
 	unsigned wait_mask;  /* and how */
 	unsigned n_later;    /* attempts put off */
+	bool begun;          /* it was its turn: it did not end with its chain before */
+	bool selected;       /* `buffer` is taken, and `one` is it */
+	buffer_t buffer;
+	struct iovec one;
+	uint64_t n_asked;    /* bytes of a provided buffer at most; 0: all of it */
+	unsigned cqe_flags;  /* IORING_CQE_F_BUFFER, and which */
 	struct iovec *iov;   /* what is still to be transferred */
 	unsigned n_iov;
 	uint64_t n_wanted, n_done; /* bytes */
@@ -1612,10 +1840,15 @@ static bool rw_writes(const req_t *req)
 static int rw_prepare(req_t *req)
 {
 	const struct io_uring_sqe *sqe = &req->sqe;
+	bool selects = sqe->flags & IOSQE_BUFFER_SELECT;
 	struct iovec one = {pointer_of(sqe->addr), (size_t)min_u64(sqe->len, TRANSFER_MAX)};
 	bool is_vector = sqe->opcode == IORING_OP_READV || sqe->opcode == IORING_OP_WRITEV;
 
 	req->positioned = sqe->off != NEVER;
+	req->multishot = sqe->opcode == OP_READ_MULTISHOT;
+	if ((req->multishot && (!selects || sqe->addr || sqe->len)) ||
+	    (is_vector && selects && sqe->len != 1))
+		return -EINVAL;
 	if (is_vector)
 		return iov_copy(req, pointer_of(sqe->addr), sqe->len, 0);
 	return iov_copy(req, &one, 1, 0);
@@ -1768,7 +2001,27 @@ static int rw_work(req_t *req)
 
 static bool msg_sends(const req_t *req)
 {
-	return req->sqe.opcode == IORING_OP_SEND || req->sqe.opcode == IORING_OP_SENDMSG;
+	return req->sqe.opcode != IORING_OP_RECV && req->sqe.opcode != IORING_OP_RECVMSG;
+}
+
+static bool msg_is_zero_copy(const req_t *req)
+{
+	return req->sqe.opcode == IORING_OP_SEND_ZC || req->sqe.opcode == IORING_OP_SENDMSG_ZC;
+}
+
+/* The flags in ioprio that fit the opcode. */
+static bool msg_flags_fit(const req_t *req)
+{
+	unsigned known = IORING_RECVSEND_POLL_FIRST;
+	bool is_multishot = req->sqe.ioprio & IORING_RECV_MULTISHOT;
+
+	if (msg_is_zero_copy(req))
+		known |= IORING_RECVSEND_FIXED_BUF | SEND_ZC_REPORT_USAGE;
+	if (!msg_sends(req))
+		known |= IORING_RECV_MULTISHOT;
+	return !(req->sqe.ioprio & ~known) &&
+	       !(is_multishot && (!(req->sqe.flags & IOSQE_BUFFER_SELECT) ||
+				  req->sqe.msg_flags & MSG_WAITALL));
 }
 
 /* All three: a message's head, its address and its buffers. */
@@ -1782,6 +2035,8 @@ static int msg_copy(req_t *req, const struct msghdr *from)
 		return -EINVAL;
 	if (from->msg_iovlen > IOV_MAX)
 		return -EMSGSIZE;
+	if (req->sqe.flags & IOSQE_BUFFER_SELECT && from->msg_iovlen > 1)
+		return -EINVAL;
 	ret = iov_copy(req, from->msg_iov, from->msg_iovlen, extra);
 	if (ret)
 		return ret;
@@ -1795,15 +2050,17 @@ static int msg_copy(req_t *req, const struct msghdr *from)
 static int msg_prepare(req_t *req)
 {
 	const struct io_uring_sqe *sqe = &req->sqe;
-	bool with_head = sqe->opcode == IORING_OP_SENDMSG || sqe->opcode == IORING_OP_RECVMSG;
+	bool with_head = sqe->opcode == IORING_OP_SENDMSG || sqe->opcode == IORING_OP_RECVMSG ||
+			 sqe->opcode == IORING_OP_SENDMSG_ZC;
 	struct iovec iov = {pointer_of(sqe->addr), (size_t)min_u64(sqe->len, TRANSFER_MAX)};
 	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
 
-	if (sqe->ioprio & ~IORING_RECVSEND_POLL_FIRST) /* multishot needs provided buffers */
+	if (!msg_flags_fit(req))
 		return -EINVAL;
+	req->multishot = !msg_sends(req) && sqe->ioprio & IORING_RECV_MULTISHOT;
 	if (with_head)
 		return msg_copy(req, pointer_of(sqe->addr));
-	if (sqe->opcode == IORING_OP_SEND) {
+	if (msg_sends(req)) {
 		message.msg_name = pointer_of(sqe->addr2);
 		message.msg_namelen = message.msg_name ? sqe->addr_len : 0;
 	} else if (sqe->addr2 || sqe->file_index) {
@@ -1845,6 +2102,47 @@ static int msg_wait(req_t *req)
 	return wait_for(req, req->sqe.fd, mask | (req->sqe.msg_flags & MSG_ERRQUEUE ? POLLERR : 0));
 }
 
+/* 0 if the socket can send without a copy: as in the kernel, a socket of TCP or UDP. */
+static int msg_zero_copy_error(const req_t *req)
+{
+	int domain = 0;
+	socklen_t size = sizeof(domain);
+
+	if (getsockopt(req->sqe.fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) < 0)
+		return -errno;
+	return domain == AF_INET || domain == AF_INET6 ? 0 : -EOPNOTSUPP;
+}
+
+/* A multishot RECVMSG: head, address, control data and payload go into the provided buffer. */
+static int msg_attempt_multi(req_t *req)
+{
+	struct io_uring_recvmsg_out out = {0};
+	size_t n_name = req->message.msg_namelen, n_control = req->message.msg_controllen;
+	size_t n_head = sizeof(out) + n_name + n_control;
+	char *base = req->one.iov_base;
+	struct iovec payload = {base + n_head, req->one.iov_len - n_head};
+	struct msghdr message = {.msg_name = n_name ? base + sizeof(out) : NULL,
+				 .msg_namelen = (socklen_t)n_name,
+				 .msg_iov = &payload,
+				 .msg_iovlen = 1,
+				 .msg_control = n_control ? base + sizeof(out) + n_name : NULL,
+				 .msg_controllen = n_control};
+	ssize_t ret;
+
+	if (req->one.iov_len < n_head)
+		return -EFAULT;
+	ret = recvmsg(req->sqe.fd, &message, (int)req->sqe.msg_flags | MSG_DONTWAIT);
+	if (ret < 0)
+		return errno == EAGAIN ? msg_wait(req) : -errno;
+	out.namelen = message.msg_namelen;
+	out.controllen = (__u32)message.msg_controllen;
+	out.payloadlen = (__u32)ret;
+	out.flags = (__u32)message.msg_flags;
+	memcpy(base, &out, sizeof(out));
+	req->multishot = ret > 0; /* the end of a stream: this is the last one */
+	return (int)(n_head + min_u64((uint64_t)ret, payload.iov_len));
+}
+
 static int msg_attempt(req_t *req)
 {
 	int flags = (int)req->sqe.msg_flags | MSG_DONTWAIT;
@@ -1855,6 +2153,10 @@ static int msg_attempt(req_t *req)
 		req->tried = true;
 		return msg_wait(req);
 	}
+	if (msg_is_zero_copy(req) && (ret = msg_zero_copy_error(req)) < 0)
+		return (int)ret;
+	if (req->multishot && req->sqe.opcode == IORING_OP_RECVMSG)
+		return msg_attempt_multi(req);
 	for (;;) {
 		message.msg_iov = req->iov;
 		message.msg_iovlen = req->n_iov;
@@ -2375,6 +2677,101 @@ static int splice_attempt(req_t *req)
 	return file_blocks(&in) || file_blocks(&out) ? GO_THREAD : splice_work(req);
 }
 
+/* ---- FSETXATTR, SETXATTR, FGETXATTR, GETXATTR ---- */
+
+static bool xattr_sets(const req_t *req)
+{
+	return req->sqe.opcode == IORING_OP_FSETXATTR || req->sqe.opcode == IORING_OP_SETXATTR;
+}
+
+static bool xattr_has_path(const req_t *req)
+{
+	return req->sqe.opcode == IORING_OP_SETXATTR || req->sqe.opcode == IORING_OP_GETXATTR;
+}
+
+/* Its name, its path, and the value that is to be set. */
+static int xattr_prepare(req_t *req)
+{
+	const char *name = pointer_of(req->sqe.addr);
+	const char *path = xattr_has_path(req) ? pointer_of(req->sqe.addr3) : "";
+	size_t n_name = strlen(name) + 1, n_path = strlen(path) + 1;
+	size_t n_value = xattr_sets(req) ? req->sqe.len : 0;
+	char *space;
+
+	if (req->sqe.xattr_flags && !xattr_sets(req))
+		return -EINVAL;
+	if (n_value > XATTR_SIZE_MAX)
+		return -E2BIG;
+	space = req_space(req, n_name + n_path + n_value);
+	if (!space)
+		return NO_MEMORY;
+	memcpy(space, name, n_name);
+	req->message.msg_name = memcpy(space + n_name, path, n_path);
+	req->message.msg_control = space + n_name + n_path;
+	if (n_value)
+		memcpy(space + n_name + n_path, pointer_of(req->sqe.addr2), n_value);
+	return 0;
+}
+
+static int xattr_work(req_t *req)
+{
+	const struct io_uring_sqe *sqe = &req->sqe;
+	const char *name = req->parameters, *path = req->message.msg_name;
+
+	switch (sqe->opcode) {
+	case IORING_OP_FSETXATTR:
+		return result_of(fsetxattr(sqe->fd, name, req->message.msg_control, sqe->len,
+					   (int)sqe->xattr_flags));
+	case IORING_OP_SETXATTR:
+		return result_of(setxattr(path, name, req->message.msg_control, sqe->len,
+					  (int)sqe->xattr_flags));
+	case IORING_OP_FGETXATTR:
+		return result_of(fgetxattr(sqe->fd, name, pointer_of(sqe->addr2), sqe->len));
+	default:
+		return result_of(getxattr(path, name, pointer_of(sqe->addr2), sqe->len));
+	}
+}
+
+/* ---- WAITID, EPOLL_WAIT ---- */
+
+static int waitid_prepare(req_t *req)
+{
+	const unsigned known = WEXITED | WSTOPPED | WCONTINUED | WNOHANG | WNOWAIT |
+			       __WNOTHREAD | __WCLONE | __WALL;
+
+	return req->sqe.rw_flags || req->sqe.file_index & ~known ? -EINVAL : 0;
+}
+
+/* The end of one process makes its pidfd readable (5.3); nothing tells of other changes. */
+static int waitid_attempt(req_t *req)
+{
+	const struct io_uring_sqe *sqe = &req->sqe;
+	unsigned options = sqe->file_index;
+	siginfo_t info = {0};
+
+	if (waitid((idtype_t)sqe->len, (id_t)sqe->fd, &info, (int)(options | WNOHANG)) < 0)
+		return -errno;
+	if (info.si_pid || options & WNOHANG) {
+		if (sqe->addr2)
+			memcpy(pointer_of(sqe->addr2), &info, sizeof(info));
+		return 0;
+	}
+	if (sqe->len != P_PID || options & (WSTOPPED | WCONTINUED))
+		return GO_LATER;
+	if (!req->owns_fd) {
+		req->kept_fd = (int)syscall(SYS_pidfd_open, sqe->fd, 0);
+		req->owns_fd = req->kept_fd >= 0;
+	}
+	return req->owns_fd ? wait_for(req, req->kept_fd, POLLIN) : GO_LATER;
+}
+
+static int epoll_wait_attempt(req_t *req)
+{
+	int n = result_of(epoll_wait(req->sqe.fd, pointer_of(req->sqe.addr), (int)req->sqe.len, 0));
+
+	return n ? n : wait_for(req, req->sqe.fd, POLLIN);
+}
+
 /* ---- Timeouts and cancels: checks only, the rest needs the engine ---- */
 
 static int time_copy(req_t *req, uint64_t address)
@@ -2479,6 +2876,17 @@ static const op_t ops[OP_END] = {
 	[IORING_OP_SEND] = {msg_prepare, msg_attempt, NULL, 0, PRIO | FILE_OP},
 	[IORING_OP_RECV] = {msg_prepare, msg_attempt, NULL, 0, PRIO | FILE_OP | SELECT},
 	[IORING_OP_SENDMSG] = {msg_prepare, msg_attempt, NULL, OFF | INDEX, PRIO | FILE_OP},
+	[IORING_OP_SEND_ZC] = {msg_prepare, msg_attempt, NULL, 0, PRIO | FILE_OP},
+	[IORING_OP_SENDMSG_ZC] = {msg_prepare, msg_attempt, NULL, OFF | INDEX, PRIO | FILE_OP},
+	[OP_READ_MULTISHOT] = {rw_prepare, rw_attempt, rw_work, 0, PRIO | FILE_OP | SELECT},
+	[IORING_OP_PROVIDE_BUFFERS] = {NULL, NULL, NULL, FLAGS | INDEX, ENGINE},
+	[IORING_OP_REMOVE_BUFFERS] = {NULL, NULL, NULL, OFF | ADDR | LEN | FLAGS | INDEX, ENGINE},
+	[IORING_OP_FSETXATTR] = {xattr_prepare, NULL, xattr_work, BUF | INDEX, FILE_OP},
+	[IORING_OP_SETXATTR] = {xattr_prepare, NULL, xattr_work, BUF | INDEX, 0},
+	[IORING_OP_FGETXATTR] = {xattr_prepare, NULL, xattr_work, BUF | INDEX, FILE_OP},
+	[IORING_OP_GETXATTR] = {xattr_prepare, NULL, xattr_work, BUF | INDEX, 0},
+	[OP_WAITID] = {waitid_prepare, waitid_attempt, NULL, ADDR | BUF, 0},
+	[OP_EPOLL_WAIT] = {NULL, epoll_wait_attempt, NULL, OFF | FLAGS | BUF | INDEX, FILE_OP},
 	[IORING_OP_RECVMSG] = {msg_prepare, msg_attempt, NULL, OFF | INDEX,
 			       PRIO | FILE_OP | SELECT},
 	[IORING_OP_ACCEPT] = {accept_prepare, accept_attempt, NULL, LEN | BUF,
@@ -2658,6 +3066,7 @@ typedef struct engine_t { /* [open] to the rooms below */
 	bool disabled;
 	restrictions_t restrictions;
 	tables_t tables;
+	groups_t groups;
 	pid_t process;
 	uint64_t n_completed; /* CQEs, those of timeouts not counted */
 	node_t pending, started, ended, counted;
@@ -2680,16 +3089,26 @@ static void req_post(engine_t *engine, req_t *req, int result)
 {
 	list_remove(&req->node);
 	engine->n_completed += req->sqe.opcode != IORING_OP_TIMEOUT;
-	if (cq_post(&engine->cq, &req->late, req->sqe.user_data, result, 0))
+	if (cq_post(&engine->cq, &req->late, req->sqe.user_data, result, req->cqe_flags))
 		req_free(&engine->reqs, req);
 	else
 		req_clear(req);
 }
 
+/* A zero-copy send has two: its result, then the notice that its buffer is free. */
+static int req_post_first(engine_t *engine, req_t *req, int result)
+{
+	cq_post(&engine->cq, &req->late_first, req->sqe.user_data, result, IORING_CQE_F_MORE);
+	req->cqe_flags = IORING_CQE_F_NOTIF;
+	return req->sqe.ioprio & SEND_ZC_REPORT_USAGE && result >= 0 ? (int)NOTIF_USAGE_ZC_COPIED :
+								       0;
+}
+
 /* One more CQE. False, and nothing done, if the CQ is full: then this must be the last one. */
 static bool req_post_more(engine_t *engine, const req_t *req, int result)
 {
-	if (!cq_post(&engine->cq, NULL, req->sqe.user_data, result, IORING_CQE_F_MORE))
+	if (!cq_post(&engine->cq, NULL, req->sqe.user_data, result,
+		     IORING_CQE_F_MORE | req->cqe_flags))
 		return false;
 	engine->n_completed += req->sqe.opcode != IORING_OP_TIMEOUT;
 	return true;
@@ -2792,6 +3211,8 @@ static void req_finish(engine_t *engine, req_t *req, int result)
 	req_t *next = req->next;
 
 	req_unpend(engine, req);
+	if (msg_is_zero_copy(req) && req->begun)
+		result = req_post_first(engine, req, result);
 	req_drop(engine, req, result);
 	if (next && !breaks)
 		list_add(&engine->started, &next->node);
@@ -3070,6 +3491,40 @@ static bool req_line_up(engine_t *engine, req_t *req, bool only_behind)
 	return true;
 }
 
+/* Take a provided buffer for it, if it wants one and has none. 0 or -ENOBUFS. */
+static int req_select(engine_t *engine, req_t *req)
+{
+	uint64_t size;
+
+	if (!(req->sqe.flags & IOSQE_BUFFER_SELECT) || req->selected)
+		return 0;
+	if (groups_select(&engine->groups, req->sqe.buf_group, &req->buffer) < 0)
+		return -ENOBUFS;
+	size = req->n_asked ? min_u64(req->n_asked, req->buffer.size) : req->buffer.size;
+	req->one = (struct iovec){pointer_of(req->buffer.address), (size_t)size};
+	req->iov = &req->one;
+	req->n_iov = 1;
+	req->n_wanted = size;
+	req->n_done = 0;
+	req->selected = true;
+	return 0;
+}
+
+/* It has a result, or must wait: the buffer is used, or is given back. A thread keeps it. */
+static int req_selected(engine_t *engine, req_t *req, int ret)
+{
+	req->cqe_flags = 0;
+	if (!req->selected || ret == GO_THREAD)
+		return ret;
+	req->selected = false;
+	if (ret > 0)
+		req->cqe_flags = IORING_CQE_F_BUFFER |
+				 (unsigned)req->buffer.id << IORING_CQE_BUFFER_SHIFT;
+	else
+		groups_give_back(&engine->groups, req->sqe.buf_group, &req->buffer);
+	return ret;
+}
+
 /* An attempt says what to do. GO_WAIT: done, it waits. Else its result. */
 static int req_settle(engine_t *engine, req_t *req, int ret)
 {
@@ -3084,6 +3539,8 @@ static int req_settle(engine_t *engine, req_t *req, int ret)
 		if (ret == -EPERM && ops[req->sqe.opcode].work)
 			ret = GO_THREAD;
 	}
+	if (ret == GO_THREAD && req->sqe.opcode == OP_READ_MULTISHOT)
+		return req_selected(engine, req, -EBADFD);
 	if (ret == GO_THREAD) {
 		if (!req_line_up(engine, req, false))
 			req_use_thread(engine, req);
@@ -3124,13 +3581,24 @@ static int req_result(engine_t *engine, const req_t *req, int ret)
 		       files_install(&engine->tables, req->sqe.file_index, ret);
 }
 
-static int req_attempt(engine_t *engine, req_t *req)
+static int req_attempt_once(engine_t *engine, req_t *req)
 {
 	const op_t *op = &ops[req->sqe.opcode];
-	int ret = op->attempt ? req_result(engine, req, op->attempt(req)) : GO_THREAD;
+	int ret = req_select(engine, req);
 
-	while (ret >= 0 && req->multishot && req_post_more(engine, req, ret))
-		ret = req_result(engine, req, op->attempt(req));
+	if (ret < 0 || !op->attempt)
+		return ret < 0 ? ret : GO_THREAD;
+	return req_result(engine, req, req_selected(engine, req, op->attempt(req)));
+}
+
+/* A multishot one goes on until it must wait, or ends: also with 0, the end of what it reads. */
+static int req_attempt(engine_t *engine, req_t *req)
+{
+	bool reads = req->sqe.flags & IOSQE_BUFFER_SELECT;
+	int ret = req_attempt_once(engine, req);
+
+	while (ret >= reads && req->multishot && req_post_more(engine, req, ret))
+		ret = req_attempt_once(engine, req);
 	return ret;
 }
 
@@ -3203,6 +3671,12 @@ static int req_start_own(engine_t *engine, req_t *req, req_t **again)
 		return poll_update(engine, req, again);
 	case IORING_OP_FILES_UPDATE:
 		return files_update_start(engine, req);
+	case IORING_OP_PROVIDE_BUFFERS:
+		return groups_provide(&engine->groups, req->sqe.buf_group, req->sqe.addr,
+				      req->sqe.len, (unsigned)req->sqe.fd, (unsigned)req->sqe.off);
+	case IORING_OP_REMOVE_BUFFERS:
+		return groups_take_away(&engine->groups, req->sqe.buf_group,
+					(unsigned)req->sqe.fd);
 	default:
 		return -EINVAL; /* a LINK_TIMEOUT that is linked to nothing */
 	}
@@ -3227,7 +3701,9 @@ static int req_resolve(engine_t *engine, req_t *req)
 		req->sqe.splice_fd_in = fixed_fd(req->fixed_in);
 	}
 	if (req->sqe.flags & IOSQE_BUFFER_SELECT)
-		return -ENOBUFS; /* there are no provided buffers */
+		req->n_asked = req->n_wanted;
+	if (msg_is_zero_copy(req) && req->sqe.ioprio & IORING_RECVSEND_FIXED_BUF)
+		traits |= REGISTERED;
 	if (traits & REGISTERED && !buffers_have(&engine->tables, req->sqe.buf_index,
 						 req->sqe.addr, req->sqe.len))
 		return -EFAULT;
@@ -3255,6 +3731,7 @@ static void req_start(engine_t *engine, req_t *req)
 	} else if (req->sqe.opcode == IORING_OP_CLOSE) {
 		ret = close_start(engine, req, &done);
 	} else {
+		req->begun = true;
 		ret = req_resolve(engine, req);
 		done = ret != 0;
 	}
@@ -3341,7 +3818,8 @@ static void engine_jobs(engine_t *engine)
 
 		if (req->cancelled && (ret == GO_WAIT || ret == GO_THREAD || ret == GO_LATER))
 			ret = req_cancelled(req);
-		ret = req_settle(engine, req, req_result(engine, req, ret));
+		ret = req_result(engine, req, req_selected(engine, req, ret));
+		ret = req_settle(engine, req, ret);
 		if (ret != GO_WAIT)
 			req_finish(engine, req, ret);
 	}
@@ -3439,7 +3917,8 @@ static void engine_flush(engine_t *engine)
 	late_t *late;
 
 	while ((late = cq_flush(&engine->cq)))
-		req_free(&engine->reqs, container_of(late, req_t, late));
+		if (late_is_last(late))
+			req_free(&engine->reqs, container_of(late, req_t, late));
 }
 
 /* One look at everything, which may sleep until until_ns. Returns the look's error, or 0. */
@@ -3546,6 +4025,7 @@ static void engine_free(engine_t *engine)
 {
 	reqs_exit(&engine->reqs);
 	tables_exit(&engine->tables);
+	groups_exit(&engine->groups);
 	pool_exit(&engine->pool);
 	timers_exit(&engine->timers);
 	waits_exit(&engine->waits);
@@ -3794,6 +4274,13 @@ static int fallback_reg(struct io_uring *io, unsigned opcode, const void *arg, u
 		return n == 2 ? pool_limit(&engine->pool, (unsigned *)(uintptr_t)arg) : -EINVAL;
 	case IORING_REGISTER_PROBE:
 		return register_probe((struct io_uring_probe *)(uintptr_t)arg, n);
+	case PBUF_RING:
+		return n == 1 ? groups_add_ring(&engine->groups, arg) : -EINVAL;
+	case UNREGISTER_PBUF_RING:
+		return n == 1 ? groups_remove_ring(&engine->groups, arg) : -EINVAL;
+	case PBUF_STATUS:
+		return n == 1 ? groups_tell_head(&engine->groups, (uint32_t *)(uintptr_t)arg) :
+				-EINVAL;
 	case IORING_REGISTER_SYNC_CANCEL:
 		return register_sync_cancel(engine, arg);
 	case IORING_REGISTER_EVENTFD:
