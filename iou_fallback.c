@@ -1451,7 +1451,7 @@ static int groups_provide(groups_t *groups, uint16_t id, uint64_t address, unsig
 	if (!n || n > 65536 || !size)
 		return -EINVAL;
 	if (from + n > 65536)
-		return -E2BIG;
+		return -EINVAL;
 	if (!group)
 		group = groups_add(groups, id);
 	if (group && group->ring)
@@ -3491,15 +3491,21 @@ static bool req_line_up(engine_t *engine, req_t *req, bool only_behind)
 	return true;
 }
 
-/* Take a provided buffer for it, if it wants one and has none. 0 or -ENOBUFS. */
+/*
+ * Take a provided buffer for it, if it wants one and has none. 0, or -ENOBUFS; GO_WAIT: one that
+ * has received misses a buffer only when there is something to receive.
+ */
 static int req_select(engine_t *engine, req_t *req)
 {
+	bool has_received = req->cqe_flags;
 	uint64_t size;
 
 	if (!(req->sqe.flags & IOSQE_BUFFER_SELECT) || req->selected)
 		return 0;
+	req->cqe_flags = 0;
 	if (groups_select(&engine->groups, req->sqe.buf_group, &req->buffer) < 0)
-		return -ENOBUFS;
+		return has_received && !ready_bits(req->sqe.fd, POLLIN) ?
+			       wait_for(req, req->sqe.fd, POLLIN) : -ENOBUFS;
 	size = req->n_asked ? min_u64(req->n_asked, req->buffer.size) : req->buffer.size;
 	req->one = (struct iovec){pointer_of(req->buffer.address), (size_t)size};
 	req->iov = &req->one;
@@ -3517,7 +3523,7 @@ static int req_selected(engine_t *engine, req_t *req, int ret)
 	if (!req->selected || ret == GO_THREAD)
 		return ret;
 	req->selected = false;
-	if (ret > 0)
+	if (ret > 0 || (ret == 0 && ops[req->sqe.opcode].prepare == rw_prepare))
 		req->cqe_flags = IORING_CQE_F_BUFFER |
 				 (unsigned)req->buffer.id << IORING_CQE_BUFFER_SHIFT;
 	else

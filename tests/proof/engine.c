@@ -45,6 +45,7 @@
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -236,6 +237,16 @@ static const char *name_of(int res)
 
 static int by_value(const void *a, const void *b) { return strcmp(a, b); }
 
+static const char *buffer_of(const struct io_uring_cqe *cqe)
+{
+	static char text[16];
+
+	if (!(cqe->flags & IORING_CQE_F_BUFFER))
+		return "";
+	snprintf(text, sizeof(text), "+BUF%u", cqe->flags >> IORING_CQE_BUFFER_SHIFT);
+	return text;
+}
+
 /*
  * Submit what is queued; wait until there are n completions, or SOON_MS where n is 0. Print them.
  */
@@ -270,9 +281,11 @@ static void look(const char *label, unsigned n)
 				last[cqe->user_data] = cqe->res;
 				n_cqes[cqe->user_data]++;
 			}
-			snprintf(text[n_text++], sizeof(text[0]), " [%llu] %s%s",
+			snprintf(text[n_text++], sizeof(text[0]), " [%llu] %s%s%s%s",
 				 (unsigned long long)cqe->user_data, name_of(cqe->res),
-				 cqe->flags & IORING_CQE_F_MORE ? "+MORE" : "");
+				 cqe->flags & IORING_CQE_F_MORE ? "+MORE" : "",
+				 cqe->flags & IORING_CQE_F_NOTIF ? "+NOTIF" : "",
+				 buffer_of(cqe));
 		}
 		__atomic_store_n(io.cq.khead, head, __ATOMIC_RELEASE);
 		if ((n && n_text >= n) || now_ms() >= until)
@@ -1393,6 +1406,273 @@ static void poll_multi(void)
 	look("its end", 2);
 }
 
+/* ---- Registered files and buffers, provided buffers ---- */
+
+static int reg(unsigned opcode, const void *arg, unsigned n)
+{
+	return backend->reg(&io, opcode, arg, n);
+}
+
+static void fixed_files(void)
+{
+	int p[2], fds[4] = {-1, -1, -1, -1}, updates[2] = {-1, -2};
+	struct io_uring_files_update update = {.offset = 0};
+	struct io_uring_file_index_range range = {.off = 2, .len = 2};
+	char b[16];
+
+	pipe_new(p, 0);
+	say("unregister: %s", name_of(reg(IORING_UNREGISTER_FILES, NULL, 0)));
+	fds[0] = p[0];
+	say("register: %s", name_of(reg(IORING_REGISTER_FILES, fds, 4)));
+	say("again: %s", name_of(reg(IORING_REGISTER_FILES, fds, 4)));
+	put(p[1], 10);
+	Q(1, IOSQE_FIXED_FILE, read, 0, b, 4, -1);
+	look("read", 1);
+	close(p[0]);
+	Q(2, IOSQE_FIXED_FILE, read, 0, b, 4, -1);
+	look("after close", 1);
+	Q(3, IOSQE_FIXED_FILE, read, 1, b, 4, -1);
+	look("empty", 1);
+	Q(4, IOSQE_FIXED_FILE, read, 9, b, 4, -1);
+	look("out of range", 1);
+	Q(5, 0, openat_direct, AT_FDCWD, "/dev/zero", O_RDONLY, 0, 1);
+	look("open into 1", 1);
+	Q(6, IOSQE_FIXED_FILE, read, 1, b, 4, 0);
+	look("read it", 1);
+	Q(7, 0, openat_direct, AT_FDCWD, "/dev/zero", O_RDONLY | O_CLOEXEC, 0, 1);
+	look("close-on-exec", 1);
+	Q(8, 0, openat_direct, AT_FDCWD, "/dev/zero", O_RDONLY, 0, 7);
+	look("open into 7", 1);
+	say("range: %s", name_of(reg(IORING_REGISTER_FILE_ALLOC_RANGE, &range, 0)));
+	for (unsigned i = 10; i < 13; i++) {
+		Q(i, 0, openat_direct, AT_FDCWD, "/dev/zero", O_RDONLY, 0, IORING_FILE_INDEX_ALLOC - 1);
+		look("open anywhere", 1);
+	}
+	Q(13, 0, close_direct, 2);
+	look("close 2", 1);
+	Q(14, 0, close_direct, 2);
+	look("again", 1);
+	Q(15, 0, close_direct, 20);
+	look("out of range", 1);
+	Q(16, 0, socket_direct, AF_UNIX, SOCK_STREAM, 0, 2, 0);
+	look("socket", 1);
+	fds[0] = p[1];
+	Q(17, 0, files_update, fds, 1, 2);
+	look("update", 1);
+	Q(18, IOSQE_FIXED_FILE, write, 2, "abc", 3, -1);
+	look("write", 1);
+	Q(19, IOSQE_FIXED_FILE, poll_add, 0, POLLPRI);
+	look("poll", 0);
+	update.fds = (uintptr_t)updates;
+	say("update: %s", name_of(reg(IORING_REGISTER_FILES_UPDATE, &update, 2)));
+	look("goes on", 0);
+	Q(1000, 0, cancel64, 19, 0);
+	look("cancel", 2);
+	update.offset = 3;
+	say("beyond: %s", name_of(reg(IORING_REGISTER_FILES_UPDATE, &update, 2)));
+	say("unregister: %s", name_of(reg(IORING_UNREGISTER_FILES, NULL, 0)));
+	Q(20, IOSQE_FIXED_FILE, read, 0, b, 4, -1);
+	look("without a table", 1);
+	Q(21, 0, openat_direct, AT_FDCWD, "/dev/zero", O_RDONLY, 0, 1);
+	look("open", 1);
+	Q(22, 0, close_direct, 1);
+	look("close", 1);
+}
+
+static void fixed_buffers(void)
+{
+	static char memory[8192];
+	struct iovec iov[2] = {{memory, 4096}, {memory + 4096, 4096}}, none = {NULL, 1};
+	int fd = file_new("fixed", 100, 0);
+
+	say("unregister: %s", name_of(reg(IORING_UNREGISTER_BUFFERS, NULL, 0)));
+	Q(1, 0, read_fixed, fd, memory, 10, 0, 0);
+	look("without", 1);
+	say("bad: %s", name_of(reg(IORING_REGISTER_BUFFERS, &none, 1)));
+	say("register: %s", name_of(reg(IORING_REGISTER_BUFFERS, iov, 2)));
+	say("again: %s", name_of(reg(IORING_REGISTER_BUFFERS, iov, 2)));
+	Q(2, 0, read_fixed, fd, memory + 10, 10, 5, 0);
+	look("read", 1);
+	say("%.10s", memory + 10);
+	Q(3, 0, read_fixed, fd, memory + 4000, 200, 0, 0);
+	look("beyond", 1);
+	Q(4, 0, read_fixed, fd, memory + 4096, 10, 0, 0);
+	look("another's", 1);
+	Q(5, 0, read_fixed, fd, memory, 10, 0, 2);
+	look("no such buffer", 1);
+	Q(6, 0, write_fixed, fd, memory + 10, 10, 0, 0);
+	look("write", 1);
+	Q(7, L, read_fixed, fd, memory, 200, 0, 0);
+	nop(8, 0);
+	look("short", 2);
+	say("unregister: %s", name_of(reg(IORING_UNREGISTER_BUFFERS, NULL, 0)));
+}
+
+static void provided(void)
+{
+	static char memory[8][16];
+	int s[2], d[2], fd = file_new("provided", 20, 0);
+	char b[16];
+
+	pair_new(s, SOCK_STREAM);
+	pair_new(d, SOCK_DGRAM);
+	Q(1, 0, provide_buffers, memory, 16, 4, 7, 10);
+	look("provide", 1);
+	put(s[1], 5);
+	Q(2, IOSQE_BUFFER_SELECT, recv, s[0], NULL, 0, 0);
+	LAST->buf_group = 7;
+	look("receive", 1);
+	Q(3, IOSQE_BUFFER_SELECT, recv, s[0], NULL, 3, 0);
+	LAST->buf_group = 7;
+	look("waits", 0);
+	put(s[1], 5);
+	look("3 of 5", 1);
+	drain_fd(s[0], 2);
+	Q(4, IOSQE_BUFFER_SELECT, recv, s[0], NULL, 0, 0);
+	LAST->buf_group = 8;
+	look("no such group", 1);
+	Q(5, IOSQE_BUFFER_SELECT, read, fd, NULL, 0, 0);
+	LAST->buf_group = 7;
+	look("file", 1);
+	Q(6, IOSQE_BUFFER_SELECT, read, fd, NULL, 0, 100);
+	LAST->buf_group = 7;
+	look("its end", 1);
+	Q(7, IOSQE_BUFFER_SELECT, recv_multishot, d[0], NULL, 0, 0);
+	LAST->buf_group = 7;
+	look("multishot", 0);
+	put(d[1], 9);
+	look("1", 1);
+	put(d[1], 9);
+	look("none is left", 1);
+	drain_fd(d[0], 9);
+	Q(8, 0, provide_buffers, memory, 16, 2, 7, 0);
+	look("provide", 1);
+	Q(9, IOSQE_BUFFER_SELECT, recv_multishot, s[0], NULL, 0, 0);
+	LAST->buf_group = 7;
+	put(s[1], 3);
+	look("multishot", 1);
+	shutdown(s[1], SHUT_WR);
+	look("end", 1);
+	Q(10, 0, recv_multishot, d[0], b, 16, 0);
+	look("without buffers", 1);
+	Q(11, 0, remove_buffers, 5, 7);
+	look("remove", 1);
+	Q(12, 0, remove_buffers, 5, 9);
+	look("no such group", 1);
+	Q(13, 0, provide_buffers, memory, 16, 2, 7, 65535);
+	look("too high a number", 1);
+	Q(14, IOSQE_BUFFER_SELECT, write, fd, NULL, 0, 0);
+	look("write", 1);
+}
+
+static void buffer_rings(void)
+{
+	static char memory[8][16];
+	struct io_uring_buf_ring *r = aligned_alloc(4096, 4096);
+	struct io_uring_buf_reg told = {.ring_addr = (uintptr_t)r, .ring_entries = 8, .bgid = 3};
+	int s[2];
+
+	memset(r, 0, 4096);
+	pair_new(s, SOCK_STREAM);
+	say("unregister: %s", name_of(reg(23, &told, 1)));
+	say("register: %s", name_of(reg(22, &told, 1)));
+	say("again: %s", name_of(reg(22, &told, 1)));
+	told.ring_entries = 7;
+	say("odd: %s", name_of(reg(22, &told, 1)));
+	Q(1, IOSQE_BUFFER_SELECT, recv, s[0], NULL, 0, 0);
+	LAST->buf_group = 3;
+	put(s[1], 4);
+	look("empty", 1);
+	for (int i = 0; i < 2; i++)
+		io_uring_buf_ring_add(r, memory[i], 16, (unsigned short)(20 + i), 7, i);
+	io_uring_buf_ring_advance(r, 2);
+	Q(2, IOSQE_BUFFER_SELECT, recv, s[0], NULL, 0, 0);
+	LAST->buf_group = 3;
+	look("one", 1);
+	Q(3, IOSQE_BUFFER_SELECT, recv_multishot, s[0], NULL, 0, 0);
+	LAST->buf_group = 3;
+	look("waits", 0);
+	put(s[1], 4);
+	look("another", 1);
+	put(s[1], 4);
+	look("none is left", 1);
+	Q(4, 0, provide_buffers, memory, 16, 1, 3, 0);
+	look("provide to a ring", 1);
+	say("unregister: %s", name_of(reg(23, &told, 1)));
+	free(r);
+}
+
+static void zero_copy(void)
+{
+	static char bytes[1000];
+	int t[2], s[2], p[2];
+
+	tcp_new(t);
+	pair_new(s, SOCK_STREAM);
+	pipe_new(p, 0);
+	Q(1, 0, send_zc, t[0], bytes, 1000, 0, 0);
+	look("TCP", 2);
+	drain_fd(t[1], 1000);
+	Q(2, 0, send_zc, s[0], bytes, 1000, 0, 0);
+	look("AF_UNIX", 2);
+	Q(3, 0, send_zc, p[1], bytes, 1000, 0, 0);
+	look("pipe", 2);
+	Q(4, L, read, -1, bytes, 1, 0);
+	nop(5, 0);
+	look("chain", 2);
+}
+
+/* Newer than liburing 2.3. */
+static struct io_uring_sqe *newer(unsigned user_data, int opcode, int fd, void *addr, unsigned len)
+{
+	struct io_uring_sqe *sqe = sqe_next(user_data);
+
+	io_uring_prep_rw(opcode, sqe, fd, addr, len, 0);
+	sqe->user_data = user_data;
+	return sqe;
+}
+
+static void other_ops(void)
+{
+	struct epoll_event event = {.events = EPOLLIN}, got[4];
+	int e = epoll_create1(0), p[2], fd = file_new("xattr", 1, 0);
+	struct io_uring_sqe *sqe;
+	char value[16] = "";
+	siginfo_t info = {0};
+	pid_t pid;
+
+	pipe_new(p, 0);
+	epoll_ctl(e, EPOLL_CTL_ADD, p[0], &event);
+	newer(1, 59, e, got, 4);
+	look("epoll_wait", 0);
+	put(p[1], 1);
+	look("event", 1);
+	Q(2, 0, fsetxattr, fd, "user.one", "two", 0, 3);
+	look("fsetxattr", 1);
+	Q(3, 0, fgetxattr, fd, "user.one", value, sizeof(value));
+	look(value, 1);
+	say("%s", value);
+	Q(4, 0, getxattr, "user.none", value, path_of("xattr"), sizeof(value));
+	look("none", 1);
+	Q(5, 0, setxattr, "user.three", "four", path_of("xattr"), XATTR_CREATE, 4);
+	look("setxattr", 1);
+	Q(6, 0, setxattr, "user.three", "four", path_of("xattr"), XATTR_CREATE, 4);
+	look("again", 1);
+	pid = fork();
+	if (pid == 0) {
+		usleep(100000);
+		_exit(3);
+	}
+	sqe = newer(7, 50, pid, NULL, P_PID);
+	sqe->addr2 = (uintptr_t)&info;
+	sqe->file_index = WEXITED;
+	look("waitid", 0);
+	look("end", 1);
+	say("status %d", info.si_status);
+	newer(8, 50, pid, NULL, P_PID)->file_index = WEXITED;
+	look("no child", 1);
+}
+
 /* ---- Files ---- */
 
 static void files(void)
@@ -1793,11 +2073,6 @@ static void threads(void)
 }
 
 /* ---- What is registered, and how a ring is set up ---- */
-
-static int reg(unsigned opcode, const void *arg, unsigned n)
-{
-	return backend->reg(&io, opcode, arg, n);
-}
 
 static void restrict_to(const char *label, const struct io_uring_restriction *items, unsigned n)
 {
@@ -2419,7 +2694,8 @@ static const struct {
 	CASE(waitall), CASE(send_much), CASE(messages), CASE(accept_cases), CASE(connect_cases),
 	CASE(link_short), CASE(link_fail), CASE(link_timeout), CASE(cancels), CASE(timeouts),
 	CASE(polls), CASE(poll_multi), CASE(files), CASE(fifos), CASE(splices), CASE(makers),
-	{"overflow", overflow, 8}, CASE(entering), CASE(stable), CASE(many), CASE(no_memory),
+	{"overflow", overflow, 8}, CASE(fixed_files), CASE(fixed_buffers), CASE(provided),
+	CASE(buffer_rings), CASE(zero_copy), CASE(other_ops), CASE(entering), CASE(stable), CASE(many), CASE(no_memory),
 	CASE(threads), CASE(restricted), CASE(limits), CASE(probes), CASE(eventfds), CASE(setups),
 	CASE(two_rings), CASE(reused), CASE(reserved), CASE(each_allocation), CASE(each_thread),
 	CASE(each_descriptor), CASE(direct), CASE(late_cancels), CASE(forked),
