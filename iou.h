@@ -257,6 +257,8 @@ IOU_API int iou_at_free(iou_t *iou, void (*fn)(void *data), void *data) IOU_MUST
  *     shares the open file may see that.
  *   - File operations have the credentials and the working directory of the process.
  *   - If several ops wait for the same event, any of them may get it.
+ *   - A registered file takes a descriptor of its own. Registering with tags is refused.
+ *   - A zero-copy send makes a copy.
  *   - Opcodes that iou_opcode_supported() denies end with -EINVAL.
  *
  * The fallback needs Linux 4.18. Its threads are named "iou-fallback". There are at most four for
