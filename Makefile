@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: MIT
 #
-#   make [all]      the library and the examples, in build/
-#   make lib        the library alone, and its manual pages
-#   make demo       walk /usr
-#   make check      run the tests; T="timer install" for some; SAN=thread; SAN=address (ASan, UBSan,
-#                   iou's own checks); ENGINE=fallback: without io_uring (ENGINE=ring: never without)
-#   make check-all  every proof there is: check-sim check-faults check-destroy check-full
-#                   check-mutants check-kernels check-liburing check-ports check-spin check-valgrind
-#                   check-instr coverage (see tests/README.md; check-ci: the quick ones)
-#   make bench      measure against the bare ring and other libraries; WHAT=nop for a part
-#                   (clean-bench takes that away)
-#   make install    install what was built; DESTDIR=, prefix=, libdir=, includedir=, docdir=,
-#                   mandir=, url= (in iou.pc)
-#   make uninstall  take it away again
-#   make deps       install what `all` and `check` need; deps-dev: what every test needs;
-#                   deps-bench: the peers
-#   make dist       a tarball of the last commit;  make clean;  make help: this
+#   make [all]      build the library, its manual pages and the examples, in build/
+#   make lib        build the library and its manual pages only
+#   make demo       count the files and bytes below /usr with examples/walk
+#   make check      run the tests. T="timer install" runs these two. SAN=address (ASan, UBSan and
+#                   iou's own checks) or SAN=thread builds with a sanitizer. ENGINE=fallback runs
+#                   without io_uring, ENGINE=ring fails without it
+#   make check-all  run all proofs: check-sim check-faults check-engine check-spin check-destroy
+#                   check-full check-kernels check-liburing check-ports check-valgrind
+#                   check-mutants check-instr coverage. docs/testing.md explains them.
+#                   make check-ci runs the quick ones, make figures writes down their figures
+#   make bench      compare iou with the bare ring and other libraries. WHAT=nop measures one part.
+#                   bench-docs writes the figures into docs/, clean-bench removes the results
+#   make install    install the library that was built last. DESTDIR=, prefix=, libdir=,
+#                   includedir=, docdir=, mandir= and url= (for iou.pc) change the places
+#   make uninstall  remove the installed files
+#   make deps       install the packages for `all` and `check`; deps-dev: for every test;
+#                   deps-bench: for `bench`
+#   make dist       make a tarball of the last commit
+#   make clean      remove build/
+#   make help       print this text
 #
-# CC, AR, CFLAGS, CPPFLAGS, LDFLAGS and PKG_CONFIG are the user's. V=1 shows the commands. SHARED=no
-# leaves libiou.so out. `make -f FOLDER/Makefile` does what `make -C FOLDER` does.
+# You may set CC, AR, CFLAGS, CPPFLAGS, LDFLAGS and PKG_CONFIG. V=1 shows the commands. SHARED=no
+# leaves libiou.so out. From another folder, `make -f FOLDER/Makefile` is `make -C FOLDER`.
 
 # If it is named from another folder, or `deps` is among the goals: see the end of this file.
 ifeq ($(findstring /,$(MAKEFILE_LIST))$(filter deps%,$(MAKECMDGOALS)),)
@@ -34,8 +38,8 @@ san-address  := -fsanitize=address,undefined -fno-sanitize-recover=all \
 		-fno-omit-frame-pointer -DIOU_DEBUG
 san-thread   := -fsanitize=thread -fno-omit-frame-pointer
 ifneq ($(filter-out help clean dist,$(or $(MAKECMDGOALS),all)),)
-$(if $(SAN),$(if $(san-$(SAN)),,$(error SAN=$(SAN): address or thread)))
-$(if $(filter-out fallback ring,$(ENGINE)),$(error ENGINE=$(ENGINE): fallback or ring))
+$(if $(SAN),$(if $(san-$(SAN)),,$(error SAN=$(SAN): address or thread is expected)))
+$(if $(filter-out fallback ring,$(ENGINE)),$(error ENGINE=$(ENGINE): fallback or ring is expected))
 endif
 
 empty        :=
@@ -50,7 +54,7 @@ folder       := build$(addprefix /,$(subst $(empty) $(empty),-,$(strip $(variant
 B            ?= $(or $(patsubst %/libiou.a,%,$(wildcard $(last))),$(folder))
 built        := $(if $(installs),$(wildcard $(B)/libiou.a))
 changed      := $(if $(built),$(shell find iou*.c iou.h -newer $(built)))
-$(if $(changed),$(error $(changed) changed after $(built) was built: run 'make'))
+$(if $(changed),$(error $(changed) changed after $(built) was built: run 'make' first))
 
 pc            = $(shell $(PKG_CONFIG) $(1) 2>/dev/null)
 found         = $(shell $(PKG_CONFIG) --exists $(1) 2>/dev/null && echo 1)
@@ -173,7 +177,7 @@ $(B)/flags: export flags = $(compile) $(LDFLAGS) $(HAVE_GLIB)
 $(B)/flags: FORCE
 	@fail() { echo "iou: $$*" >&2; exit 1; }; \
 	mkdir -p $(B) && printf '%s\n' "$$flags" | cmp -s - $@ || { \
-		command -v $(firstword $(CC)) >/dev/null || fail "no C compiler '$(CC)'"; \
+		command -v $(firstword $(CC)) >/dev/null || fail "no C compiler '$(CC)': run 'make deps', or set CC"; \
 		$(compile) -x c -fsyntax-only /dev/null || exit 1; \
 		printf '#include <liburing.h>\n' | \
 			$(compile) -D_GNU_SOURCE -x c -fsyntax-only - 2>/dev/null || \

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 #
-# make install, make uninstall: what goes where. Included by the Makefile, whose variables it uses:
-# there `built` is what was built last, if anything was.
+# make install, make uninstall: the places of all files. The Makefile includes this file. Its
+# variable `built` is the library that was built last, if there is one.
 
 PREFIX       ?= /usr/local
 prefix       ?= $(PREFIX)
@@ -12,7 +12,7 @@ datarootdir  ?= $(prefix)/share
 docdir       ?= $(datarootdir)/doc/iou
 mandir       ?= $(datarootdir)/man
 INSTALL      ?= install
-# URL in iou.pc: where to read more. A distribution may name a page on the web.
+# URL in iou.pc: the documentation. A distribution may name a page on the web.
 url          ?= file://$(docdir)/$(firstword $(filter README.md,$(documents)) LICENSE)
 
 to           := $(DESTDIR)
@@ -37,7 +37,7 @@ $(call say,RM,$(to)$(1))
 $(Q)rm -f '$(to)$(1)'
 
 endef
-# Where a page goes, and $(call for-each-link,COMMAND): a link for each function, as iou_run.3 to
+# The place of a page, and $(call for-each-link,COMMAND): a link for each function, as iou_run.3 to
 # iou_loop.3. The command finds the names in $$link and $$page.
 page-place    = $(mandir)/man$(subst .,,$(suffix $(1)))/$(notdir $(1))
 links        := $(mandir)/man3/iou_*.3 (links)

@@ -10,9 +10,9 @@
  *     iou_op_queue(iou, op, on_read, buf);                     queue it with a callback,
  *     int ret = iou_run(iou);                                  and run the loop.
  *
- * An op is anything that a program can wait for. It leaves by one of three doors: the ring
- * (iou_op_queue), the worker threads (iou_op_async), the clock (iou_op_timer). It comes back in one
- * way: the loop calls its callback. Other threads reach the loop with posts and bottom halves.
+ * An op is anything that a program can wait for. A program gives it to the ring (iou_op_queue), to
+ * the worker threads (iou_op_async) or to the clock (iou_op_timer). An op comes back in one way:
+ * the loop calls its callback. Other threads reach the loop with posts and bottom halves.
  *
  * Who owns an op
  *
@@ -46,9 +46,9 @@
  * An iou belongs to the thread that first flushes, runs or polls it. Until then, it belongs to the
  * thread that sets it up. Each call has a tag:
  *
- *   [loop thread]   From another thread, and in a child after fork(), it gives EEXIST, or is misuse
- *                   if it returns nothing.
- *   [any thread]    Also from other threads. None of these is a cancellation point.
+ *   [loop thread]   For the thread that owns the iou. From another thread, and in a child after
+ *                   fork(), it gives EEXIST, or is misuse if it returns nothing.
+ *   [any thread]    For every thread. None of these calls is a cancellation point.
  *
  *                                             in a job      in a signal handler
  *   iou_quit, iou_bh_schedule                 yes           yes
@@ -58,9 +58,9 @@
  *
  * Times are nanoseconds of CLOCK_MONOTONIC in 64 bits. Any value is valid.
  *
- * A callback is int (*cb)(void *cb_data). iou never looks at what cb_data points to. That memory
- * must be valid until the last callback begins. iou_op_env() gives memory that lives as long as the
- * op.
+ * A callback is int (*cb)(void *cb_data). iou never reads the memory that cb_data points to. That
+ * memory must be valid until the last callback begins. iou_op_env() gives memory that lives as long
+ * as the op.
  */
 
 #include <errno.h>
@@ -138,7 +138,7 @@ typedef struct iou_op_t {
 
 /* ---- Life ------------------------------------------------------------------------------------ */
 
-/* What runs the ops: see "Engines" below. */
+/* The engine that runs the ops: see "Engines" below. */
 enum iou_engine_kind { IOU_ENGINE_AUTO, IOU_ENGINE_RING, IOU_ENGINE_FALLBACK };
 
 /* Settings. Set all of it to zero, then the members that matter. Reserved members stay zero. */
@@ -161,15 +161,16 @@ typedef struct iou_config_t {
  *                 on, one at a time, and a thread must live as long as the ops that it submitted.
  *                 With SQPOLL, ops have the credentials of the thread that made the iou.
  *   spin_ns       Before it sleeps, the loop looks for completions for a while. That saves wake-ups
- *                 and costs CPU time. The while doubles up to spin_ns if something came, and halves
- *                 if nothing came. A round that looks in vain makes two system calls, not one. A
- *                 worker then looks for its next job for 50 us.
+ *                 and costs CPU time. Each search is twice as long as the last one, up to spin_ns,
+ *                 if that found something, and else half as long. A round that finds nothing makes
+ *                 two system calls, not one. With spin_ns, an idle worker looks for a job for 50 us
+ *                 before it sleeps.
  *   engine        AUTO takes io_uring. If that is refused (EPERM, ENOSYS or EACCES) or too old
  *                 (Linux 5.11 has IORING_FEAT_EXT_ARG), it takes the fallback, if iou_fallback.c is
  *                 compiled in. RING takes io_uring or fails. FALLBACK never tries io_uring: some
- *                 seccomp filters kill a program that does. For AUTO the environment decides, if it
- *                 has IOU_ENGINE=ring or IOU_ENGINE=fallback and the program is not set-user-ID.
- *                 The engine never changes afterwards. See "Engines" below.
+ *                 seccomp filters kill a program that does. For AUTO the environment can decide:
+ *                 IOU_ENGINE=ring or IOU_ENGINE=fallback, read by iou_fallback.c, and not in a
+ *                 set-user-ID program. The engine never changes afterwards. See "Engines" below.
  *
  * A call that failed may be tried again.
  *
@@ -186,13 +187,13 @@ IOU_API iou_t *iou_new_with(const iou_config_t *config) IOU_MUST_USE;
  * job. It drops jobs that have not started, timers, posts and bottom halves. It calls no callback.
  * Holds do not delay it. It always returns NULL; NULL is allowed.
  *
- * Afterwards nothing that an op pointed to is touched, and iou's descriptors, threads and memory
- * are gone. It closes descriptors that undelivered ops would have returned: of accept, open, socket
- * and pipe, and those in undelivered messages (SCM_RIGHTS; not of a multishot receive, whose
- * buffers iou does not know). It releases direct descriptors and registered buffers.
+ * Afterwards iou touches no memory of an op, and iou's descriptors, threads and memory are gone. It
+ * closes descriptors that undelivered ops would have returned: of accept, open, socket and pipe,
+ * and those in undelivered messages (SCM_RIGHTS; not of a multishot receive, whose buffers iou does
+ * not know). It releases direct descriptors and registered buffers.
  *
- * The owner calls it; or any thread, if nothing of the program is in flight (else errno is EEXIST,
- * and nothing is done). If another thread than the owner calls it, the kernel releases registered
+ * The owner calls it. Any thread may call it if no ring op is in flight (else errno is EEXIST, and
+ * nothing is done). If another thread than the owner calls it, the kernel releases registered
  * files and buffers some tens of milliseconds later.
  *
  * In a forked child it frees the child's memory, and touches nothing of the parent's. In the child
@@ -217,25 +218,25 @@ IOU_API int iou_resize(iou_t *iou, unsigned entries) IOU_MUST_USE;
  * disabled (IORING_SETUP_R_DISABLED) if it has IORING_SETUP_SINGLE_ISSUER (Linux 6.0), and on the
  * fallback.
  *
- * What iou itself needs must not be registered: IORING_REGISTER_ENABLE_RINGS, _RESIZE_RINGS,
- * _RING_FDS and their opposites, _CLOCK, _SYNC_CANCEL, _SEND_MSG_RING; and eventfds once iou_fd()
- * was called. That is misuse which nothing notices.
+ * iou itself needs some registrations, so do not use them: IORING_REGISTER_ENABLE_RINGS,
+ * _RESIZE_RINGS, _RING_FDS and their opposites, _CLOCK, _SYNC_CANCEL, _SEND_MSG_RING; and eventfds
+ * once iou_fd() was called. That is misuse which iou does not notice.
  *
  * Restrictions (IORING_REGISTER_RESTRICTIONS) must allow IORING_OP_POLL_ADD and
  * IORING_OP_ASYNC_CANCEL. With iou_fd(), they must also allow IORING_REGISTER_EVENTFD and
  * IORING_UNREGISTER_EVENTFD. If they do not, a run or poll that has to sleep or to cancel delivers
- * what is ready, then returns -EACCES. If they refuse IORING_REGISTER_SYNC_CANCEL too (or the
- * kernel is older than 6.0), iou_free() cannot stop ops in flight: it leaks their memory, and the
- * kernel may write to their buffers until it has ended the ring.
+ * the callbacks that are ready, then returns -EACCES. If they refuse IORING_REGISTER_SYNC_CANCEL
+ * too (or the kernel is older than 6.0), iou_free() cannot stop ops in flight: it leaks their
+ * memory, and the kernel may write to their buffers until it has ended the ring.
  *
  * Errors: EINVAL, EEXIST. [loop thread]
  */
 IOU_API struct io_uring *iou_ring(iou_t *iou);
 
 /*
- * Have iou_free() call fn(data) at its very end, when nothing is touched any more. The function
- * that was given last is called first. A forked child calls none. Errors: -ENOMEM, -EINVAL.
- * [loop thread]
+ * Make iou_free() call fn(data) at its very end, when it has let go of all memory of the ops. The
+ * function that was given last is called first. In a forked child none is called. Errors: -ENOMEM,
+ * -EINVAL. [loop thread]
  */
 IOU_API int iou_at_free(iou_t *iou, void (*fn)(void *data), void *data) IOU_MUST_USE;
 
@@ -244,12 +245,12 @@ IOU_API int iou_at_free(iou_t *iou, void (*fn)(void *data), void *data) IOU_MUST
 
 /*
  * An engine runs the SQEs. There are two: the kernel's io_uring, and the fallback (iou_fallback.c),
- * which uses epoll, and threads of its own for files. The same program runs on both and gets the
- * same results, errors and orders. These differences remain on the fallback:
+ * which uses epoll, and threads of its own for files. A program runs on both without change and
+ * gets equal results, errors and orders. These differences remain on the fallback:
  *
  *   - A pending op does not keep its file open. If a descriptor is closed while an op on it is
  *     pending, the peer sees the end at once, and the op may never end unless it is cancelled.
- *   - A bad address in an SQE is a fault (SIGSEGV), not -EFAULT.
+ *   - A bad address in an SQE can be a fault (SIGSEGV) in place of -EFAULT.
  *   - liburing's register functions on iou_ring() fail. iou_register() works.
  *   - IORING_SETUP_SQPOLL is refused. The other setup flags change nothing.
  *   - A multishot poll may report more ready bits than have changed, or report once more.
@@ -277,7 +278,7 @@ IOU_API int iou_opcode_supported(iou_t *iou, unsigned opcode) IOU_MUST_USE;
 
 /*
  * io_uring_register(2) on either engine: files, buffers, buffer rings, limits, restrictions, a
- * probe. It returns what the system call returns. Errors: -EINVAL (the engine does not know the
+ * probe. It returns the result of the system call. Errors: -EINVAL (the engine does not know the
  * opcode; or iou itself needs it, see iou_ring()); those of io_uring_register(2). [loop thread]
  */
 IOU_API int iou_register(iou_t *iou, unsigned opcode, const void *arg,
@@ -288,8 +289,8 @@ IOU_API int iou_register(iou_t *iou, unsigned opcode, const void *arg,
 
 /*
  * Take an op from the pool. Its SQE is all zero; it has no environment and no deadline. The caller
- * owns it, and queues it by one of the doors or gives it back with iou_op_free(). It may be
- * prepared now or many rounds later.
+ * owns it. The caller gives it to iou by iou_op_queue(), iou_op_async() or iou_op_timer(), or gives
+ * it back with iou_op_free(). It may be prepared now or many rounds later.
  *
  * Once the program has an op, it needs no more memory to queue it, to set its time, to cancel it or
  * to complete it. Two calls can still fail: iou_op_env() for more than 64 bytes, and iou_op_async()
@@ -314,8 +315,8 @@ IOU_API void iou_op_free(iou_t *iou, iou_op_t *op);
  *
  * When the last callback begins, *op->sqe is all zero again. So prepare it again before you queue
  * it again, a multishot op too. (From liburing 2.7 on, the prepare helpers do not clear the fields
- * that they do not use.) In callbacks with IORING_CQE_F_MORE, the SQE stands as it was queued.
- * Timers and jobs leave it alone. To queue an SQE that is all zero is misuse; a prepared NOP has fd
+ * that they do not use.) In callbacks with IORING_CQE_F_MORE, the SQE is as it was queued. Timers
+ * and jobs do not change it. To queue an SQE that is all zero is misuse; a prepared NOP has fd
  * -1.
  *
  * iou sets sqe->user_data to the op's address. So liburing's helpers that cancel or update another
@@ -345,9 +346,10 @@ IOU_API void *iou_op_env(iou_op_t *op, size_t size) IOU_MUST_USE;
 IOU_API iou_op_t *iou_op_of(const void *env);
 
 /*
- * A job: run work(work_data) on a worker thread, then cb(cb_data) on the loop. op->result is what
- * work returned. Jobs start in the order in which they were queued, and do not wait for the loop.
- * Their callbacks come in the order in which they finished. Nothing stops a job that runs.
+ * A job: run work(work_data) on a worker thread, then cb(cb_data) on the loop. op->result is the
+ * value that work returned. Jobs start in the order in which they were queued, and do not wait for
+ * the loop. Their callbacks come in the order in which they finished. Nothing stops a job that
+ * runs.
  *
  * A worker is a thread named "iou-worker". It has the CPU affinity and the scheduling policy of the
  * loop's thread. It blocks all signals but those that a fault raises (SIGSEGV, SIGBUS, SIGFPE,
@@ -388,9 +390,9 @@ IOU_API void iou_op_timer(iou_t *iou, iou_op_t *op, uint64_t after_ns, uint64_t 
 /*
  * Give an op a deadline, before it is queued for the ring or as a job. If it has not completed
  * after_ns after it was queued, iou cancels it, and its result is -ETIME in place of -ECANCELED. An
- * op that completes in time, or all the same, keeps its result. A job that runs is left to finish.
- * For a member of a chain that the kernel has not started, iou asks again when it starts. For a
- * multishot op, the time runs until its last callback.
+ * op that completes before the cancel reaches it keeps its result. A job that runs is left to
+ * finish. For a member of a chain that the kernel has not started, iou asks again when it starts.
+ * For a multishot op, the time runs until its last callback.
  *
  * A deadline applies once: set it again before queueing again. It means nothing for a timer. On an
  * op that is pending it is misuse. [loop thread]
@@ -403,11 +405,11 @@ IOU_API void iou_op_deadline(iou_t *iou, iou_op_t *op, uint64_t after_ns);
  *
  *   0          The op was asked to end, or has completed and waits for delivery. Its last callback
  *              follows, with -ECANCELED, or with its own result if it completed before. A timer, a
- *              job that has not started, and an op in the backlog always end with -ECANCELED; with
- *              the last, those linked after it too. (If its chain is still open, the chain ends
- *              here.)
+ *              job that has not started, and an op in the backlog always end with -ECANCELED. The
+ *              ops that are linked after an op in the backlog do so too. (If its chain is still
+ *              open, the chain ends here.)
  *   -EALREADY  The op cannot be stopped now: its job is running, or it waits in the kernel behind
- *              another op of its chain. Its last callback follows all the same.
+ *              another op of its chain. Its last callback follows too.
  *   -EINVAL    The op is not pending: it is not queued, or in its last callback.
  *
  * A cancel never hits another op, if its own op was pending when it was asked. [loop thread]
@@ -440,21 +442,22 @@ IOU_API int iou_add_sqe(iou_t *iou, void (*prep_sqe)(struct io_uring_sqe *sqe, v
 /* ---- The loop -------------------------------------------------------------------------------- */
 
 /*
- * The loop goes in rounds. A round submits queued ops, sleeps if nothing is ready, then
- * delivers what is ready at that moment, in this order: due timers; posts and bottom halves; jobs,
- * and ops that ended in iou itself (cancelled timers, ops cancelled in the backlog); CQEs. What
- * becomes ready later belongs to the next round. All callbacks run on the loop's thread, one at a
+ * The loop goes in rounds. A round submits queued ops, sleeps if nothing is ready, then delivers
+ * everything that is ready at that moment, in this order: due timers; posts and bottom halves;
+ * jobs, and ops that ended in iou itself (cancelled timers, ops cancelled in the backlog); CQEs.
+ * Events that come later belong to the next round. All callbacks run on the loop's thread, one at a
  * time, and only inside iou_run() and iou_poll().
  *
  * A round is short, even if much is ready. It delivers at most 1,024 of each source and leaves the
  * rest, in order, to the next round. It submits at most 1,024 ops, or as many as the SQ has room
- * for. But nothing slows down a thread that posts faster than the loop delivers: it uses memory.
+ * for. But nothing slows down a thread that posts faster than the loop delivers: the posts use more
+ * and more memory.
  *
  * A callback may call everything but iou_free(). It may call iou_poll() and iou_run(), which is a
- * nested loop. That loop also delivers what the outer round had still to deliver, so the same op
- * may get another callback in it. Afterwards op->result and op->flags are again those of the outer
- * callback. But the op may have ended meanwhile, or be queued again: keep that in data of your own.
- * Each level of nesting takes some 400 bytes of stack, beside the callback's own.
+ * nested loop. That loop also delivers the rest of the outer round, so an op whose callback is
+ * running may get another callback in it. Afterwards op->result and op->flags are again those of
+ * the outer callback. But the op may have ended meanwhile, or be queued again: note that in your
+ * data. Each level of nesting takes some 400 bytes of stack, beside the callback's own.
  *
  * Callbacks return: no longjmp(), exception or pthread_exit() leaves them. If a callback forks, the
  * child that returns from it runs no other callback: its iou_run() or iou_poll() returns -EEXIST.
@@ -462,7 +465,7 @@ IOU_API int iou_add_sqe(iou_t *iou, void (*prep_sqe)(struct io_uring_sqe *sqe, v
 
 /*
  * Submit all queued ops, without waiting. After an error nothing is lost: call it, or run, again.
- * Errors: -EAGAIN, -EBUSY, -ENOMEM (the kernel stayed short of something); as iou_run().
+ * Errors: -EAGAIN, -EBUSY, -ENOMEM (a lasting shortage in the kernel); as iou_run().
  * [loop thread]
  */
 IOU_API int iou_flush(iou_t *iou);
@@ -473,10 +476,10 @@ IOU_API int iou_flush(iou_t *iou);
  * queued or in flight, jobs, timers, posts and scheduled bottom halves, and holds. It can be called
  * again, and goes on where it stopped: an error loses nothing.
  *
- * Errors: what a callback returned; -EAGAIN, -EBUSY, -ENOMEM (the kernel stayed short of
- * something); -EBADF, -EPERM (the ring is gone, or is refused now); -EACCES (restrictions: see
- * iou_ring()); -EBADR (the kernel ran out of memory and dropped a completion: an
- * op will never end, and iou_free() gives up the ops' memory); -EINVAL, -EEXIST. [loop thread]
+ * Errors: the value that a callback returned; -EAGAIN, -EBUSY, -ENOMEM (a lasting shortage in the
+ * kernel); -EBADF, -EPERM (the ring is gone, or is refused now); -EACCES (restrictions: see
+ * iou_ring()); -EBADR (the kernel ran out of memory and dropped a completion: an op will never end,
+ * and iou_free() gives up the ops' memory); -EINVAL, -EEXIST. [loop thread]
  */
 IOU_API int iou_run(iou_t *iou) IOU_MUST_USE;
 
@@ -496,7 +499,7 @@ IOU_API int iou_quit(iou_t *iou);
  *     while (!done && (n = iou_poll(iou, -1)) > 0)
  *             ;
  *
- * where 0 means that nothing is pending that could set `done`. Errors: as iou_run(). [loop thread]
+ * Here 0 means that nothing is pending that could set `done`. Errors: as iou_run(). [loop thread]
  */
 IOU_API int iou_poll(iou_t *iou, int64_t timeout_ns) IOU_MUST_USE;
 
@@ -504,11 +507,11 @@ IOU_API int iou_poll(iou_t *iou, int64_t timeout_ns) IOU_MUST_USE;
  * A descriptor to embed iou in another loop (epoll, GLib, libuv). It polls readable if
  * iou_poll(iou, 0) has something to do. Wait for it, level-triggered, then call iou_poll(iou, 0).
  * Neither read it nor close it. It stays the same until iou_free(), which closes it. At first it is
- * readable. iou_poll() then submits what its callbacks queued, so that an event now and then costs
- * one iou_poll() and two io_uring_enter(2).
+ * readable. From the first call on, iou_poll() also submits the ops that its callbacks queued, so
+ * that a single event costs one iou_poll() and two io_uring_enter(2).
  *
  * It works inside callbacks too: a callback may run the other loop until something has happened.
- * There it may be readable once without need; after an iou_poll(iou, 0) it is exact.
+ * There it may be readable once although nothing is ready; after an iou_poll(iou, 0) it is exact.
  *
  * From the first call on, the ring's registered eventfd belongs to iou. Wait for this descriptor,
  * not for the ring's own: with DEFER_TASKRUN that one does not wake epoll. With COOP_TASKRUN
@@ -524,8 +527,8 @@ IOU_API iou_t *iou_current(void);
 
 /*
  * Holds keep iou_run() from ending while nothing else is pending. They are counted. A thread that
- * may still post or schedule takes a hold, and iou_unhold() is the last thing that it does with the
- * iou: iou_free() may follow as soon as the loop sees it. An unhold without a hold is misuse.
+ * may still post or schedule takes a hold, and iou_unhold() is its last call on the iou: iou_free()
+ * may follow as soon as the loop sees the unhold. An unhold without a hold is misuse.
  * [any thread]
  */
 IOU_API void iou_hold(iou_t *iou);
@@ -552,14 +555,14 @@ typedef struct iou_bh_t iou_bh_t;
 IOU_API iou_bh_t *iou_bh_new(iou_t *iou, int (*cb)(void *cb_data), void *cb_data) IOU_MUST_USE;
 
 /*
- * Have its callback run once on the loop, however often it is scheduled until then. In its own
- * callback: have it run again in the next round. Bottom halves and posts run in the order in which
+ * Make its callback run once on the loop, however often it is scheduled until then. In its own
+ * callback: make it run again in the next round. Bottom halves and posts run in the order in which
  * they were scheduled. [any thread, signal handlers]
  */
 IOU_API void iou_bh_schedule(iou_bh_t *bh);
 
 /*
- * Have its callback run when a round has nothing else to do. iou_bh_schedule() overrides that. If
+ * Make its callback run when a round has nothing else to do. iou_bh_schedule() overrides that. If
  * it is scheduled already, it keeps its place in line. [any thread]
  */
 IOU_API void iou_bh_schedule_idle(iou_bh_t *bh);
@@ -598,7 +601,7 @@ typedef struct iou_stats_t {
 IOU_API void iou_stats(const iou_t *iou, iou_stats_t *stats);
 
 /*
- * Print a line for each pending op: where it is (backlog, ring, job queue, worker, timer, done),
+ * Print a line for each pending op: its place (backlog, ring, job queue, worker, timer, done),
  * its opcode, descriptor and callback. The last line has the engine's name, the number of ops,
  * holds, posts and bottom halves. It answers "why does my loop not end?". [loop thread]
  */

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 #
-# make bench         build and run the comparisons of bench/run; WHAT="nop jobs" for some parts, ROUNDS=5, BENCH_MS=250,
-#                    WALK_FILES=, SUM_MIB= for other sizes. Table and samples: $(B)/bench/table.txt, samples.tsv
+# make bench         build and run the comparisons of bench/run; WHAT="nop jobs" for some parts, ROUNDS=5,
+#                    BENCH_MS=250, WALK_FILES=, SUM_MIB= for other sizes. $(B)/bench/table.txt has the table,
+#                    samples.tsv the samples
 # make bench-docs    put the picture and the tables of the last run into docs/
 # make check-instr   instructions per op (callgrind) against bench/instr.bounds; skipped without valgrind
-# make clean-bench   take the programs, results and scratch files away again
+# make clean-bench   remove the programs, results and scratch files
 
 HAVE_UV      := $(call found,libuv)
 HAVE_EV      := $(shell echo '\#include <ev.h>' | $(CC) $(CPPFLAGS) -E -x c - >/dev/null 2>&1 && echo 1)
@@ -23,14 +24,14 @@ $(bench-bin): $(B)/bench/%: bench/%.c $(B)/libiou.a $(B)/flags
 		$(compile) $(bench-flags) $(LDFLAGS) -MMD -MP -MT $@ -o $@ $< $(B)/libiou.a $(bench-libs) $(libs)
 
 bench-parts  := $(shell sed -n "s/^parts='\(.*\)'/\1/p" bench/plan)
-$(foreach part,$(filter-out all $(bench-parts),$(WHAT)),$(error WHAT=$(part): one of: $(bench-parts)))
+$(foreach part,$(filter-out all $(bench-parts),$(WHAT)),$(error WHAT=$(part): the parts are $(bench-parts)))
 
 bench: $(bench-bin) $(if $(filter all walk sum echo,$(or $(WHAT),all)),$(examples))
 	$(Q)B='$(B)' WHAT='$(WHAT)' ROUNDS='$(ROUNDS)' sh bench/run
 
 .PHONY: bench-docs
 bench-docs:
-	$(Q)test -s $(B)/bench/tables.md || { echo 'make bench-docs: run make bench first' >&2; exit 1; }
+	$(Q)test -s $(B)/bench/tables.md || { echo "iou: no figures yet: run 'make bench' first" >&2; exit 1; }
 	$(Q)cp $(B)/bench/speed.svg docs/speed.svg
 	$(Q)awk '/^<!-- end of figures -->$$/ { inside = 0 } !inside; \
 		/^<!-- figures -->$$/ { inside = 1; while ((getline line < "$(B)/bench/tables.md") > 0) print line }' \

@@ -20,7 +20,7 @@
 
 BEGIN {
 	section_is("Life", "iou_life", "make, end and set up an iou")
-	section_is("Engines", "iou_engines", "what runs the ops: io_uring or the fallback")
+	section_is("Engines", "iou_engines", "the engines that run the ops: io_uring and the fallback")
 	section_is("Ops", "iou_ops", "operations, jobs, timers, deadlines and cancelling")
 	section_is("The loop", "iou_loop", "run callbacks")
 	section_is("From other threads", "iou_threads", "posts and bottom halves")
