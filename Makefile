@@ -40,6 +40,7 @@ san-thread   := -fsanitize=thread -fno-omit-frame-pointer
 ifneq ($(filter-out help clean dist,$(or $(MAKECMDGOALS),all)),)
 $(if $(SAN),$(if $(san-$(SAN)),,$(error SAN=$(SAN): address or thread is expected)))
 $(if $(filter-out fallback ring,$(ENGINE)),$(error ENGINE=$(ENGINE): fallback or ring is expected))
+$(if $(filter-out yes no,$(SHARED)),$(error SHARED=$(SHARED): set it to no, or leave it out))
 endif
 
 empty        :=

@@ -335,6 +335,18 @@ static unsigned simulate_all(uint64_t seed, uint64_t runs, unsigned parts, uint6
 	return failed;
 }
 
+static uint64_t number(const char *text)
+{
+	char *end;
+	uint64_t value = strtoull(text, &end, 0);
+
+	if (end == text || *end) {
+		fprintf(stderr, "sim: '%s' is not a number\n", text);
+		exit(2);
+	}
+	return value;
+}
+
 int main(int argc, char **argv)
 {
 	uint64_t seed = 1, runs = 1000000, sums[3] = { 0, 0, 0 };
@@ -344,11 +356,11 @@ int main(int argc, char **argv)
 
 	while ((option = getopt(argc, argv, "s:n:j:")) >= 0) {
 		if (option == 's')
-			seed = strtoull(optarg, NULL, 0);
+			seed = number(optarg);
 		else if (option == 'n')
-			runs = strtoull(optarg, NULL, 0);
+			runs = number(optarg);
 		else if (option == 'j')
-			parts = (unsigned)strtoul(optarg, NULL, 0);
+			parts = (unsigned)number(optarg);
 		else
 			return 2;
 	}
