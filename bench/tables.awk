@@ -8,7 +8,7 @@ function plain(work,    name)
 	name = work
 	sub(/^: /, part[work] ", ", name)
 	sub(/^embed, /, "embedded in epoll, ", name)
-	sub(/workers: /, "workers ", name)
+	sub(/, workers: /, ", workers ", name)
 	sub(/, median: /, ": ", name)
 	sub(/: start: /, ": ", name)
 	if (name ~ /: (wall clock|CPU time of)/)
