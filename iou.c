@@ -2945,6 +2945,18 @@ static void chain_join(op_t *op, op_t *prev)
 		op_extra(prev)->chain.next = op;
 }
 
+/* It runs, so nothing before it holds it up any more. */
+static void chain_begin(cancels_t *cancels, op_t *op)
+{
+	op_t *prev = op_extra(op)->chain.prev;
+
+	if (!prev)
+		return;
+	op_extra(prev)->chain.next = op_extra(op)->chain.prev = NULL;
+	if (cancel_of(op) == CANCEL_BEHIND)
+		cancel_in_ring(cancels, op);
+}
+
 /* It no longer holds up the rest of its chain. */
 static void chain_leave(cancels_t *cancels, op_t *op)
 {
@@ -4636,6 +4648,8 @@ static NOINLINE int deliver_other(iou_t *iou, round_t *round, uint64_t user_data
 		ring_count_more(&iou->ring);
 		if (op->bits & OP_CHAINED && op_is_zero_copy(op))
 			chain_leave(&iou->cancels, op); /* the next one has started */
+		else if (op->bits & OP_CHAINED)
+			chain_begin(&iou->cancels, op);
 	}
 	if (loop_is_ending(&iou->loop))
 		op_close_result(op, result);

@@ -766,6 +766,45 @@ START_TEST(cancelling_an_op_often_is_harmless)
 }
 END_TEST
 
+static int answer;
+
+static int on_begun(void *data)
+{
+	call_t *call = data;
+
+	if (call->op->flags & IORING_CQE_F_MORE)
+		answer = iou_op_cancel(the_iou, call->op);
+	return on_call(data);
+}
+
+/* The first of the chain has completed, and is held until the answer to its cancel is there. */
+START_TEST(an_op_that_has_begun_is_behind_nothing)
+{
+	int fds[2], event = eventfd(1, EFD_CLOEXEC);
+	call_t first, second;
+	char byte;
+
+	the_iou = new_iou(8);
+	answer = 1;
+	new_pipe(fds);
+	put(fds[1], "x", 1);
+	io_uring_prep_read(call_op(the_iou, &first, 0), fds[0], &byte, 1, 0);
+	first.op->sqe->flags = IOSQE_IO_LINK;
+	call_queue(the_iou, &first);
+	io_uring_prep_poll_multishot(call_op(the_iou, &second, 1), event, POLLIN);
+	iou_op_queue(the_iou, second.op, on_begun, &second);
+	flush(the_iou);
+	ck_assert_int_eq(iou_op_cancel(the_iou, first.op), 0);
+	run(the_iou);
+	ck_assert_int_eq(answer, 0);
+	ck_assert_int_eq(first.result, 1);
+	ck_assert_int_eq(second.result, -ECANCELED);
+	close(event);
+	close_pair(fds);
+	done(the_iou);
+}
+END_TEST
+
 /* A cancel that only interrupted the op, or came before the kernel could find it, is repeated:
  * whole crowds of opens, one half of them waiting in io-wq, none of which would ever end by
  * itself. */
@@ -1695,6 +1734,7 @@ Suite *cancel_suite(void)
 		  free_ends_an_op_in_every_state);
 	TEST_CASE(suite, "one", cancelling_nothing_is_harmless, cancelling_an_op_often_is_harmless,
 		  cancels_reach_all_that_is_in_io_wq, the_kernels_inner_codes_do_not_show,
+		  an_op_that_has_begun_is_behind_nothing,
 		  a_cancel_cuts_a_chain_in_the_backlog,
 		  a_member_of_a_chain_is_cancelled_when_it_starts,
 		  jobs_cancelled_before_they_start_end_at_once,
