@@ -296,6 +296,7 @@ static sem_t posted;
 typedef struct accepter_t {
 	iou_t *iou;
 	iou_op_t *op;
+	bool stops;
 } accepter_t;
 
 static int on_connection(void *data)
@@ -305,6 +306,8 @@ static int on_connection(void *data)
 	if (self->op->result < 0)
 		return 0;
 	close(self->op->result);
+	if (self->stops)
+		return 0;
 	io_uring_prep_accept(self->op->sqe, listener, NULL, NULL, 0);
 	iou_op_queue(self->iou, self->op, on_connection, self);
 	return 0;
@@ -316,7 +319,13 @@ static int on_posted(void *data)
 	return sem_post(&posted);
 }
 
-static int on_stop(void *data) { return iou_cancel_all(((accepter_t *)data)->iou); }
+static int on_stop(void *data)
+{
+	accepter_t *self = data;
+
+	self->stops = true;
+	return iou_cancel_all(self->iou);
+}
 
 static void *accepter_main(void *data)
 {
@@ -359,6 +368,7 @@ START_TEST(loops_share_a_listener)
 	for (int i = 0; i < N_LOOPS; i++) {
 		loops[i].iou = new_iou(8);
 		loops[i].op = new_op(loops[i].iou);
+		loops[i].stops = false;
 		iou_hold(loops[i].iou);
 		pthread_create(&threads[i], NULL, accepter_main, &loops[i]);
 	}

@@ -2460,7 +2460,6 @@ static void behind_a_job(void)
 /* Flags that no kernel knows are refused at once, whether there is something to read or not. */
 static void odd_flags(void)
 {
-	char buf[8];
 	int p[2], s[2], e = eventfd(0, 0);
 
 	pipe_new(p, 0);
@@ -2479,16 +2478,15 @@ static void odd_flags(void)
 /* A file of procfs that must wait: no thread does. */
 static void kmsg(void)
 {
-	char buf[8192];
 	int fd = open("/proc/kmsg", O_RDONLY | O_NONBLOCK);
 
 	if (fd < 0)
 		return;
-	while (read(fd, buf, sizeof(buf)) > 0)
+	while (read(fd, buf, 8192) > 0)
 		;
 	close(fd);
 	fd = open("/proc/kmsg", O_RDONLY);
-	Q(1, 0, read, fd, buf, sizeof(buf), -1);
+	Q(1, 0, read, fd, buf, 8192, -1);
 	look("/proc/kmsg", 0);
 	Q(2, 0, cancel64, 1, 0);
 	look("cancel", 2);
@@ -2515,12 +2513,11 @@ static void no_clocks(void)
 /* Writes that were submitted before the close of their file go to no other file. */
 static void close_behind(void)
 {
-	static char buf[1 << 20];
 	int fd = file_new("behind", 0, 0), fd2;
 
 	sort_answers = true;
 	for (unsigned i = 0; i < 12; i++)
-		Q(10 + i, 0, write, fd, buf, sizeof(buf), -1);
+		Q(10 + i, 0, write, fd, buf, 1 << 20, -1);
 	Q(30, 0, close, fd);
 	Q(31, 0, openat, AT_FDCWD, path_of("other"), O_CREAT | O_RDWR, 0600);
 	hide_fds = true;
