@@ -249,13 +249,16 @@ IOU_API int iou_at_free(iou_t *iou, void (*fn)(void *data), void *data) IOU_MUST
  * gets equal results, errors and orders. These differences remain on the fallback:
  *
  *   - A pending op does not keep its file open. If a descriptor is closed while an op on it is
- *     pending, the peer sees the end at once, and the op may never end unless it is cancelled.
+ *     pending, the peer sees the end at once, and the op may never end unless it is cancelled. If
+ *     the number is used again, the op may work on the new file. An IORING_OP_CLOSE waits for file
+ *     operations that were started on its descriptor; close(2) does not.
  *   - A bad address in an SQE can be a fault (SIGSEGV) in place of -EFAULT.
  *   - liburing's register functions on iou_ring() fail. iou_register() works.
  *   - IORING_SETUP_SQPOLL is refused. The other setup flags change nothing.
  *   - A multishot poll may report more ready bits than have changed, or report once more.
  *   - Ops set O_NONBLOCK on a descriptor for a moment (accept, connect and others). A process that
- *     shares the open file may see that.
+ *     shares the open file may see that. Processes that accept on one listening socket should set
+ *     O_NONBLOCK on it themselves, or one's end of the moment may block the other.
  *   - File operations have the credentials and the working directory of the process.
  *   - If several ops wait for the same event, any of them may get it.
  *   - A registered file takes a descriptor of its own. Registering with tags is refused.

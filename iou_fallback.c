@@ -212,8 +212,8 @@ static void list_move(node_t *list, node_t *from)
  * ==== lines =====================================================================================
  *
  * Requests that have a number in common stand in one line, the oldest first; a table finds the
- * first of a line by that number. Used three times: requests by user_data, those that wait by
- * descriptor, those that write by inode.
+ * first of a line by that number. Used four times: requests by user_data, those that wait by
+ * descriptor, those that write by inode, those with a thread by descriptor.
  *
  * A line is a circle of its members and needs no memory besides them: the first member also is the
  * line's place in the table. When it leaves, the next one becomes the first.
@@ -1097,17 +1097,21 @@ static int waits_add(waits_t *waits, line_t *line, int fd, unsigned mask)
 
 static void waits_remove(waits_t *waits, line_t *line) { lines_leave(&waits->lines, line); }
 
-/* The first that waits for the descriptor of an event, and how many do. */
-static line_t *waits_line(waits_t *waits, const struct epoll_event *event, unsigned *n)
+/* The first that waits for the descriptor of an event, or NULL; and how many do. */
+static line_t *waits_line(const waits_t *waits, const struct epoll_event *event, unsigned *n)
 {
 	line_t *first = lines_find(&waits->lines, event->data.u64, 0);
+
+	*n = first ? line_length(first) : 0;
+	return first;
+}
+
+/* No event of this descriptor any more. */
+static void waits_forget(const waits_t *waits, int fd)
+{
 	struct epoll_event unused = {0};
 
-	if (first)
-		*n = line_length(first);
-	else
-		epoll_ctl(waits->epoll, EPOLL_CTL_DEL, (int)event->data.u64, &unused);
-	return first;
+	epoll_ctl(waits->epoll, EPOLL_CTL_DEL, fd, &unused);
 }
 
 /* Events, at most for ns (NEVER: until there is one). Needs Linux 5.11 to wait for a while. */
@@ -1586,6 +1590,7 @@ typedef struct req_t {
 	line_t by_key;       /* user_data, while it is pending */
 	line_t by_fd;        /* while WAITING */
 	line_t by_inode;     /* while it writes a file, or waits for its turn */
+	line_t by_file;      /* while a thread needs its descriptor, or a CLOSE waits for that */
 	due_t due;           /* TIMED */
 	job_t job;           /* POOLED */
 	late_t late;         /* its last CQE */
@@ -1725,6 +1730,7 @@ enum {
 };
 
 #define TRANSFER_MAX 0x7ffff000u /* the kernel's limit */
+#define STREAM_FLAGS 0x3fu       /* RWF_HIPRI to RWF_NOAPPEND: others are for files alone */
 
 static int wait_for(req_t *req, int fd, unsigned mask)
 {
@@ -1744,8 +1750,41 @@ static unsigned ready_bits(int fd, unsigned mask)
 	return ppoll(&poll_fd, 1, &zero, NULL) > 0 ? (unsigned short)poll_fd.revents : 0;
 }
 
-/* Set O_NONBLOCK. Returns the flags to restore, or -1 if there is nothing to restore. */
-static int nonblock_set(int fd)
+/*
+ * O_NONBLOCK for the time of one call. Threads may have one descriptor in common (a listener, say):
+ * so the first of them sets the flag, and the last one takes it away.
+ */
+typedef struct flicker_t {
+	node_t node;
+	int fd;
+	int flags; /* to be restored; -1: nothing to restore */
+} flicker_t;
+
+static pthread_mutex_t flickers_lock = PTHREAD_MUTEX_INITIALIZER; /* guards the list */
+static node_t flickers = {&flickers, &flickers};
+
+/* A forked child has one thread, which is not in here. */
+static void flickers_forget(void)
+{
+	pthread_mutex_init(&flickers_lock, NULL);
+	list_init(&flickers);
+}
+
+static void flickers_open(void) { pthread_atfork(NULL, NULL, flickers_forget); }
+
+/* Another one of this descriptor, or NULL. With the lock held. */
+static const flicker_t *flicker_beside(const flicker_t *flicker)
+{
+	for (node_t *node = flickers.next; node != &flickers; node = node->next) {
+		const flicker_t *other = container_of(node, flicker_t, node);
+
+		if (other != flicker && other->fd == flicker->fd)
+			return other;
+	}
+	return NULL;
+}
+
+static int nonblock_flags(int fd)
 {
 	int flags = fcntl(fd, F_GETFL);
 
@@ -1754,12 +1793,28 @@ static int nonblock_set(int fd)
 	return flags;
 }
 
-static void nonblock_restore(int fd, int flags)
+static void nonblock_set(flicker_t *flicker, int fd)
+{
+	const flicker_t *other;
+
+	flicker->fd = fd;
+	pthread_mutex_lock(&flickers_lock);
+	other = flicker_beside(flicker);
+	flicker->flags = other ? other->flags : nonblock_flags(fd);
+	list_add(&flickers, &flicker->node);
+	pthread_mutex_unlock(&flickers_lock);
+}
+
+/* Keeps errno. */
+static void nonblock_restore(flicker_t *flicker)
 {
 	int error = errno;
 
-	if (flags >= 0)
-		fcntl(fd, F_SETFL, flags);
+	pthread_mutex_lock(&flickers_lock);
+	list_remove(&flicker->node);
+	if (flicker->flags >= 0 && !flicker_beside(flicker))
+		fcntl(flicker->fd, F_SETFL, flicker->flags);
+	pthread_mutex_unlock(&flickers_lock);
 	errno = error;
 }
 
@@ -1790,6 +1845,12 @@ static int file_ask(int fd, file_t *file)
 static bool file_blocks(const file_t *file)
 {
 	return S_ISREG(file->mode) || S_ISBLK(file->mode) || S_ISDIR(file->mode);
+}
+
+/* False: a stream, whose reads and writes must not come to a thread behind something else. */
+static bool file_has_order(const file_t *file, bool is_transfer)
+{
+	return file_blocks(file) || (is_transfer && S_ISCHR(file->mode));
 }
 
 /* ---- Buffers ---- */
@@ -1893,23 +1954,21 @@ static long rw_socket(const req_t *req)
 				recvmsg(req->sqe.fd, &message, MSG_DONTWAIT);
 }
 
-/* A terminal: once it is ready, as the kernel does. Another process may share its O_NONBLOCK. */
-static long rw_terminal(const req_t *req)
+static long rw_nonblock(const req_t *req, unsigned flags)
 {
-	int flags = rw_writes(req) ? nonblock_set(req->sqe.fd) : -1;
-	long ret = rw_call(req, 0);
+	flicker_t flicker;
+	long ret;
 
-	nonblock_restore(req->sqe.fd, flags);
+	nonblock_set(&flicker, req->sqe.fd);
+	ret = rw_call(req, flags);
+	nonblock_restore(&flicker);
 	return ret;
 }
 
-static long rw_nonblock(const req_t *req, unsigned flags)
+/* A terminal: once it is ready, as the kernel does. Another process may share its O_NONBLOCK. */
+static long rw_terminal(const req_t *req)
 {
-	int old = nonblock_set(req->sqe.fd);
-	long ret = rw_call(req, flags);
-
-	nonblock_restore(req->sqe.fd, old);
-	return ret;
+	return rw_writes(req) ? rw_nonblock(req, 0) : rw_call(req, 0);
 }
 
 /* It does not know RWF_NOWAIT: by its kind. */
@@ -1923,8 +1982,12 @@ static int rw_by_kind(req_t *req)
 
 	if (ret < 0)
 		return (int)ret;
-	if (file_blocks(&file))
+	if (file_blocks(&file) && (file.size || ready_bits(fd, mask)))
 		return GO_THREAD;
+	if (file_blocks(&file)) /* some files of procfs and tracefs have no size, and must wait */
+		return wait_for(req, fd, mask);
+	if (flags & ~STREAM_FLAGS)
+		return -EOPNOTSUPP;
 	if (S_ISSOCK(file.mode) && req->sqe.off && req->sqe.off != NEVER)
 		return -ESPIPE;
 	if ((S_ISCHR(file.mode) || S_ISFIFO(file.mode)) && !ready_bits(fd, mask))
@@ -2203,16 +2266,17 @@ static int accept_prepare(req_t *req)
 static int accept_attempt(req_t *req)
 {
 	const struct io_uring_sqe *sqe = &req->sqe;
-	int flags, ret;
+	flicker_t flicker;
+	int ret;
 
 	if (sqe->ioprio & ACCEPT_POLL_FIRST && !req->tried) {
 		req->tried = true;
 		return wait_for(req, sqe->fd, POLLIN);
 	}
-	flags = nonblock_set(sqe->fd);
+	nonblock_set(&flicker, sqe->fd);
 	ret = result_of(syscall(SYS_accept4, sqe->fd, pointer_of(sqe->addr), pointer_of(sqe->addr2),
 				sqe->accept_flags));
-	nonblock_restore(sqe->fd, flags);
+	nonblock_restore(&flicker);
 	if (ret == -EAGAIN && !(sqe->ioprio & ACCEPT_DONTWAIT))
 		return wait_for(req, sqe->fd, POLLIN);
 	return ret;
@@ -2225,23 +2289,26 @@ static int address_prepare(req_t *req)
 		return -EINVAL;
 	if (!req_space(req, sizeof(struct sockaddr_storage)))
 		return NO_MEMORY;
-	memcpy(req->parameters, pointer_of(req->sqe.addr), (size_t)req->sqe.off);
+	if (req->sqe.off)
+		memcpy(req->parameters, pointer_of(req->sqe.addr), (size_t)req->sqe.off);
 	return 0;
 }
 
 static int connect_attempt(req_t *req)
 {
-	int fd = req->sqe.fd, flags = nonblock_set(fd);
-	int ret = result_of(syscall(SYS_connect, fd, req->parameters, (socklen_t)req->sqe.off));
+	int fd = req->sqe.fd, ret;
+	flicker_t flicker;
 
-	nonblock_restore(fd, flags);
+	nonblock_set(&flicker, fd);
+	ret = result_of(syscall(SYS_connect, fd, req->parameters, (socklen_t)req->sqe.off));
+	nonblock_restore(&flicker);
 	if (ret == -EINPROGRESS || (ret == -EALREADY && req->tried)) {
 		req->tried = true;
 		return wait_for(req, fd, POLLOUT);
 	}
 	if (ret == -EISCONN && req->tried)
 		return 0;
-	if (ret == -EAGAIN && flags >= 0)
+	if (ret == -EAGAIN && flicker.flags >= 0)
 		return GO_LATER; /* AF_UNIX: the backlog is full; nothing tells when it is not */
 	return ret;
 }
@@ -2651,7 +2718,8 @@ static long splice_call(const req_t *req)
 /* Both sides are ready, and are made not to block. On a thread if one of them is a file. */
 static int splice_work(req_t *req)
 {
-	int in = req->sqe.splice_fd_in, out = req->sqe.fd, in_flags, out_flags, ret;
+	int in = req->sqe.splice_fd_in, out = req->sqe.fd, ret;
+	flicker_t at_in, at_out;
 	bool nowait = req->sqe.splice_flags & SPLICE_F_NONBLOCK;
 
 	if (!req->sqe.len)
@@ -2660,11 +2728,11 @@ static int splice_work(req_t *req)
 		return nowait ? -EAGAIN : wait_for(req, in, POLLIN);
 	if (!ready_bits(out, POLLOUT))
 		return nowait ? -EAGAIN : wait_for(req, out, POLLOUT);
-	in_flags = nonblock_set(in);
-	out_flags = nonblock_set(out);
+	nonblock_set(&at_in, in);
+	nonblock_set(&at_out, out);
 	ret = result_of(splice_call(req));
-	nonblock_restore(out, out_flags);
-	nonblock_restore(in, in_flags);
+	nonblock_restore(&at_out);
+	nonblock_restore(&at_in);
 	return ret == -EAGAIN && !nowait ? GO_LATER : ret;
 }
 
@@ -3075,7 +3143,7 @@ typedef struct engine_t { /* [open] to the rooms below */
 	timers_t timers;
 	pool_t pool;
 	reqs_t reqs;
-	lines_t keys, inodes;
+	lines_t keys, inodes, files;
 	req_t *chain, *chain_end; /* being submitted */
 	bool chain_is_bad;
 } engine_t;
@@ -3131,6 +3199,14 @@ static int req_set_timer(engine_t *engine, req_t *req)
 	uint64_t at_ns = req_due_ns(req, &clock);
 	int ret = timers_need(&engine->timers, clock);
 
+	if (ret < 0 && req->sqe.opcode == IORING_OP_LINK_TIMEOUT) { /* it must not be lost */
+		uint64_t now_ns = clock_ns(clock_ids[clock]);
+
+		at_ns = at_ns > now_ns ? at_ns - now_ns : 0;
+		at_ns = sum_u64(clock_ns(CLOCK_MONOTONIC), at_ns);
+		clock = MONOTONIC;
+		ret = 0;
+	}
 	if (ret == 0)
 		timers_start(&engine->timers, &req->due, clock, at_ns);
 	return ret;
@@ -3155,10 +3231,28 @@ static int job_work(job_t *job)
 	return ops[req->sqe.opcode].work(req);
 }
 
+/* From now until it ends, a CLOSE of its descriptor waits: the number would be another file's. */
+static void req_keep_file(engine_t *engine, req_t *req)
+{
+	if (ops[req->sqe.opcode].traits & FILE_OP && !line_joined(&req->by_file))
+		lines_join(&engine->files, &req->by_file, (unsigned)req->sqe.fd, 0);
+}
+
 static void req_use_thread(engine_t *engine, req_t *req)
 {
+	req_keep_file(engine, req);
 	pool_add(&engine->pool, &req->job, job_work);
 	req_pend(engine, req, POOLED);
+}
+
+/* It needs its descriptor no more: a CLOSE may be next. */
+static void req_leave_file(engine_t *engine, req_t *req)
+{
+	line_t *heir = line_joined(&req->by_file) ? lines_leave(&engine->files, &req->by_file) :
+						    NULL;
+
+	if (heir && container_of(heir, req_t, by_file)->sqe.opcode == IORING_OP_CLOSE)
+		req_use_thread(engine, container_of(heir, req_t, by_file));
 }
 
 /* It leaves the line of its inode: the next one's turn. */
@@ -3187,6 +3281,7 @@ static void req_unpend(engine_t *engine, req_t *req)
 {
 	req_unwait(engine, req);
 	req_leave_inode(engine, req);
+	req_leave_file(engine, req);
 	if (line_joined(&req->by_key))
 		lines_leave(&engine->keys, &req->by_key);
 	list_remove(&req->node);
@@ -3266,7 +3361,7 @@ static int engine_reserve(engine_t *engine, size_t n)
 	if (size == n_there)
 		return 0;
 	if (lines_grow(&engine->keys, size) < 0 || lines_grow(&engine->inodes, size) < 0 ||
-	    waits_grow(&engine->waits, size) < 0)
+	    lines_grow(&engine->files, size) < 0 || waits_grow(&engine->waits, size) < 0)
 		return -ENOMEM;
 	return reqs_grow(&engine->reqs, size - n_there);
 }
@@ -3361,11 +3456,17 @@ static int timeout_remove(engine_t *engine, req_t *req)
 	bool is_limit = flags & IORING_LINK_TIMEOUT_UPDATE;
 	req_t *timeout = is_limit ? limit_find(engine, req->sqe.addr) :
 				    engine_find(engine, req->sqe.addr, IORING_OP_TIMEOUT);
+	int ret = 0;
 
 	if (!timeout)
 		return -ENOENT;
 	if (!(flags & IORING_TIMEOUT_UPDATE_MASK))
 		return req_cancel(engine, timeout);
+	if (!is_limit && flags & IORING_TIMEOUT_ABS &&
+	    timeout->sqe.timeout_flags & IORING_TIMEOUT_REALTIME)
+		ret = timers_need(&engine->timers, REALTIME);
+	if (ret < 0)
+		return ret; /* with nothing changed */
 	timers_stop(&engine->timers, &timeout->due);
 	list_remove(&timeout->counted);
 	timeout->ns = req->ns;
@@ -3481,12 +3582,24 @@ static bool req_line_up(engine_t *engine, req_t *req, bool only_behind)
 	file_t file;
 
 	if (!req_is_ordered(req) || line_joined(&req->by_inode) ||
-	    (only_behind && !engine->inodes.n_lines) || file_ask(req->sqe.fd, &file) < 0)
+	    (only_behind && !engine->inodes.n_lines) || file_ask(req->sqe.fd, &file) < 0 ||
+	    !file_has_order(&file, ops[req->sqe.opcode].attempt == rw_attempt))
 		return false;
 	if (only_behind && !lines_find(&engine->inodes, file.inode, file.device))
 		return false;
 	if (lines_join(&engine->inodes, &req->by_inode, file.inode, file.device) == &req->by_inode)
 		return false;
+	req_keep_file(engine, req);
+	req_pend(engine, req, LINED_UP);
+	return true;
+}
+
+/* True: threads need the descriptor, and its CLOSE waits for them. Later ones do not delay it. */
+static bool close_lines_up(engine_t *engine, req_t *req)
+{
+	if (!lines_find(&engine->files, (unsigned)req->sqe.fd, 0))
+		return false;
+	lines_join(&engine->files, &req->by_file, (unsigned)req->sqe.fd, 0);
 	req_pend(engine, req, LINED_UP);
 	return true;
 }
@@ -3728,20 +3841,20 @@ static int close_start(engine_t *engine, const req_t *req, bool *done)
 /* It is this one's turn in its chain. */
 static void req_start(engine_t *engine, req_t *req)
 {
+	bool closes = req->sqe.opcode == IORING_OP_CLOSE, done = true;
 	req_t *again = NULL;
-	bool done = true;
 	int ret;
 
 	if (ops[req->sqe.opcode].traits & ENGINE) {
 		ret = req_start_own(engine, req, &again);
-	} else if (req->sqe.opcode == IORING_OP_CLOSE) {
+	} else if (closes) {
 		ret = close_start(engine, req, &done);
 	} else {
 		req->begun = true;
 		ret = req_resolve(engine, req);
 		done = ret != 0;
 	}
-	if (!done && !req_line_up(engine, req, true))
+	if (!done && !(closes ? close_lines_up(engine, req) : req_line_up(engine, req, true)))
 		req_run(engine, req);
 	if (done && ret != GO_WAIT)
 		req_finish(engine, req, ret);
@@ -3797,8 +3910,9 @@ static void req_event(engine_t *engine, req_t *req, unsigned bits)
 
 static void engine_event(engine_t *engine, const struct epoll_event *event)
 {
+	int fd = (int)event->data.u64;
 	line_t *line, *next;
-	unsigned n = 0;
+	unsigned n;
 
 	if (event->data.u64 == (uint64_t)EVENT_BELL)
 		return;
@@ -3806,7 +3920,10 @@ static void engine_event(engine_t *engine, const struct epoll_event *event)
 		timers_rang(&engine->timers);
 		return;
 	}
-	for (line = waits_line(&engine->waits, event, &n); n--; line = next) {
+	line = waits_line(&engine->waits, event, &n);
+	if (!line && !own_fd(engine, fd)) /* a file that lives on may have had a number of ours */
+		waits_forget(&engine->waits, fd);
+	for (; n--; line = next) {
 		next = line_next(line);
 		req_event(engine, container_of(line, req_t, by_fd), event->events);
 	}
@@ -4037,6 +4154,7 @@ static void engine_free(engine_t *engine)
 	waits_exit(&engine->waits);
 	lines_exit(&engine->keys);
 	lines_exit(&engine->inodes);
+	lines_exit(&engine->files);
 	cq_exit(&engine->cq);
 	free(engine->sqes);
 	free(engine->array);
@@ -4129,6 +4247,7 @@ static int fallback_open(unsigned entries, struct io_uring *io, struct io_uring_
 			       IORING_SETUP_DEFER_TASKRUN;
 	unsigned n_sq = round_entries(entries, 32768, params->flags), n_cq = 2 * n_sq;
 	engine_t *engine;
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
 	int ret, cancel;
 
 	if (params->flags & IORING_SETUP_CQSIZE)
@@ -4140,6 +4259,7 @@ static int fallback_open(unsigned entries, struct io_uring *io, struct io_uring_
 		return -ENOMEM;
 	engine_init(engine, n_sq, params->flags);
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+	pthread_once(&once, flickers_open);
 	ret = engine_make(engine, n_cq);
 	if (ret < 0)
 		engine_free(engine);

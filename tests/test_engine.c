@@ -4,8 +4,12 @@
 
 #include "helper.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <pthread.h>
 #include <semaphore.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <sys/uio.h>
 
 static iou_t *the_iou;
@@ -280,6 +284,110 @@ START_TEST(a_child_calls_none)
 }
 END_TEST
 
+/* ---- Loops that share a descriptor ------------------------------------------------------------ */
+
+enum { N_LOOPS = 3, N_CONNECTIONS = 1500 };
+
+static int listener;
+static sem_t posted;
+
+typedef struct accepter_t {
+	iou_t *iou;
+	iou_op_t *op;
+	bool stops;
+} accepter_t;
+
+static int on_connection(void *data)
+{
+	accepter_t *self = data;
+
+	if (self->op->result < 0)
+		return 0;
+	close(self->op->result);
+	if (self->stops)
+		return 0;
+	io_uring_prep_accept(self->op->sqe, listener, NULL, NULL, 0);
+	iou_op_queue(self->iou, self->op, on_connection, self);
+	return 0;
+}
+
+static int on_posted(void *data)
+{
+	(void)data;
+	return sem_post(&posted);
+}
+
+static int on_stop(void *data)
+{
+	accepter_t *self = data;
+
+	self->stops = true;
+	return iou_cancel_all(self->iou);
+}
+
+static void *accepter_main(void *data)
+{
+	accepter_t *self = data;
+
+	io_uring_prep_accept(self->op->sqe, listener, NULL, NULL, 0);
+	iou_op_queue(self->iou, self->op, on_connection, self);
+	ck_assert_int_eq(iou_run(self->iou), 0);
+	return iou_free(self->iou);
+}
+
+static bool all_loops_answer(accepter_t *loops)
+{
+	struct timespec until;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += 2;
+	for (int i = 0; i < N_LOOPS; i++)
+		if (iou_post(loops[i].iou, on_posted, NULL) < 0)
+			return false;
+	for (int i = 0; i < N_LOOPS; i++)
+		if (sem_timedwait(&posted, &until) < 0)
+			return false;
+	return true;
+}
+
+/* The listener blocks. None of the loops does, whoever gets the connection. */
+START_TEST(loops_share_a_listener)
+{
+	struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+	socklen_t size = sizeof(to);
+	accepter_t loops[N_LOOPS];
+	pthread_t threads[N_LOOPS];
+
+	listener = socket(AF_INET, SOCK_STREAM, 0);
+	ck_assert_int_eq(bind(listener, (struct sockaddr *)&to, size), 0);
+	ck_assert_int_eq(listen(listener, 64), 0);
+	ck_assert_int_eq(getsockname(listener, (struct sockaddr *)&to, &size), 0);
+	sem_init(&posted, 0, 0);
+	for (int i = 0; i < N_LOOPS; i++) {
+		loops[i].iou = new_iou(8);
+		loops[i].op = new_op(loops[i].iou);
+		loops[i].stops = false;
+		iou_hold(loops[i].iou);
+		pthread_create(&threads[i], NULL, accepter_main, &loops[i]);
+	}
+	for (int i = 0; i < N_CONNECTIONS; i++) {
+		int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+		ck_assert_int_eq(connect(fd, (struct sockaddr *)&to, size), 0);
+		ck_assert_msg(i % 4 || all_loops_answer(loops), "connection %d", i);
+		close(fd);
+	}
+	for (int i = 0; i < N_LOOPS; i++) {
+		ck_assert_int_eq(iou_post(loops[i].iou, on_stop, &loops[i]), 0);
+		iou_unhold(loops[i].iou);
+	}
+	for (int i = 0; i < N_LOOPS; i++)
+		pthread_join(threads[i], NULL);
+	close(listener);
+	sem_destroy(&posted);
+}
+END_TEST
+
 Suite *engine_suite(void)
 {
 	Suite *suite = suite_create("engine");
@@ -294,6 +402,7 @@ Suite *engine_suite(void)
 	tcase = TEST_CASE(suite, "kinds", NULL);
 	tcase_add_loop_test(tcase, the_engine_stays, 0, 3);
 	tcase_add_loop_test(tcase, ops_in_flight_need_no_memory, 0, 2);
+	TEST_CASE(suite, "shared", loops_share_a_listener);
 	TEST_CASE(suite, "at_free", the_latest_is_called_first, nothing_is_touched_any_more,
 		  a_child_calls_none);
 	return suite;

@@ -2527,6 +2527,8 @@ static void each_descriptor(void)
 	if (backend == &ring)
 		return;
 	end();
+	for (int fd = 3; fd < 1024; fd++) /* other cases' files: the numbers must have no holes */
+		close(fd);
 	before = n_fds();
 	getrlimit(RLIMIT_NOFILE, &limit);
 	next = dup(0);
@@ -2682,6 +2684,125 @@ static void closing(void)
 		must(buf[i] == '#', "byte %u is written", i);
 }
 
+/* A number that was waited for, whose file lives on elsewhere, becomes a timer of the engine's. */
+static void stale_number(void)
+{
+	struct __kernel_timespec ts, limit = {.tv_sec = 2};
+	struct io_uring_getevents_arg arg = {.ts = (uintptr_t)&limit};
+	struct timespec now;
+	uint64_t then;
+	int p[2], copy;
+	char c;
+
+	pipe_new(p, 0);
+	Q(1, 0, read, p[0], &c, 1, 0);
+	look("wait for it", 0);
+	put(p[1], 1);
+	look("it comes", 1);
+	copy = dup(p[0]);
+	close(p[0]);
+	clock_gettime(CLOCK_REALTIME, &now);
+	ts = (struct __kernel_timespec){now.tv_sec, now.tv_nsec + 60000000};
+	Q(2, 0, timeout, &ts, 0, IORING_TIMEOUT_ABS | IORING_TIMEOUT_REALTIME);
+	say("enter %d", submit(1, 0));
+	put(p[1], 1);
+	quiet = true;
+	look("", 0);
+	quiet = false;
+	then = now_ms();
+	backend->enter(&io, 0, 1, IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG, &arg, sizeof(arg));
+	say("in time %d", now_ms() - then < 500);
+	close(copy);
+}
+
+/* All eventfds have one inode. Their reads wait, and no thread does, behind what is a thread's. */
+static void behind_a_job(void)
+{
+	int a = eventfd(0, 0), b = eventfd(0, 0), p[2];
+	uint64_t value;
+	char c;
+
+	pipe_new(p, 0);
+	sort_answers = true;
+	Q(1, 0, fallocate, a, 0, 0, 10);
+	Q(2, 0, read, b, &value, 8, -1);
+	Q(3, 0, fallocate, p[1], 0, 0, 10);
+	Q(4, 0, read, p[0], &c, 1, -1);
+	look("fallocate, read", 0);
+	Q(5, 0, cancel64, 2, 0);
+	Q(6, 0, cancel64, 4, 0);
+	look("cancel", 4);
+}
+
+/* Flags that no kernel knows are refused at once, whether there is something to read or not. */
+static void odd_flags(void)
+{
+	int p[2], s[2], e = eventfd(0, 0);
+
+	pipe_new(p, 0);
+	pair_new(s, SOCK_STREAM);
+	Q(1, 0, read, p[0], buf, 8, 0);
+	LAST->rw_flags = 0x8000;
+	look("pipe", 0);
+	Q(1, 0, read, s[0], buf, 8, 0);
+	LAST->rw_flags = 0x8000;
+	look("socket", 0);
+	Q(1, 0, read, e, buf, 8, 0);
+	LAST->rw_flags = 0x8000;
+	look("eventfd", 0);
+}
+
+/* A file of procfs that must wait: no thread does. */
+static void kmsg(void)
+{
+	int fd = open("/proc/kmsg", O_RDONLY | O_NONBLOCK);
+
+	if (fd < 0)
+		return;
+	while (read(fd, buf, 8192) > 0)
+		;
+	close(fd);
+	fd = open("/proc/kmsg", O_RDONLY);
+	Q(1, 0, read, fd, buf, 8192, -1);
+	look("/proc/kmsg", 0);
+	Q(2, 0, cancel64, 1, 0);
+	look("cancel", 2);
+}
+
+/* A linked timeout whose clock can get no descriptor still ends its op. */
+static void no_clocks(void)
+{
+	struct __kernel_timespec ts = {.tv_nsec = 20000000};
+	struct rlimit limit, old;
+	int p[2];
+	char c;
+
+	pipe_new(p, 0);
+	getrlimit(RLIMIT_NOFILE, &old);
+	limit = (struct rlimit){3, old.rlim_max};
+	Q(1, IOSQE_IO_LINK, read, p[0], &c, 1, 0);
+	Q(2, 0, link_timeout, &ts, IORING_TIMEOUT_BOOTTIME);
+	setrlimit(RLIMIT_NOFILE, &limit);
+	look("linked timeout", 2);
+	setrlimit(RLIMIT_NOFILE, &old);
+}
+
+/* Writes that were submitted before the close of their file go to no other file. */
+static void close_behind(void)
+{
+	int fd = file_new("behind", 0, 0), fd2;
+
+	sort_answers = true;
+	for (unsigned i = 0; i < 12; i++)
+		Q(10 + i, 0, write, fd, buf, 1 << 20, -1);
+	Q(30, 0, close, fd);
+	Q(31, 0, openat, AT_FDCWD, path_of("other"), O_CREAT | O_RDWR, 0600);
+	hide_fds = true;
+	look("writes, close, open", 14);
+	fd2 = open(path_of("other"), O_RDONLY);
+	say("other has %ld", (long)lseek(fd2, 0, SEEK_END));
+}
+
 #define CASE(name) {#name, name, 0}
 
 static const struct {
@@ -2699,7 +2820,8 @@ static const struct {
 	CASE(threads), CASE(restricted), CASE(limits), CASE(probes), CASE(eventfds), CASE(setups),
 	CASE(two_rings), CASE(reused), CASE(reserved), CASE(each_allocation), CASE(each_thread),
 	CASE(each_descriptor), CASE(direct), CASE(late_cancels), CASE(forked),
-	CASE(closing),
+	CASE(closing), CASE(stale_number), CASE(behind_a_job), CASE(odd_flags), CASE(kmsg),
+	CASE(no_clocks), CASE(close_behind),
 };
 
 enum { N_CASES = sizeof(cases) / sizeof(cases[0]), N_AT_ONCE = 8 };
