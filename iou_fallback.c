@@ -1521,31 +1521,39 @@ static void groups_give_back(const groups_t *groups, uint16_t id, const buffer_t
 	}
 }
 
-static int groups_add_ring(groups_t *groups, const struct io_uring_buf_reg *reg)
-{
-	group_t *group = groups_find(groups, reg->bgid);
-	unsigned n = reg->ring_entries;
+/* struct io_uring_buf_reg, whose members have other names in newer headers. */
+typedef struct buf_reg_t {
+	uint64_t address;
+	uint32_t n_entries;
+	uint16_t id, flags;
+	uint64_t zero[3];
+} buf_reg_t;
 
-	if (reg->pad || reg->resv[0] || reg->resv[1] || reg->resv[2] || !n || n & (n - 1) ||
+static int groups_add_ring(groups_t *groups, const buf_reg_t *reg)
+{
+	group_t *group = groups_find(groups, reg->id);
+	unsigned n = reg->n_entries;
+
+	if (reg->flags || reg->zero[0] || reg->zero[1] || reg->zero[2] || !n || n & (n - 1) ||
 	    n > 32768)
 		return -EINVAL;
-	if (!reg->ring_addr)
+	if (!reg->address)
 		return -EFAULT;
 	if (group && (group->ring || group->n))
 		return -EEXIST;
 	if (!group)
-		group = groups_add(groups, reg->bgid);
+		group = groups_add(groups, reg->id);
 	if (!group)
 		return -ENOMEM;
-	group->ring = pointer_of(reg->ring_addr);
+	group->ring = pointer_of(reg->address);
 	group->mask = (uint16_t)(n - 1);
 	group->head = 0;
 	return 0;
 }
 
-static int groups_remove_ring(groups_t *groups, const struct io_uring_buf_reg *reg)
+static int groups_remove_ring(groups_t *groups, const buf_reg_t *reg)
 {
-	group_t *group = groups_find(groups, reg->bgid);
+	group_t *group = groups_find(groups, reg->id);
 
 	if (!group)
 		return -ENOENT;
@@ -1573,6 +1581,8 @@ static void groups_exit(groups_t *groups)
 	while (groups->groups)
 		groups_remove(groups, groups->groups);
 }
+
+_Static_assert(sizeof(buf_reg_t) == sizeof(struct io_uring_buf_reg), "the kernel's layout");
 
 /*
  * ==== reqs ======================================================================================
