@@ -11,6 +11,8 @@
  *    |   |   iou_post, iou_bh_schedule (any thread) --> mail --> line --------+
  *    +---+----------------- the callback has returned <-----------------------+
  *
+ * "The kernel" may also be an engine, which looks like a ring of the kernel's: see the room ring.
+ *
  * An op has one state, and is on one list (op->node) at most:
  *
  *   state    list           whose memory     meaning                        next

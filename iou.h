@@ -619,13 +619,13 @@ IOU_API const char *iou_version(void);
  * One thread at a time calls these, for each ring. iou.c takes an engine named iou_fallback, if one
  * is linked.
  *
- * open   as io_uring_queue_init_params(3): fills *io, whose SQ and CQ lie in the engine's memory,
- *        so that it reads as a real ring. io->ring_fd polls readable if enter has work.
- * close  ends the ring. Nothing that an op refers to is touched afterwards.
- * reserve memory for n SQEs in flight, at any time: those n need no more. 0 or -ENOMEM.
- * enter  as io_uring_enter2(2), with IORING_ENTER_EXT_ARG too. Nothing completes outside of it.
- * reg    as io_uring_register(2).
- * wanted enum iou_engine_kind: the user's wish, for a program that left the choice (AUTO).
+ * open     As io_uring_queue_init_params(3). It fills *io, whose SQ and CQ lie in the engine's
+ *          memory, so that it reads as a real ring. io->ring_fd polls readable if enter has work.
+ * close    It ends the ring. Nothing that an op refers to is touched afterwards.
+ * reserve  Memory for n SQEs in flight, at any time: those n need no more. 0 or -ENOMEM.
+ * enter    As io_uring_enter2(2), with IORING_ENTER_EXT_ARG too. Nothing completes outside of it.
+ * reg      As io_uring_register(2).
+ * wanted   The user's wish for a program that left the choice (AUTO): enum iou_engine_kind.
  */
 typedef struct iou_backend_t {
 	const char *name;

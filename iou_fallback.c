@@ -5,15 +5,15 @@
  * takes the same SQEs and gives the same CQEs, by epoll and by threads of its own. It knows nothing
  * of iou_t. tests/proof/engine.c asks it and the kernel's ring the same questions.
  *
- *   SQ ──► prepared: checked, and its parameters copied ──► chain ──► started
- *                                                                       │ attempt, never blocking
- *      ┌────────────────┬─────────────────┬──────────────────┬──────────┤
- *      ▼                ▼                 ▼                  ▼          │
- *   WAITING for fd   POOLED: a thread   LINED UP behind   TIMED: a      │ it has a result
- *   (epoll)          works on it        another writer    timeout, or   │
- *      │                │               of its inode      a new try     │
- *      └── attempt ◄────┴─────────────────┴──────────────────┘          ▼
- *          again                            ENDED (cancelled) ──► CQE ──► the next of its chain
+ *   SQ --> prepared: checked, and its parameters copied --> chain --> started
+ *                                                                       | attempt, never blocking
+ *      +----------------+-----------------+------------------+----------+
+ *      v                v                 v                  v          |
+ *   WAITING for fd   POOLED: a thread   LINED UP behind   TIMED: a      | it has a result
+ *   (epoll)          works on it        another writer    timeout, or   |
+ *      |                |               of its inode      a new try     |
+ *      +-- attempt <----+-----------------+------------------+          v
+ *          again                            ENDED (cancelled) --> CQE --> the next of its chain
  *
  * Requests. Each SQE becomes a req_t, which lives until its last CQE is in the CQ. All that a
  * request needs is part of it or comes with it, so that nothing fails for memory once an SQE was
@@ -23,8 +23,9 @@
  * waits for the descriptor; any event there is a hint only: the request is tried again. A request
  * on a file goes to a thread, if it cannot be done at once from the page cache.
  *
- * Threads. The thread that calls the four functions uses everything here. The pool's threads see
- * the request they work on, and the pool's own fields under its lock.
+ * Threads. The thread that calls the functions of the ring uses everything here. The pool's threads
+ * see the request that they work on, and the pool's own fields under its lock. The list of flickers
+ * is the whole process's, with a lock of its own.
  *
  * Not done: a thread in the kernel is never interrupted. A read from a disk or a network file
  * system that hangs cannot be cancelled (-EALREADY), and close() waits for it. The kernel's own
@@ -562,7 +563,7 @@ static bool timers_have_fd(const timers_t *timers, int fd)
  * start when they are needed and leave when they were idle for some seconds. The pool knows nothing
  * of requests: a job is a function to call, and has a result.
  *
- *   fresh (owner only) ── pool_kick ──► queued ──► a thread ──► done ── pool_collect ──►
+ *   fresh (owner only) -- pool_kick --> queued --> a thread --> done -- pool_collect -->
  *
  * The bell is an eventfd in the owner's epoll set, by edge. A thread rings it when `done` was
  * empty, so one wake-up may stand for many jobs.
@@ -1233,25 +1234,39 @@ static int files_close(tables_t *tables, unsigned slot)
 	return tables->files[slot] ? files_put(tables, slot, -1) : -EBADF;
 }
 
-/* fds[i]: a descriptor, -1 (empty the slot) or IORING_REGISTER_FILES_SKIP. How many, or -errno. */
-static int files_update(tables_t *tables, unsigned from, const int *fds, unsigned n)
+/* 0, -ENXIO (no table), or -EINVAL: not all of n slots are in it. */
+static int table_check(unsigned n_slots, unsigned from, unsigned n)
 {
-	int ret = 0;
+	if (!n_slots)
+		return -ENXIO;
+	return n > n_slots || from > n_slots - n ? -EINVAL : 0;
+}
+
+/* fd: a descriptor, -1 (empty the slot) or IORING_REGISTER_FILES_SKIP. 0 or -errno. */
+static int files_set(tables_t *tables, unsigned slot, int fd)
+{
+	int own;
+
+	if (fd == IORING_REGISTER_FILES_SKIP)
+		return 0;
+	own = fd == -1 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	return fd != -1 && own < 0 ? -errno : files_put(tables, slot, own);
+}
+
+/* How many were set, or the first one's error. *error: that of the one after them. */
+static int files_update(tables_t *tables, unsigned from, const int *fds, unsigned n, int *error)
+{
 	unsigned i;
 
-	if (!tables->n_files)
-		return -ENXIO;
-	if (n > tables->n_files || from > tables->n_files - n)
-		return -EINVAL;
-	for (i = 0; i < n && ret >= 0; i++) {
-		int fd = fds[i] < 0 ? -1 : fcntl(fds[i], F_DUPFD_CLOEXEC, 0);
-
-		if (fds[i] >= 0 && fd < 0)
-			ret = -errno;
-		else if (fds[i] != IORING_REGISTER_FILES_SKIP)
-			ret = files_put(tables, from + i, fd);
+	*error = table_check(tables->n_files, from, n);
+	if (*error)
+		return *error;
+	for (i = 0; i < n; i++) {
+		*error = files_set(tables, from + i, fds[i]);
+		if (*error)
+			break;
 	}
-	return ret >= 0 ? (int)i : i > 1 ? (int)i - 1 : ret;
+	return i ? (int)i : *error;
 }
 
 static int files_unregister(tables_t *tables)
@@ -1269,7 +1284,7 @@ static int files_unregister(tables_t *tables)
 /* fds NULL: all slots are empty. */
 static int files_register(tables_t *tables, const int *fds, unsigned n)
 {
-	int ret;
+	int ret = 0;
 
 	if (tables->n_files)
 		return -EBUSY;
@@ -1281,16 +1296,16 @@ static int files_register(tables_t *tables, const int *fds, unsigned n)
 	if (!tables->files)
 		return -ENOMEM;
 	tables->n_files = n;
-	ret = fds ? files_update(tables, 0, fds, n) : (int)n;
-	if (ret == (int)n)
-		return 0;
-	files_unregister(tables);
-	return ret < 0 ? ret : -EBADF;
+	if (fds)
+		files_update(tables, 0, fds, n, &ret);
+	if (ret)
+		files_unregister(tables);
+	return ret;
 }
 
 static int files_give_away(tables_t *tables, unsigned first, unsigned n)
 {
-	if (n > tables->n_files || first > tables->n_files - n)
+	if (table_check(tables->n_files, first, n))
 		return -EINVAL;
 	tables->first = first;
 	tables->end = first + n;
@@ -1307,13 +1322,11 @@ static int buffer_check(const struct iovec *buffer)
 /* As files_update(). */
 static int buffers_update(tables_t *tables, unsigned from, const struct iovec *buffers, unsigned n)
 {
-	int ret = 0;
+	int ret = table_check(tables->n_buffers, from, n);
 	unsigned i;
 
-	if (!tables->n_buffers)
-		return -ENXIO;
-	if (n > tables->n_buffers || from > tables->n_buffers - n)
-		return -EINVAL;
+	if (ret)
+		return ret;
 	for (i = 0; i < n && (ret = buffer_check(&buffers[i])) == 0; i++)
 		tables->buffers[from + i] = buffers[i];
 	return i ? (int)i : ret;
@@ -1623,9 +1636,8 @@ typedef struct req_t {
 	unsigned wait_mask;  /* and how */
 	unsigned n_later;    /* attempts put off */
 	bool begun;          /* it was its turn: it did not end with its chain before */
-	bool selected;       /* `buffer` is taken, and `one` is it */
-	buffer_t buffer;
-	struct iovec one;
+	buffer_t buffer;     /* the provided one that was chosen last, */
+	struct iovec one;    /* and the part of it that is asked for */
 	uint64_t n_asked;    /* bytes of a provided buffer at most; 0: all of it */
 	unsigned cqe_flags;  /* IORING_CQE_F_BUFFER, and which */
 	struct iovec *iov;   /* what is still to be transferred */
@@ -2027,6 +2039,15 @@ static bool rw_is_direct(const req_t *req)
 	file_t file;
 
 	return flags >= 0 && flags & O_DIRECT && file_ask(req->sqe.fd, &file) == 0 &&
+	       file_blocks(&file);
+}
+
+/* Such a read is for what can be polled alone. */
+static bool rw_is_multishot_of_file(const req_t *req)
+{
+	file_t file;
+
+	return req->sqe.opcode == OP_READ_MULTISHOT && file_ask(req->sqe.fd, &file) == 0 &&
 	       file_blocks(&file);
 }
 
@@ -3241,6 +3262,47 @@ static int job_work(job_t *job)
 	return ops[req->sqe.opcode].work(req);
 }
 
+/*
+ * Choose a provided buffer for it, if it wants one. 0, or -ENOBUFS; GO_WAIT: one that has received
+ * misses a buffer only when there is something to receive.
+ */
+static int req_select(engine_t *engine, req_t *req)
+{
+	bool has_received = req->cqe_flags;
+	uint64_t size;
+
+	if (!(req->sqe.flags & IOSQE_BUFFER_SELECT))
+		return 0;
+	req->cqe_flags = 0;
+	if (groups_select(&engine->groups, req->sqe.buf_group, &req->buffer) < 0)
+		return has_received && !ready_bits(req->sqe.fd, POLLIN) ?
+			       wait_for(req, req->sqe.fd, POLLIN) : -ENOBUFS;
+	size = req->n_asked ? min_u64(req->n_asked, req->buffer.size) : req->buffer.size;
+	req->one = (struct iovec){pointer_of(req->buffer.address), (size_t)size};
+	req->iov = &req->one;
+	req->n_iov = 1;
+	req->n_wanted = size;
+	req->n_done = 0;
+	return 0;
+}
+
+/* The buffer that was chosen is the program's again when the CQE says so. */
+static void req_consume(req_t *req)
+{
+	if (req->sqe.flags & IOSQE_BUFFER_SELECT)
+		req->cqe_flags = IORING_CQE_F_BUFFER |
+				 (unsigned)req->buffer.id << IORING_CQE_BUFFER_SHIFT;
+}
+
+/* After an attempt: the buffer that was chosen for it is used, or is the next one again. */
+static void req_selected(engine_t *engine, req_t *req, int ret)
+{
+	if (ret > 0 || (ret == 0 && ops[req->sqe.opcode].prepare == rw_prepare))
+		req_consume(req);
+	else if (req->sqe.flags & IOSQE_BUFFER_SELECT)
+		groups_give_back(&engine->groups, req->sqe.buf_group, &req->buffer);
+}
+
 /* From now until it ends, a CLOSE of its descriptor waits: the number would be another file's. */
 static void req_keep_file(engine_t *engine, req_t *req)
 {
@@ -3248,8 +3310,16 @@ static void req_keep_file(engine_t *engine, req_t *req)
 		lines_join(&engine->files, &req->by_file, (unsigned)req->sqe.fd, 0);
 }
 
+/* A buffer that a thread may write to is used up, whatever comes of it. */
 static void req_use_thread(engine_t *engine, req_t *req)
 {
+	req->result = req_select(engine, req);
+	if (req->result) {
+		list_remove(&req->node);
+		list_add(&engine->ended, &req->node);
+		return;
+	}
+	req_consume(req);
 	req_keep_file(engine, req);
 	pool_add(&engine->pool, &req->job, job_work);
 	req_pend(engine, req, POOLED);
@@ -3614,46 +3684,6 @@ static bool close_lines_up(engine_t *engine, req_t *req)
 	return true;
 }
 
-/*
- * Take a provided buffer for it, if it wants one and has none. 0, or -ENOBUFS; GO_WAIT: one that
- * has received misses a buffer only when there is something to receive.
- */
-static int req_select(engine_t *engine, req_t *req)
-{
-	bool has_received = req->cqe_flags;
-	uint64_t size;
-
-	if (!(req->sqe.flags & IOSQE_BUFFER_SELECT) || req->selected)
-		return 0;
-	req->cqe_flags = 0;
-	if (groups_select(&engine->groups, req->sqe.buf_group, &req->buffer) < 0)
-		return has_received && !ready_bits(req->sqe.fd, POLLIN) ?
-			       wait_for(req, req->sqe.fd, POLLIN) : -ENOBUFS;
-	size = req->n_asked ? min_u64(req->n_asked, req->buffer.size) : req->buffer.size;
-	req->one = (struct iovec){pointer_of(req->buffer.address), (size_t)size};
-	req->iov = &req->one;
-	req->n_iov = 1;
-	req->n_wanted = size;
-	req->n_done = 0;
-	req->selected = true;
-	return 0;
-}
-
-/* It has a result, or must wait: the buffer is used, or is given back. A thread keeps it. */
-static int req_selected(engine_t *engine, req_t *req, int ret)
-{
-	req->cqe_flags = 0;
-	if (!req->selected || ret == GO_THREAD)
-		return ret;
-	req->selected = false;
-	if (ret > 0 || (ret == 0 && ops[req->sqe.opcode].prepare == rw_prepare))
-		req->cqe_flags = IORING_CQE_F_BUFFER |
-				 (unsigned)req->buffer.id << IORING_CQE_BUFFER_SHIFT;
-	else
-		groups_give_back(&engine->groups, req->sqe.buf_group, &req->buffer);
-	return ret;
-}
-
 /* An attempt says what to do. GO_WAIT: done, it waits. Else its result. */
 static int req_settle(engine_t *engine, req_t *req, int ret)
 {
@@ -3669,7 +3699,7 @@ static int req_settle(engine_t *engine, req_t *req, int ret)
 			ret = GO_THREAD;
 	}
 	if (ret == GO_THREAD && req->sqe.opcode == OP_READ_MULTISHOT)
-		return req_selected(engine, req, -EBADFD);
+		return -EBADFD;
 	if (ret == GO_THREAD) {
 		if (!req_line_up(engine, req, false))
 			req_use_thread(engine, req);
@@ -3713,11 +3743,13 @@ static int req_result(engine_t *engine, const req_t *req, int ret)
 static int req_attempt_once(engine_t *engine, req_t *req)
 {
 	const op_t *op = &ops[req->sqe.opcode];
-	int ret = req_select(engine, req);
+	int ret = op->attempt ? req_select(engine, req) : GO_THREAD;
 
-	if (ret < 0 || !op->attempt)
-		return ret < 0 ? ret : GO_THREAD;
-	return req_result(engine, req, req_selected(engine, req, op->attempt(req)));
+	if (ret)
+		return ret;
+	ret = op->attempt(req);
+	req_selected(engine, req, ret);
+	return req_result(engine, req, ret);
 }
 
 /* A multishot one goes on until it must wait, or ends: also with 0, the end of what it reads. */
@@ -3767,7 +3799,8 @@ static int files_update_start(engine_t *engine, const req_t *req)
 	if (!req->sqe.len)
 		return -EINVAL;
 	if (req->sqe.off != IORING_FILE_INDEX_ALLOC)
-		return files_update(&engine->tables, (unsigned)req->sqe.off, fds, req->sqe.len);
+		return files_update(&engine->tables, (unsigned)req->sqe.off, fds, req->sqe.len,
+				    &ret);
 	for (i = 0; i < req->sqe.len; i++) {
 		int fd = fcntl(fds[i], F_DUPFD_CLOEXEC, 0);
 
@@ -3829,6 +3862,8 @@ static int req_resolve(engine_t *engine, req_t *req)
 			return -EBADF;
 		req->sqe.splice_fd_in = fixed_fd(req->fixed_in);
 	}
+	if (rw_is_multishot_of_file(req))
+		return -EBADFD;
 	if (req->sqe.flags & IOSQE_BUFFER_SELECT)
 		req->n_asked = req->n_wanted;
 	if (msg_is_zero_copy(req) && req->sqe.ioprio & IORING_RECVSEND_FIXED_BUF)
@@ -3951,8 +3986,7 @@ static void engine_jobs(engine_t *engine)
 
 		if (req->cancelled && (ret == GO_WAIT || ret == GO_THREAD || ret == GO_LATER))
 			ret = req_cancelled(req);
-		ret = req_result(engine, req, req_selected(engine, req, ret));
-		ret = req_settle(engine, req, ret);
+		ret = req_settle(engine, req, req_result(engine, req, ret));
 		if (ret != GO_WAIT)
 			req_finish(engine, req, ret);
 	}
@@ -4343,6 +4377,7 @@ static int register_rsrc(tables_t *tables, unsigned opcode, const void *arg, uns
 	bool updates = opcode == IORING_REGISTER_FILES_UPDATE2 ||
 		       opcode == IORING_REGISTER_BUFFERS_UPDATE;
 	void *data;
+	int error;
 
 	if (size != (updates ? sizeof(update) : sizeof(fresh)))
 		return -EINVAL;
@@ -4357,7 +4392,7 @@ static int register_rsrc(tables_t *tables, unsigned opcode, const void *arg, uns
 	case IORING_REGISTER_BUFFERS2:
 		return buffers_register(tables, data, fresh.nr);
 	case IORING_REGISTER_FILES_UPDATE2:
-		return files_update(tables, update.offset, data, update.nr);
+		return files_update(tables, update.offset, data, update.nr, &error);
 	default:
 		return buffers_update(tables, update.offset, data, update.nr);
 	}
@@ -4367,6 +4402,7 @@ static int register_tables(tables_t *tables, unsigned opcode, const void *arg, u
 {
 	const struct io_uring_files_update *update = arg;
 	const struct io_uring_file_index_range *range = arg;
+	int error;
 
 	switch (opcode) {
 	case IORING_REGISTER_FILES:
@@ -4374,7 +4410,7 @@ static int register_tables(tables_t *tables, unsigned opcode, const void *arg, u
 	case IORING_UNREGISTER_FILES:
 		return files_unregister(tables);
 	case IORING_REGISTER_FILES_UPDATE:
-		return files_update(tables, update->offset, pointer_of(update->fds), n);
+		return files_update(tables, update->offset, pointer_of(update->fds), n, &error);
 	case IORING_REGISTER_FILE_ALLOC_RANGE:
 		return files_give_away(tables, range->off, range->len);
 	case IORING_REGISTER_BUFFERS:

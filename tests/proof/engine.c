@@ -129,6 +129,8 @@ static bool is_open;
 static unsigned n_queued, entries = 64, setup_flags = IORING_SETUP_SUBMIT_ALL;
 static int last[2048];    /* the last result by user_data */
 static unsigned n_cqes[2048];
+static unsigned n_buffer[2048]; /* the provided buffer that a CQE told */
+static bool hide_buffers; /* which provided buffer, differs */
 static bool hide_fds;     /* results >= 0 are descriptors: their numbers differ */
 static bool sort_answers; /* no order is promised */
 static bool quiet;        /* look() prints nothing */
@@ -205,6 +207,12 @@ static int submit(unsigned n, unsigned flags)
 		sqe_->flags |= (unsigned char)(flag); \
 		sqe_->user_data = (ud); \
 	} while (0)
+/* The same with a provided buffer of this group. */
+#define QB(ud, group, prep, ...) \
+	do { \
+		Q(ud, IOSQE_BUFFER_SELECT, prep, __VA_ARGS__); \
+		LAST->buf_group = (group); \
+	} while (0)
 #define LAST (&io.sq.sqes[(io.sq.sqe_tail - 1) & io.sq.ring_mask])
 
 static void nop(unsigned user_data, unsigned flags)
@@ -243,6 +251,8 @@ static const char *buffer_of(const struct io_uring_cqe *cqe)
 
 	if (!(cqe->flags & IORING_CQE_F_BUFFER))
 		return "";
+	if (hide_buffers)
+		return "+BUF";
 	snprintf(text, sizeof(text), "+BUF%u", cqe->flags >> IORING_CQE_BUFFER_SHIFT);
 	return text;
 }
@@ -280,6 +290,7 @@ static void look(const char *label, unsigned n)
 			if (cqe->user_data < 2048) {
 				last[cqe->user_data] = cqe->res;
 				n_cqes[cqe->user_data]++;
+				n_buffer[cqe->user_data] = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
 			}
 			snprintf(text[n_text++], sizeof(text[0]), " [%llu] %s%s%s%s",
 				 (unsigned long long)cqe->user_data, name_of(cqe->res),
@@ -1519,26 +1530,20 @@ static void provided(void)
 	Q(1, 0, provide_buffers, memory, 16, 4, 7, 10);
 	look("provide", 1);
 	put(s[1], 5);
-	Q(2, IOSQE_BUFFER_SELECT, recv, s[0], NULL, 0, 0);
-	LAST->buf_group = 7;
+	QB(2, 7, recv, s[0], NULL, 0, 0);
 	look("receive", 1);
-	Q(3, IOSQE_BUFFER_SELECT, recv, s[0], NULL, 3, 0);
-	LAST->buf_group = 7;
+	QB(3, 7, recv, s[0], NULL, 3, 0);
 	look("waits", 0);
 	put(s[1], 5);
 	look("3 of 5", 1);
 	drain_fd(s[0], 2);
-	Q(4, IOSQE_BUFFER_SELECT, recv, s[0], NULL, 0, 0);
-	LAST->buf_group = 8;
+	QB(4, 8, recv, s[0], NULL, 0, 0);
 	look("no such group", 1);
-	Q(5, IOSQE_BUFFER_SELECT, read, fd, NULL, 0, 0);
-	LAST->buf_group = 7;
+	QB(5, 7, read, fd, NULL, 0, 0);
 	look("file", 1);
-	Q(6, IOSQE_BUFFER_SELECT, read, fd, NULL, 0, 100);
-	LAST->buf_group = 7;
+	QB(6, 7, read, fd, NULL, 0, 100);
 	look("its end", 1);
-	Q(7, IOSQE_BUFFER_SELECT, recv_multishot, d[0], NULL, 0, 0);
-	LAST->buf_group = 7;
+	QB(7, 7, recv_multishot, d[0], NULL, 0, 0);
 	look("multishot", 0);
 	put(d[1], 9);
 	look("1", 1);
@@ -1547,8 +1552,7 @@ static void provided(void)
 	drain_fd(d[0], 9);
 	Q(8, 0, provide_buffers, memory, 16, 2, 7, 0);
 	look("provide", 1);
-	Q(9, IOSQE_BUFFER_SELECT, recv_multishot, s[0], NULL, 0, 0);
-	LAST->buf_group = 7;
+	QB(9, 7, recv_multishot, s[0], NULL, 0, 0);
 	put(s[1], 3);
 	look("multishot", 1);
 	shutdown(s[1], SHUT_WR);
@@ -1565,6 +1569,61 @@ static void provided(void)
 	look("write", 1);
 }
 
+/* Newer than liburing 2.3. */
+static struct io_uring_sqe *newer(unsigned user_data, int opcode, int fd, void *addr, unsigned len)
+{
+	struct io_uring_sqe *sqe = sqe_next(user_data);
+
+	io_uring_prep_rw(opcode, sqe, fd, addr, len, 0);
+	sqe->user_data = user_data;
+	return sqe;
+}
+
+/* In a thread: a file that is not in the page cache, reads that stand behind a write, errors. */
+static void provided_to_threads(void)
+{
+	static char memory[8][4096], bytes[4096];
+	int fd[4], d = open(folder, O_RDONLY | O_DIRECTORY), s[2];
+	char name[16];
+
+	pair_new(s, SOCK_STREAM);
+	Q(1, 0, provide_buffers, memory, 4096, 8, 7, 0);
+	look("provide", 1);
+	for (int i = 0; i < 4; i++) {
+		snprintf(name, sizeof(name), "cold%d", i);
+		fd[i] = file_new(name, 0, 0);
+		memset(bytes, 'a' + i, sizeof(bytes));
+		if (write(fd[i], bytes, sizeof(bytes)) != sizeof(bytes) || fsync(fd[i]) ||
+		    posix_fadvise(fd[i], 0, 0, POSIX_FADV_DONTNEED))
+			die("cold");
+		lseek(fd[i], 0, SEEK_SET);
+	}
+	sort_answers = hide_buffers = true; /* which of them is first is a matter of luck */
+	for (unsigned i = 0; i < 4; i++)
+		QB(2 + i, 7, read, fd[i], NULL, 0, 0);
+	look("cold files", 4);
+	for (unsigned i = 0; i < 4; i++) {
+		const char *got = memory[n_buffer[2 + i]];
+
+		say("%d: %c, all: %d", i, got[0], !memcmp(got, got + 1, 4095));
+	}
+	Q(6, 0, write, fd[0], bytes, sizeof(bytes), 4096);
+	QB(7, 7, read, fd[0], NULL, 100, -1);
+	look("behind a write", 2);
+	QB(8, 7, read, d, NULL, 0, 0);
+	look("a directory", 1);
+	QB(9, 7, recv, s[0], NULL, 0, 0);
+	put(s[1], 5);
+	look("the next", 1);
+	hide_buffers = false;
+	Q(10, 0, remove_buffers, 9, 7);
+	look("left", 1);
+	QB(11, 7, read, fd[1], NULL, 0, 0);
+	look("none", 1);
+	newer(12, 49, fd[1], NULL, 0)->flags = IOSQE_BUFFER_SELECT;
+	look("multishot", 1);
+}
+
 static void buffer_rings(void)
 {
 	static char memory[8][16];
@@ -1579,18 +1638,15 @@ static void buffer_rings(void)
 	say("again: %s", name_of(reg(22, &told, 1)));
 	told.ring_entries = 7;
 	say("odd: %s", name_of(reg(22, &told, 1)));
-	Q(1, IOSQE_BUFFER_SELECT, recv, s[0], NULL, 0, 0);
-	LAST->buf_group = 3;
+	QB(1, 3, recv, s[0], NULL, 0, 0);
 	put(s[1], 4);
 	look("empty", 1);
 	for (int i = 0; i < 2; i++)
 		io_uring_buf_ring_add(r, memory[i], 16, (unsigned short)(20 + i), 7, i);
 	io_uring_buf_ring_advance(r, 2);
-	Q(2, IOSQE_BUFFER_SELECT, recv, s[0], NULL, 0, 0);
-	LAST->buf_group = 3;
+	QB(2, 3, recv, s[0], NULL, 0, 0);
 	look("one", 1);
-	Q(3, IOSQE_BUFFER_SELECT, recv_multishot, s[0], NULL, 0, 0);
-	LAST->buf_group = 3;
+	QB(3, 3, recv_multishot, s[0], NULL, 0, 0);
 	look("waits", 0);
 	put(s[1], 4);
 	look("another", 1);
@@ -1620,16 +1676,6 @@ static void zero_copy(void)
 	Q(4, L, read, -1, bytes, 1, 0);
 	nop(5, 0);
 	look("chain", 2);
-}
-
-/* Newer than liburing 2.3. */
-static struct io_uring_sqe *newer(unsigned user_data, int opcode, int fd, void *addr, unsigned len)
-{
-	struct io_uring_sqe *sqe = sqe_next(user_data);
-
-	io_uring_prep_rw(opcode, sqe, fd, addr, len, 0);
-	sqe->user_data = user_data;
-	return sqe;
 }
 
 static void other_ops(void)
@@ -2815,7 +2861,7 @@ static const struct {
 	CASE(waitall), CASE(send_much), CASE(messages), CASE(accept_cases), CASE(connect_cases),
 	CASE(link_short), CASE(link_fail), CASE(link_timeout), CASE(cancels), CASE(timeouts),
 	CASE(polls), CASE(poll_multi), CASE(files), CASE(fifos), CASE(splices), CASE(makers),
-	{"overflow", overflow, 8}, CASE(fixed_files), CASE(fixed_buffers), CASE(provided),
+	{"overflow", overflow, 8}, CASE(fixed_files), CASE(fixed_buffers), CASE(provided), CASE(provided_to_threads),
 	CASE(buffer_rings), CASE(zero_copy), CASE(other_ops), CASE(entering), CASE(stable), CASE(many), CASE(no_memory),
 	CASE(threads), CASE(restricted), CASE(limits), CASE(probes), CASE(eventfds), CASE(setups),
 	CASE(two_rings), CASE(reused), CASE(reserved), CASE(each_allocation), CASE(each_thread),
