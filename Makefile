@@ -149,10 +149,13 @@ tests        := check $(patsubst tests/programs/%.sh,%,$(wildcard tests/programs
 		$(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c))
 $(if $(filter-out $(tests),$(T)),$(error T=$(filter-out $(tests),$(T)): the tests are $(tests)))
 endif
+# Notes its figures if the Check program is among the tests.
+noted-check   = $(if $(filter check,$(or $(T),check)),sh tests/noted \
+		'$(strip check $(ENGINE:%=ENGINE=%) $(SAN:%=SAN=%) $(filter-out $(SAN),$(variant)))')
 check: $(library) $(examples) $(check-bin)
 	$(Q)B='$(B)' CC='$(CC)' MAKE='$(make)' PKG_CONFIG='$(PKG_CONFIG)' SAN='$(SAN)' \
-		V='$(verbose)' $(ENGINE:%=IOU_ENGINE=%) $(if $(T),,sh tests/noted '$(strip check $(ENGINE:%=ENGINE=%) $(SAN:%=SAN=%))') \
-		sh tests/run $(T)
+		V='$(verbose)' $(ENGINE:%=IOU_ENGINE=%) \
+		$(noted-check) sh tests/run $(T)
 
 demo: $(B)/examples/walk
 	$(B)/examples/walk /usr
@@ -178,7 +181,8 @@ $(B)/flags: export flags = $(compile) $(LDFLAGS) $(HAVE_GLIB)
 $(B)/flags: FORCE
 	@fail() { echo "iou: $$*" >&2; exit 1; }; \
 	mkdir -p $(B) && printf '%s\n' "$$flags" | cmp -s - $@ || { \
-		command -v $(firstword $(CC)) >/dev/null || fail "no C compiler '$(CC)': run 'make deps', or set CC"; \
+		command -v $(firstword $(CC)) >/dev/null || \
+			fail "no C compiler '$(CC)': run 'make deps', or set CC"; \
 		$(compile) -x c -fsyntax-only /dev/null || exit 1; \
 		printf '#include <liburing.h>\n' | \
 			$(compile) -D_GNU_SOURCE -x c -fsyntax-only - 2>/dev/null || \
