@@ -268,6 +268,11 @@ for page in $pages; do
 	done
 done
 
+# Tests that they name: `SUITE: NAME`, or only the name.
+for name in $(grep -hoE '`([a-z]+: )?[a-z]+_[a-z]+_[a-z_]+`' docs/hazards.md tests/README.md | sed 's/^.*[: ]//; s/`//g' | sort -u); do
+	grep -rqw "$name" tests/*.c tests/proof tests/sim iou.h iou.c iou_fallback.c || fail "no test $name"
+done
+
 grep -nE 'return .*(puts|printf)\(' $pages && fail "a full disk would end the loop"
 for state in prepared backlog io-wq multishot zero-copy 'completed, its' 'last callback' 'job that runs' 'periodic timer'; do
 	grep -q "^| .*$state.* | .* | " docs/cancelling.md || fail "what does cancelling give: $state?"
