@@ -286,7 +286,7 @@ END_TEST
 
 /* ---- Loops that share a descriptor ------------------------------------------------------------ */
 
-enum { N_LOOPS = 3, N_CONNECTIONS = 1500 };
+enum { N_LOOPS = 3 };
 
 static int listener;
 static sem_t posted;
@@ -340,7 +340,7 @@ static bool all_loops_answer(accepter_t *loops)
 	struct timespec until;
 
 	clock_gettime(CLOCK_REALTIME, &until);
-	until.tv_sec += 2;
+	until.tv_sec += 20; /* a loop that blocks never answers */
 	for (int i = 0; i < N_LOOPS; i++)
 		if (iou_post(loops[i].iou, on_posted, NULL) < 0)
 			return false;
@@ -355,6 +355,7 @@ START_TEST(loops_share_a_listener)
 {
 	struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
 	socklen_t size = sizeof(to);
+	int n_connections = is_slow() ? 200 : 1500;
 	accepter_t loops[N_LOOPS];
 	pthread_t threads[N_LOOPS];
 
@@ -370,7 +371,7 @@ START_TEST(loops_share_a_listener)
 		iou_hold(loops[i].iou);
 		pthread_create(&threads[i], NULL, accepter_main, &loops[i]);
 	}
-	for (int i = 0; i < N_CONNECTIONS; i++) {
+	for (int i = 0; i < n_connections; i++) {
 		int fd = socket(AF_INET, SOCK_STREAM, 0);
 
 		ck_assert_int_eq(connect(fd, (struct sockaddr *)&to, size), 0);
